@@ -1,0 +1,244 @@
+"""What a model is: its sizes and choices, and nothing about machines (V3 report sec. 2 and 4.2).
+
+Every class is frozen and validates itself at construction in one sentence: cause, values, remedy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{owner}.{name}={value} must be at least 1; choose a positive size")
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN's stretch of the rotary frequencies for long contexts (V3 report sec. 4.3)."""
+
+    factor: float = 40.0
+    """s: how many times longer than `original_length` a context may become."""
+    original_length: int = 4096
+    """The context length the frequencies were trained at."""
+    beta_fast: float = 32.0
+    """Rotations over the original length above which a frequency stays as it is."""
+    beta_slow: float = 1.0
+    """Rotations below which a frequency is divided by the whole factor."""
+    mscale: float = 1.0
+    """Scale of cos and sin is m(mscale) / m(mscale_all_dim), m(c) = 0.1 c ln(factor) + 1."""
+    mscale_all_dim: float = 1.0
+    """The softmax scale is multiplied by m(mscale_all_dim) squared."""
+
+    def __post_init__(self) -> None:
+        """Refuse stretches that shrink and ramps that run backwards."""
+        if self.factor < 1:
+            raise ValueError(f"YarnConfig.factor={self.factor} would shrink the context; use >= 1")
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(
+                f"YarnConfig.beta_fast={self.beta_fast} is below beta_slow={self.beta_slow}; "
+                "the report uses 32 and 1"
+            )
+        _positive("YarnConfig", original_length=self.original_length)
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding on interleaved pairs of channels."""
+
+    theta: float = 10000.0
+    """Base of the geometric series of frequencies."""
+    yarn: YarnConfig | None = None
+    """Long-context stretch; None for pre-training at the original length."""
+
+    def __post_init__(self) -> None:
+        """Refuse a base that gives no series."""
+        if self.theta <= 1:
+            raise ValueError(f"RopeConfig.theta={self.theta} must be above 1; the report uses 10000")
+
+
+@dataclass(frozen=True)
+class MLAConfig:
+    """Multi-head latent attention (V3 report sec. 2.1.1)."""
+
+    heads: int
+    """n_h: attention heads."""
+    kv_rank: int
+    """d_c: size of the latent that keys and values are made from, and that decoding caches."""
+    nope_dim: int
+    """d_h: channels of a head's query and key without position."""
+    rope_dim: int
+    """d_h^R: channels with rotary position; the key's are shared by all heads."""
+    value_dim: int
+    """Channels of a head's value."""
+    q_rank: int | None = None
+    """d_c': size of the query latent; None projects queries directly (V2-Lite)."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are not positive and odd rotary channels."""
+        _positive(
+            "MLAConfig",
+            heads=self.heads,
+            kv_rank=self.kv_rank,
+            nope_dim=self.nope_dim,
+            rope_dim=self.rope_dim,
+            value_dim=self.value_dim,
+            q_rank=1 if self.q_rank is None else self.q_rank,
+        )
+        if self.rope_dim % 2:
+            raise ValueError(f"MLAConfig.rope_dim={self.rope_dim} is odd; rotary pairs need it even")
+
+    @property
+    def qk_dim(self) -> int:
+        """Channels a score is summed over."""
+        return self.nope_dim + self.rope_dim
+
+
+@dataclass(frozen=True)
+class GQAConfig:
+    """Grouped-query attention; `kv_heads == heads` is the standard multi-head attention."""
+
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key-value heads; query head h reads head h // (heads / kv_heads)."""
+    head_dim: int
+    """Channels of a head; all of them are rotated."""
+
+    def __post_init__(self) -> None:
+        """Refuse groups of unequal size and odd rotary channels."""
+        _positive("GQAConfig", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        if self.heads % self.kv_heads:
+            choices = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise ValueError(
+                f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}; "
+                f"choose kv_heads from {choices}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"GQAConfig.head_dim={self.head_dim} is odd; rotary pairs need it even")
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """DeepSeekMoE: routed experts, shared experts and the rule that chooses (V3 report sec. 2.1.2)."""
+
+    experts: int
+    """N_r: routed experts."""
+    experts_per_token: int
+    """K_r: routed experts each token visits."""
+    expert_dim: int
+    """Hidden channels of one expert."""
+    shared_experts: int = 1
+    """N_s: experts every token visits, held as one SwiGLU of that many times the hidden size."""
+    score: Literal["sigmoid", "softmax"] = "sigmoid"
+    """Affinity: V3 uses a sigmoid per expert, V2 a softmax over experts."""
+    groups: int = 1
+    """Groups of experts (a group is a node in V3's deployment)."""
+    groups_per_token: int = 1
+    """M: groups a token may choose experts from."""
+    group_score: Literal["top2", "max"] = "top2"
+    """How a group is ranked: V3 sums its two best biased affinities, V2 takes the best one."""
+    is_normalized: bool = True
+    """Whether the chosen affinities are divided by their sum (V3) before scaling."""
+    scale: float = 1.0
+    """Factor on the routed experts' weights (V3 2.5, V2 16)."""
+    has_bias: bool = True
+    """Whether a selection bias steers the choice (auxiliary-loss-free balancing)."""
+    capacity_factor: float | None = None
+    """None drops no token (V3); a number keeps ceil(factor * T * K / E) tokens an expert, the
+    heaviest first, and drops the rest (V2's training, for ablations)."""
+
+    def __post_init__(self) -> None:
+        """Refuse group layouts that do not divide or cannot supply K experts."""
+        _positive(
+            "MoEConfig",
+            experts=self.experts,
+            experts_per_token=self.experts_per_token,
+            expert_dim=self.expert_dim,
+            groups=self.groups,
+            groups_per_token=self.groups_per_token,
+            shared_experts=self.shared_experts + 1,
+        )
+        if self.experts % self.groups:
+            choices = [n for n in range(1, self.experts + 1) if self.experts % n == 0]
+            raise ValueError(
+                f"experts={self.experts} is not divisible by groups={self.groups}; "
+                f"choose groups from {choices}"
+            )
+        if self.groups_per_token > self.groups:
+            raise ValueError(
+                f"groups_per_token={self.groups_per_token} exceeds groups={self.groups}; "
+                f"choose at most {self.groups}"
+            )
+        open_experts = self.experts // self.groups * self.groups_per_token
+        if self.experts_per_token > open_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} exceeds the {open_experts} experts of "
+                f"{self.groups_per_token} of {self.groups} groups; open more groups or choose fewer"
+            )
+        if self.group_score == "top2" and self.groups > 1 and self.experts // self.groups < 2:
+            raise ValueError(
+                f"group_score='top2' needs two experts a group, but experts={self.experts} in "
+                f"groups={self.groups} leaves one; use group_score='max'"
+            )
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            raise ValueError(
+                f"capacity_factor={self.capacity_factor} would drop every token; "
+                "use None (drop nothing) or a number above 0"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A DeepSeek-V2/V3 language model, or one of the ablations that stand beside it."""
+
+    vocab: int
+    """V: rows of the embedding and columns of the head."""
+    d_model: int
+    """d: channels of the residual stream."""
+    layers: int
+    """L: transformer blocks of the main model."""
+    dense_layers: int
+    """Leading blocks whose feed-forward is one dense SwiGLU (all of them when `moe` is None)."""
+    dense_dim: int
+    """Hidden channels of the dense SwiGLU."""
+    attention: MLAConfig | GQAConfig
+    """Latent attention, or grouped-query attention for ablations."""
+    moe: MoEConfig | None = None
+    """The experts of the other blocks; None is a dense model."""
+    mtp_depth: int = 0
+    """J: multi-token prediction modules, each one more block."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    """Rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    init_std: float = 0.006
+    """Standard deviation of every matrix at the start (V3 report sec. 4.2)."""
+
+    def __post_init__(self) -> None:
+        """Refuse layer counts that contradict each other."""
+        _positive(
+            "ModelConfig",
+            vocab=self.vocab,
+            d_model=self.d_model,
+            layers=self.layers,
+            dense_dim=self.dense_dim,
+        )
+        if not 0 <= self.dense_layers <= self.layers:
+            raise ValueError(
+                f"dense_layers={self.dense_layers} is not between 0 and layers={self.layers}"
+            )
+        if self.moe is None and self.dense_layers != self.layers:
+            raise ValueError(
+                f"moe=None leaves {self.layers - self.dense_layers} blocks without a feed-forward; "
+                f"set dense_layers={self.layers} or give a MoEConfig"
+            )
+        if self.mtp_depth < 0:
+            raise ValueError(f"mtp_depth={self.mtp_depth} is negative; use 0 for none")
+
+    @property
+    def moe_layers(self) -> int:
+        """Blocks of the main model whose feed-forward is a mixture of experts."""
+        return self.layers - self.dense_layers

@@ -1,0 +1,188 @@
+"""A run: the model, what it learns from, how it is optimized, and where it goes.
+
+`model`, `loss`, `data`, `optimizer`, `rate`, `train` and `seed` are a run's identity and are
+fingerprinted with its checkpoints; `place` may change on every launch and on resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dsjax.config.loss import LossConfig
+from dsjax.config.model import ModelConfig
+from dsjax.config.schedule import LearningRate
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run reads. Paths may be text, JSONL, compressed files, globs, or prepared shards."""
+
+    train: str | None = None
+    """Source of training documents; None is the embedded corpus, Shakespeare's works."""
+    heldout: str | None = None
+    """Source of held-out documents; None holds out blocks of the training source."""
+    heldout_fraction: float = 0.03
+    """Share of the training source that is held out when `heldout` is None."""
+    tokenizer: str | None = None
+    """A tokenizer.json; None trains a byte-level BPE of the model's vocabulary size."""
+    packing: Literal["concat", "segments"] = "concat"
+    """`concat` lets attention cross documents, as V3 trained; `segments` does not."""
+    fim_rate: float = 0.0
+    """Share of documents turned into fill-in-the-middle form (V3 0.1)."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside [0, 1)."""
+        for name in ("heldout_fraction", "fim_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"DataConfig.{name}={getattr(self, name)} is a share; use 0 up to below 1"
+                )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as V3 runs it (V3 report sec. 4.2)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    """Undisclosed for V3; V4 states 1e-20."""
+    weight_decay: float = 0.1
+    """On matrices only."""
+    clip: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    moments: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype both moments are kept in."""
+    ema_decay: float = 0.0
+    """Decay a step of the parameters' average, kept on the host; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        """Refuse decays outside [0, 1)."""
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"OptimizerConfig.{name}={getattr(self, name)} must be from 0 to below 1"
+                )
+
+
+@dataclass(frozen=True)
+class SequenceStage:
+    """From `from_step` on, rows are cut to `length` tokens; tokens a step stay the same."""
+
+    from_step: int
+    length: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and in what numbers."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch: int = 8
+    """Rows a step once the batch-size ramp is over."""
+    length: int = 256
+    """Tokens a row."""
+    batch_start: int | None = None
+    """Rows a step at the start of the ramp; None starts at `batch` (V3: 3072 to 15360)."""
+    batch_ramp_steps: int = 0
+    """Steps the ramp lasts."""
+    batch_multiple: int = 1
+    """The ramp grows in multiples of this."""
+    curriculum: tuple[SequenceStage, ...] = ()
+    """Shorter rows at first; the step is compiled again only where the length changes."""
+    microbatches: int = 1
+    """Parts whose gradients are added up before an update."""
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """What the products of every Linear and expert read; sums are float32 in all."""
+    activations: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the residual stream and of what is kept for the backward pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse batches that do not divide into microbatches and curricula that do not cut rows."""
+        for name in ("steps", "batch", "length", "microbatches", "batch_multiple"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig.{name}={getattr(self, name)} must be at least 1")
+        if self.batch % self.microbatches:
+            choices = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+            raise ValueError(
+                f"batch={self.batch} is not divisible by microbatches={self.microbatches}; "
+                f"choose microbatches from {choices}"
+            )
+        for stage in self.curriculum:
+            if self.length % stage.length:
+                raise ValueError(
+                    f"curriculum length {stage.length} does not divide length={self.length}; "
+                    f"choose a divisor of {self.length}"
+                )
+        if self.batch_start is not None and not 1 <= self.batch_start <= self.batch:
+            raise ValueError(
+                f"batch_start={self.batch_start} is not between 1 and batch={self.batch}"
+            )
+        for rows in (self.batch_start or self.batch, self.batch_multiple if self.batch_start else 0):
+            if rows % self.microbatches:
+                raise ValueError(
+                    f"the batch ramp takes steps of {rows} rows, not divisible by "
+                    f"microbatches={self.microbatches}; use multiples of {self.microbatches}"
+                )
+
+
+@dataclass(frozen=True)
+class PlaceConfig:
+    """Where and how a run happens; never part of what it computes."""
+
+    out: str | None = None
+    """Folder of the run; None is runs/NAME."""
+    remat: Literal["none", "v3", "full"] = "none"
+    """What the backward pass makes again: `v3` norms, MLA up-projections and SwiGLU outputs."""
+    unroll: int = 1
+    """Layers written out per scan iteration: longer compile, fewer copies."""
+    eval_every: int = 100
+    """Steps between held-out evaluations; 0 for none but the last."""
+    eval_batches: int = 8
+    """Held-out batches an evaluation reads; 0 for all."""
+    save_every: int = 200
+    """Steps between checkpoints; 0 for none but the last."""
+    keep: int = 3
+    """Checkpoints kept."""
+    log_every: int = 10
+    """Steps between plain lines when the output is not a terminal."""
+    ema_every: int = 10
+    """Steps between updates of the host average."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+    resume: bool = True
+    """Continue from the newest checkpoint of `out` when there is one."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about one run; a file in configs/ returns one."""
+
+    name: str
+    """Short name; the default folder is runs/NAME."""
+    model: ModelConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    rate: LearningRate = field(default_factory=LearningRate)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
+    seed: int = 0
+    """Seed of start values, data order and tokenizer training."""
+
+
+def fingerprint(part: object) -> str:
+    """Twelve hex digits that change when any field of a config does."""
+    text = json.dumps(dataclasses.asdict(part), sort_keys=True)  # type: ignore[call-overload]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity(run: RunConfig) -> dict[str, str]:
+    """Fingerprints of what a checkpoint depends on, part by part."""
+    parts = {"model": run.model, "data": run.data, "optimizer": run.optimizer, "loss": run.loss}
+    return {name: fingerprint(part) for name, part in parts.items()} | {"seed": str(run.seed)}

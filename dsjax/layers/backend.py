@@ -1,0 +1,97 @@
+"""What varies with the machine, handed to layers as functions (never as a string or a flag).
+
+The defaults run on one device. Expert parallelism replaces `dispatch`, a mesh `constrain`, a
+precision `linear` and `dispatch`; no layer changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dsjax.numerics import products as numerics
+from dsjax.numerics.products import Products, Weight
+from dsjax.ops import attention, grouped
+from dsjax.ops.linear import linear
+
+
+class Linear(Protocol):
+    """x [..., K] against w [K, ...], the last `contract` dims of x against the first of w."""
+
+    def __call__(self, x: Array, w: Array | Weight, contract: int = 1) -> Array:
+        """Multiply."""
+        ...
+
+
+Attend = Callable[[Array, Array, Array, Array, float], Array]
+"""q [B, H, T, N], k, v, segments [B, T], scale -> [B, H, T, U]; causal, within segments."""
+
+Dispatch = Callable[[Array, Array, Array, Array | Weight, Array | Weight], Array]
+"""x [T, D], experts [T, K], weights [T, K], w_gate_up, w_down -> the weighted sum [T, D]."""
+
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+"""Name the logical axes of an activation, so that a mesh may place it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """The functions a layer calls where machines differ; `dtype` is that of activations."""
+
+    linear: Linear
+    high: Linear  # for matrices that stay out of 8 bits
+    attend: Attend
+    dispatch: Dispatch
+    constrain: Constrain
+    products: Products
+    dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
+    loss_chunk: int = 128
+
+
+def leave(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """The single device's `constrain`: nothing to place."""
+    return x
+
+
+def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.float32) -> Backend:
+    """A backend for one device in the given precision."""
+    is_low = products is not numerics.FP32
+    high = numerics.BF16 if is_low else numerics.FP32
+    return Backend(
+        linear=functools.partial(linear, products=products),
+        high=functools.partial(linear, products=high),
+        attend=functools.partial(_attend, is_low=is_low),
+        dispatch=functools.partial(grouped.experts_batched, products=products),
+        constrain=leave,
+        products=products,
+        dtype=jnp.dtype(dtype),
+    )
+
+
+def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low: bool) -> Array:
+    return attention.attend(q, k, v, segments, scale, 128, is_low)
+
+
+def save_nothing(*_: object, **__: object) -> bool:
+    """The remat policy `full`: keep a block's input only."""
+    return False
+
+
+SAVED_BY_V3 = ("residual", "latents", "attention", "swiglu_input", "expert_input")
+"""What V3 keeps for the backward pass; norms, MLA up-projections and SwiGLU outputs are made
+again (V3 report sec. 3.2.3)."""
+
+
+def rematerialize(body: Callable, remat: str) -> Callable:
+    """Wrap a scanned block: `none` keeps all, `v3` as the report, `full` keeps its input only."""
+    if remat == "none":
+        return body
+    if remat == "v3":
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED_BY_V3)
+        return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.checkpoint(body, policy=save_nothing, prevent_cse=False)

@@ -1,0 +1,79 @@
+"""DeepSeekMoE: shared experts see every token, routed experts see theirs (V3 report eq. 12).
+
+Axes: B rows, T tokens, D model, E experts, K experts per token, F expert hidden.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from dsjax.config.model import MoEConfig
+from dsjax.layers import router
+from dsjax.layers.backend import Backend
+from dsjax.layers.router import RouterParams, RouterStats, Routing
+from dsjax.layers.swiglu import SwiGLUParams, swiglu, swiglu_specs
+from dsjax.params import stack
+
+
+@struct.dataclass
+class MoEParams:
+    """Router, routed experts stacked along E, and the shared experts as one SwiGLU."""
+
+    router: RouterParams
+    experts: SwiGLUParams  # [E, D, 2, F], [E, F, D]
+    shared: SwiGLUParams | None
+
+
+def moe_specs(d_model: int, cfg: MoEConfig) -> MoEParams:
+    """Describe one mixture of experts."""
+    experts = stack(swiglu_specs(d_model, cfg.expert_dim), cfg.experts, "expert")
+    shared = None
+    if cfg.shared_experts:
+        shared = swiglu_specs(d_model, cfg.shared_experts * cfg.expert_dim)
+    return MoEParams(router.router_specs(d_model, cfg), experts, shared)
+
+
+def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
+        backend: Backend) -> tuple[Array, RouterStats]:
+    """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D]."""
+    routing = router.route(p.router, x, cfg)
+    stats = router.stats(routing, is_real, cfg)
+    if cfg.capacity_factor is not None:
+        routing = limit_capacity(routing, is_real, cfg)
+    tokens = x.reshape(-1, x.shape[-1])
+    per_token = cfg.experts_per_token
+    y = backend.dispatch(
+        tokens,
+        routing.experts.reshape(-1, per_token),
+        routing.weights.reshape(-1, per_token).astype(x.dtype),
+        p.experts.w_gate_up,
+        p.experts.w_down,
+    ).reshape(x.shape)
+    if p.shared is not None:
+        y = y + swiglu(p.shared, x, backend)
+    return y, stats
+
+
+def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
+    """Drop what exceeds an expert's capacity, lightest affinity first (V2 report sec. 2.2.4).
+
+    An expert keeps ceil(factor * T * K / E) of a batch's assignments; a dropped one weighs zero.
+    The capacity counts all positions of the batch, padding included, so it is static; padding
+    itself never competes.
+    """
+    assert cfg.capacity_factor is not None, "limit_capacity needs a capacity_factor"
+    flat_experts = routing.experts.reshape(-1)
+    per_expert = flat_experts.size / cfg.experts
+    capacity = min(math.ceil(cfg.capacity_factor * per_expert), flat_experts.size)
+    real = jnp.broadcast_to(is_real[..., None], routing.experts.shape)
+    weight = jnp.where(real, jax.lax.stop_gradient(routing.weights), -1.0).reshape(-1)
+    order = jnp.lexsort((-weight, flat_experts))
+    start = jnp.searchsorted(flat_experts[order], jnp.arange(cfg.experts))
+    position = jnp.arange(flat_experts.size) - start[flat_experts[order]]
+    is_kept = jnp.zeros(flat_experts.size, bool).at[order].set(position < capacity)
+    return routing.replace(weights=routing.weights * is_kept.reshape(routing.weights.shape))

@@ -1,0 +1,104 @@
+"""Which experts a token visits (V3 report eqs. 12-16; V2 report sec. 2.2).
+
+Affinity is a sigmoid per expert (V3) or a softmax over experts (V2), in float32. The selection bias
+steers the choice alone; outputs are weighted by the unbiased affinities. Ties go to the lowest
+index. Axes: B rows, T tokens of a row, D model, E experts, G groups, K experts per token.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from dsjax.config.model import MoEConfig
+from dsjax.params import Spec
+
+
+@struct.dataclass
+class RouterParams:
+    """One centroid e_i per expert, and the selection bias b_i."""
+
+    centroids: Array  # [D, E]
+    bias: Array | None  # [E], moved by the balance rule, never by a gradient
+
+
+@struct.dataclass
+class Routing:
+    """The choice for every token."""
+
+    experts: Array  # [B, T, K] int32
+    weights: Array  # [B, T, K] float32, scaled
+    affinity: Array  # [B, T, E] float32, unbiased
+
+
+@struct.dataclass
+class RouterStats:
+    """What the balance rules and losses read, by row: small, and summable over devices."""
+
+    loads: Array  # [B, E] real tokens that chose expert i
+    frequency: Array  # [B, E] f_i: share of real tokens with i among the K best unbiased, x E / K
+    affinity: Array  # [B, E] P_i: mean over real tokens of affinity over its sum
+    group_share: Array  # [B, G] share of real tokens that chose an expert of the group
+
+
+def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:
+    """Describe one router."""
+    bias = Spec((cfg.experts,), (None,), "zeros", is_trainable=False) if cfg.has_bias else None
+    return RouterParams(Spec((d_model, cfg.experts), ("embed", None)), bias)
+
+
+def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:
+    """Choose K experts per token, from the best groups only. x [B, T, D]."""
+    scores = jnp.einsum("btd,de->bte", x.astype(jnp.float32), p.centroids)
+    affinity = jax.nn.sigmoid(scores) if cfg.score == "sigmoid" else jax.nn.softmax(scores, -1)
+    choice = jax.lax.stop_gradient(affinity)
+    if p.bias is not None:
+        choice = choice + jax.lax.stop_gradient(p.bias)[None, None]
+    experts = jax.lax.top_k(open_groups(choice, cfg), cfg.experts_per_token)[1]
+    weights = jnp.take_along_axis(affinity, experts, axis=-1)
+    if cfg.is_normalized:
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return Routing(experts, cfg.scale * weights, affinity)
+
+
+def open_groups(choice: Array, cfg: MoEConfig) -> Array:
+    """Put -inf on experts outside each token's best `groups_per_token` groups. choice [B, T, E]."""
+    if cfg.groups_per_token == cfg.groups:
+        return choice
+    grouped = choice.reshape(*choice.shape[:2], cfg.groups, -1)
+    best = 2 if cfg.group_score == "top2" else 1
+    score = jax.lax.top_k(grouped, best)[0].sum(-1)
+    opened = jax.lax.top_k(score, cfg.groups_per_token)[1]
+    is_open = (opened[..., None] == jnp.arange(cfg.groups)).any(axis=-2)
+    return jnp.where(is_open[..., None], grouped, -jnp.inf).reshape(choice.shape)
+
+
+def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
+    """Count choices and mean affinities over the real tokens of each row. is_real [B, T] bool.
+
+    Implements f_i and P_i of V3 report eqs. 18-20 (whose top-K is of the unbiased affinities) and
+    the group shares of V2's communication loss.
+    """
+    real = is_real.astype(jnp.float32)
+    tokens = jnp.maximum(real.sum(1), 1.0)[:, None]
+    loads = _count(routing.experts, real, cfg.experts)
+    unbiased = jax.lax.top_k(jax.lax.stop_gradient(routing.affinity), cfg.experts_per_token)[1]
+    frequency = _count(unbiased, real, cfg.experts) * (cfg.experts / cfg.experts_per_token)
+    share = routing.affinity / (routing.affinity.sum(-1, keepdims=True) + 1e-20)
+    group = routing.experts // (cfg.experts // cfg.groups)
+    is_hit = (group[..., None] == jnp.arange(cfg.groups)).any(axis=2)
+    return RouterStats(
+        loads=loads,
+        frequency=frequency / tokens,
+        affinity=jnp.einsum("bte,bt->be", share, real) / tokens,
+        group_share=jnp.einsum("btg,bt->bg", is_hit.astype(jnp.float32), real) / tokens,
+    )
+
+
+def _count(experts: Array, real: Array, count: int) -> Array:
+    """Real tokens of each row that chose each expert: experts [B, T, K] -> [B, E] float32."""
+    rows = jnp.arange(experts.shape[0])[:, None, None]
+    weights = jnp.broadcast_to(real[..., None], experts.shape)
+    return jnp.zeros((experts.shape[0], count), jnp.float32).at[rows, experts].add(weights)

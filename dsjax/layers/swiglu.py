@@ -1,0 +1,34 @@
+"""SwiGLU: the dense feed-forward, and the form of every expert. Axes: D model, F hidden."""
+
+from __future__ import annotations
+
+import jax
+from flax import struct
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from dsjax.layers.backend import Backend
+from dsjax.numerics.products import Weight
+from dsjax.params import Spec
+
+
+@struct.dataclass
+class SwiGLUParams:
+    """Gate and up side by side, so that one product reads x once."""
+
+    w_gate_up: Array | Weight  # [D, 2, F], gate first
+    w_down: Array | Weight  # [F, D]
+
+
+def swiglu_specs(d_model: int, hidden_dim: int) -> SwiGLUParams:
+    """Describe one SwiGLU."""
+    return SwiGLUParams(
+        w_gate_up=Spec((d_model, 2, hidden_dim), ("embed", None, "hidden"), is_product=True),
+        w_down=Spec((hidden_dim, d_model), ("hidden", "embed"), is_product=True),
+    )
+
+
+def swiglu(p: SwiGLUParams, x: Array, backend: Backend) -> Array:
+    """silu(x W_gate) * (x W_up), times W_down. x [..., D] -> [..., D]."""
+    gate_up = checkpoint_name(backend.linear(x, p.w_gate_up), "swiglu_input")
+    return backend.linear(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], p.w_down)

@@ -1,0 +1,100 @@
+"""One pre-norm layer: attention, then a feed-forward, each added to the residual stream.
+
+There is one forward pass in the house: training, prefill, decoding, reinforcement learning and the
+pipeline all call `block`, with the attention form they need as `mix`.
+
+Axes: B batch, T time, D model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import struct
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from dsjax.config.model import MLAConfig, ModelConfig
+from dsjax.layers import gqa, mla, moe, swiglu
+from dsjax.layers.backend import Backend
+from dsjax.layers.gqa import GQAParams, KVCache
+from dsjax.layers.mla import LatentCache, MLAParams
+from dsjax.layers.moe import MoEParams
+from dsjax.layers.router import RouterStats
+from dsjax.layers.swiglu import SwiGLUParams
+from dsjax.ops.norm import rms_norm
+from dsjax.ops.rope import Angles
+from dsjax.params import Spec
+
+Cache = LatentCache | KVCache
+Mix = Callable[[Any, Array], tuple[Array, Cache]]
+
+
+@struct.dataclass
+class BlockParams:
+    """One layer; stacked layers carry a leading L axis on every leaf."""
+
+    attn_norm: Array  # [D]
+    attn: MLAParams | GQAParams
+    ffn_norm: Array  # [D]
+    ffn: SwiGLUParams | MoEParams
+
+
+def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
+    """Describe one layer with a dense feed-forward or a mixture of experts."""
+    norm = Spec((cfg.d_model,), (None,), "ones")
+    if isinstance(cfg.attention, MLAConfig):
+        attn: Any = mla.mla_specs(cfg.d_model, cfg.attention)
+    else:
+        attn = gqa.gqa_specs(cfg.d_model, cfg.attention)
+    if is_moe:
+        assert cfg.moe is not None, "a mixture needs a MoEConfig"
+        ffn: Any = moe.moe_specs(cfg.d_model, cfg.moe)
+    else:
+        ffn = swiglu.swiglu_specs(cfg.d_model, cfg.dense_dim)
+    return BlockParams(attn_norm=norm, attn=attn, ffn_norm=norm, ffn=ffn)
+
+
+def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
+          backend: Backend) -> tuple[Array, RouterStats | None, Cache]:
+    """Attention as `mix` does it, then the layer's feed-forward. x [B, T, D], is_real [B, T].
+
+    Returns the new residual stream, the router's statistics (None for a dense layer) and what
+    `mix` cached.
+    """
+    mixed, cache = mix(p.attn, rms_norm(x, p.attn_norm, cfg.norm_eps))
+    x = checkpoint_name(x + mixed, "residual")
+    y = rms_norm(x, p.ffn_norm, cfg.norm_eps)
+    stats = None
+    if isinstance(p.ffn, MoEParams):
+        assert cfg.moe is not None, "a mixture needs a MoEConfig"
+        y, stats = moe.moe(p.ffn, y, is_real, cfg.moe, backend)
+    else:
+        y = swiglu.swiglu(p.ffn, y, backend)
+    return backend.constrain(x + y, ("batch", None, None)), stats, cache
+
+
+def expanded(angles: Angles, segments: Array, cfg: ModelConfig, backend: Backend) -> Mix:
+    """Attention over the rows themselves, for training and prefill."""
+    form = mla.mla if isinstance(cfg.attention, MLAConfig) else gqa.gqa
+    return lambda p, x: form(p, x, angles, segments, cfg, backend)
+
+
+def cached(angles: Angles, positions: Array, cache: Cache, cfg: ModelConfig,
+           backend: Backend) -> Mix:
+    """Attention of new tokens over a cache, for decoding."""
+    form: Any = mla.mla_absorbed if isinstance(cfg.attention, MLAConfig) else gqa.gqa_cached
+    return lambda p, x: form(p, x, angles, positions, cache, cfg, backend)
+
+
+def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: Any) -> Cache:
+    """One layer's cache before the first token."""
+    form = mla if isinstance(cfg.attention, MLAConfig) else gqa
+    return form.empty_cache(cfg, batch, length, dtype)
+
+
+def rope_dim(cfg: ModelConfig) -> int:
+    """Rotated channels of a head."""
+    a = cfg.attention
+    return a.rope_dim if isinstance(a, MLAConfig) else a.head_dim

@@ -1,0 +1,211 @@
+"""The routed experts' SwiGLU on one device, no token dropped (V3 report eq. 12).
+
+`experts_plain` says what is computed. `experts_batched` is its fast twin: the first C rows of every
+expert go through one batched product, C a little over the mean load; what overflows goes through a
+loop over the tiles in use, usually none. The gradient is written by hand, so that gathers stay
+gathers in the backward pass and a weight's gradient is one batched product.
+
+The routing weight multiplies the hidden activation, as in the official training kernels
+(TileKernels, swiglu): then combining is a plain sum and the weight's own gradient is a row sum.
+
+Axes: T tokens, K experts per token, E experts, C rows an expert, D model, F expert hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+
+from dsjax.numerics.products import Held, Products, Weight
+
+TILE = 64  # rows of one overflow tile
+HEADROOM = 1.125  # C over the mean load
+
+
+class Plan(NamedTuple):
+    """Where each assignment (token, choice) sits; T*K marks an empty row.
+
+    The batched part has rows [E * C]; overflow tiles of TILE rows each belong to one expert.
+    """
+
+    source: Array  # [E * C] assignment in each row
+    slot: Array  # [T, K] row of each assignment, E * C when it overflowed
+    tile_source: Array  # [tiles, TILE] assignment in each overflow row
+    tile_expert: Array  # [tiles]
+    tiles_used: Array  # []
+
+
+def experts_plain(x: Array, experts: Array, weights: Array, w_gate_up: Array,
+                  w_down: Array) -> Array:
+    """The clear twin: every expert on every token, kept where it was chosen.
+
+    x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
+    """
+    chosen = jax.nn.one_hot(experts, w_down.shape[0], dtype=x.dtype)
+    by_expert = jnp.einsum("tk,tke->te", weights.astype(x.dtype), chosen)
+    gate_up = jnp.einsum("td,edgf->tegf", x, w_gate_up)
+    hidden = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
+    return jnp.einsum("te,tef,efd->td", by_expert, hidden, w_down)
+
+
+def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
+                    w_down: Array | Weight, *, products: Products) -> Array:
+    """The chosen experts of every token, weighted and summed; shapes as `experts_plain`."""
+    gate_up, held_gate_up = _masters(w_gate_up, products)
+    down, held_down = _masters(w_down, products)
+    capacity = _capacity(experts.size, down.shape[0])
+    plan = make_plan(experts, down.shape[0], capacity)
+    return _experts(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
+
+
+def _masters(w: Array | Weight, products: Products) -> tuple[Array, Held]:
+    """A weight's float32 form [E, K, N] and the form products read."""
+    master = w.master if isinstance(w, Weight) else w
+    flat = master.reshape(*master.shape[:2], -1)
+    held = w.held if isinstance(w, Weight) else products.hold_weight(lax.stop_gradient(flat))
+    return flat, held
+
+
+def _capacity(assignments: int, experts: int) -> int:
+    """Rows of an expert in the batched part: the mean load with headroom, in eights."""
+    return min(assignments, math.ceil(assignments / experts * HEADROOM / 8) * 8)
+
+
+def make_plan(experts: Array, count: int, capacity: int) -> Plan:
+    """Sort assignments by expert (stable) and give each a row. experts [T, K] int32."""
+    total = experts.size
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    loads = jnp.zeros(count, jnp.int32).at[flat].add(1)
+    expert = flat[order]
+    position = jnp.arange(total, dtype=jnp.int32) - (jnp.cumsum(loads) - loads)[expert]
+    tiles = -(-jnp.maximum(loads - capacity, 0) // TILE)
+    last_tile = jnp.cumsum(tiles)
+    max_tiles = (total - 1) // TILE + count
+    rows = count * capacity
+    overflow_row = rows + (last_tile - tiles)[expert] * TILE + position - capacity
+    row = jnp.where(position < capacity, expert * capacity + position, overflow_row)
+    source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[row].set(
+        order, unique_indices=True)
+    slot = jnp.zeros(total, jnp.int32).at[order].set(row, unique_indices=True)
+    tile_expert = jnp.searchsorted(last_tile, jnp.arange(max_tiles), side="right")
+    return Plan(
+        source=source[:rows],
+        slot=jnp.minimum(slot, rows).reshape(experts.shape),
+        tile_source=source[rows:].reshape(max_tiles, TILE),
+        tile_expert=jnp.minimum(tile_expert, count - 1),
+        tiles_used=last_tile[-1],
+    )
+
+
+def _rows(x: Array, index: Array, weights: Array) -> tuple[Array, Array]:
+    """Tokens and routing weights of the assignments `index`, zero where a row is empty."""
+    per_token = weights.shape[1]
+    x_rows = x.at[index // per_token].get(mode="fill", fill_value=0)
+    w_rows = weights.reshape(-1).at[index].get(mode="fill", fill_value=0)
+    return x_rows, w_rows
+
+
+def _swiglu(gate_up: Array) -> Array:
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_gradient(gate_up: Array, d_hidden: Array) -> Array:
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    s = jax.nn.sigmoid(gate)
+    return jnp.concatenate([d_hidden * up * s * (1 + gate * (1 - s)), d_hidden * gate * s], -1)
+
+
+def _combine(y: Array, slot: Array) -> Array:
+    """Sum each token's K rows: y [rows, D], slot [T, K] (out of range adds nothing) -> [T, D]."""
+    rows = y.at[slot.reshape(-1)].get(mode="fill", fill_value=0)
+    return rows.reshape(*slot.shape, -1).sum(axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _experts(products: Products, x: Array, weights: Array, gate_up: Array, down: Array,
+             held_gate_up: Held, held_down: Held, plan: Plan) -> Array:
+    return _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan)[0]
+
+
+def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan):
+    count = down.shape[0]
+    x_rows, w_rows = _rows(x, plan.source, weights)
+    kept = products.hold_input(x_rows.reshape(count, -1, x.shape[1]))
+    kept = jax.tree.map(lambda a: checkpoint_name(a, "expert_input"), kept)
+    hidden_in = checkpoint_name(products.fprop(kept, held_gate_up).astype(x.dtype), "swiglu_input")
+    hidden = _swiglu(hidden_in) * w_rows.reshape(count, -1, 1)
+    y_rows = products.fprop(products.hold_input(hidden), held_down).astype(x.dtype)
+    y = _combine(y_rows.reshape(-1, x.shape[1]), plan.slot)
+
+    def add_tile(i: Array, y: Array) -> Array:
+        index, e = plan.tile_source[i], plan.tile_expert[i]
+        x_tile, w_tile = _rows(x, index, weights)
+        gate_up_tile = products.fprop(products.hold_input(x_tile), _expert(held_gate_up, e))
+        z = _swiglu(gate_up_tile.astype(x.dtype)) * w_tile[:, None]
+        y_tile = products.fprop(products.hold_input(z), _expert(held_down, e))
+        return y.at[index // weights.shape[1]].add(y_tile.astype(y.dtype), mode="drop")
+
+    y = lax.fori_loop(0, plan.tiles_used, add_tile, y)
+    return y, (x, weights, held_gate_up, held_down, plan, kept, hidden_in)
+
+
+def _expert(held: Held, e: Array) -> Held:
+    """One expert's held weight."""
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held)
+
+
+def _backward(products, saved, dy):
+    x, weights, held_gate_up, held_down, plan, kept, hidden_in = saved
+    count, per_token = hidden_in.shape[0], weights.shape[1]
+    dy_rows, w_rows = _rows(dy, plan.source, weights)
+    w_rows = w_rows.reshape(count, -1, 1)
+    grad = products.hold_grad(dy_rows.reshape(count, -1, dy.shape[1]))
+    d_weighted = products.dgrad(grad, held_down).astype(dy.dtype)
+    hidden = _swiglu(hidden_in)
+    d_weight_rows = (d_weighted * hidden).sum(-1)
+    d_down = products.wgrad(products.hold_input(hidden * w_rows), grad)
+    d_hidden_in = products.hold_grad(_swiglu_gradient(hidden_in, d_weighted * w_rows))
+    d_gate_up = products.wgrad(kept, d_hidden_in)
+    dx_rows = products.dgrad(d_hidden_in, held_gate_up).astype(dy.dtype)
+    dx = _combine(dx_rows.reshape(-1, x.shape[1]), plan.slot)
+    d_weights = d_weight_rows.reshape(-1).at[plan.slot].get(mode="fill", fill_value=0)
+
+    def add_tile(i: Array, state):
+        dx, d_weights, d_gate_up, d_down = state
+        index, e = plan.tile_source[i], plan.tile_expert[i]
+        x_tile, w_tile = _rows(x, index, weights)
+        kept_tile = products.hold_input(x_tile)
+        h = products.fprop(kept_tile, _expert(held_gate_up, e)).astype(x.dtype)
+        g = products.hold_grad(_rows(dy, index, weights)[0])
+        dz = products.dgrad(g, _expert(held_down, e)).astype(x.dtype)
+        z = _swiglu(h)
+        dh = products.hold_grad(_swiglu_gradient(h, dz * w_tile[:, None]))
+        dx_tile = products.dgrad(dh, _expert(held_gate_up, e)).astype(x.dtype)
+        d_down_tile = products.wgrad(products.hold_input(z * w_tile[:, None]), g)
+        return (
+            dx.at[index // per_token].add(dx_tile, mode="drop"),
+            d_weights.reshape(-1).at[index].add((dz * z).sum(-1), mode="drop").reshape(
+                weights.shape),
+            _add_at(d_gate_up, e, products.wgrad(kept_tile, dh)),
+            _add_at(d_down, e, d_down_tile),
+        )
+
+    start = (dx, d_weights.astype(weights.dtype), d_gate_up, d_down)
+    dx, d_weights, d_gate_up, d_down = lax.fori_loop(0, plan.tiles_used, add_tile, start)
+    return dx, d_weights, d_gate_up, d_down, None, None, None
+
+
+def _add_at(total: Array, e: Array, part: Array) -> Array:
+    here = lax.dynamic_index_in_dim(total, e, 0, keepdims=False)
+    return lax.dynamic_update_index_in_dim(total, here + part, e, 0)
+
+
+_experts.defvjp(_forward, _backward)

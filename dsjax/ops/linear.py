@@ -1,0 +1,55 @@
+"""The house contraction: x against a weight, in whatever precision holds it (V3 report sec. 3.3).
+
+`linear` is the one way a layer multiplies by a matrix that low precision may hold. Its gradient is
+the other two products, Dgrad and Wgrad, read from held operands; the input is kept for the backward
+pass as it was held, and the weight's gradient is float32 and belongs to the master.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+from jax import Array
+
+from dsjax.numerics.products import Held, Products, Weight
+
+
+def linear(x: Array, w: Array | Weight, contract: int = 1, *, products: Products) -> Array:
+    """Sum the last `contract` dims of x against the first of w.
+
+    x [..., K], w [K, ...] (K may be several dims). Returns [..., columns of w] in x's dtype.
+    """
+    master = w.master if isinstance(w, Weight) else w
+    rows, columns = x.shape[: x.ndim - contract], master.shape[contract:]
+    summed = math.prod(master.shape[:contract])
+    flat = master.reshape(summed, -1)
+    held = w.held if isinstance(w, Weight) else products.hold_weight(jax.lax.stop_gradient(flat))
+    y = _product(products, x.reshape(-1, summed), flat, held)
+    return y.reshape(*rows, *columns)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(products: Products, x: Array, master: Array, held: Held) -> Array:
+    """x [M, K] against held [K, N]; the gradient of the weight goes to `master`."""
+    return products.fprop(products.hold_input(x), held).astype(x.dtype)
+
+
+def _product_forward(
+    products: Products, x: Array, master: Array, held: Held
+) -> tuple[Array, tuple[Held, Held]]:
+    kept = products.hold_input(x)
+    return products.fprop(kept, held).astype(x.dtype), (kept, held)
+
+
+def _product_backward(
+    products: Products, kept: tuple[Held, Held], dy: Array
+) -> tuple[Array, Array, None]:
+    x, held = kept
+    grad = products.hold_grad(dy)
+    return products.dgrad(grad, held).astype(dy.dtype), products.wgrad(x, grad), None
+
+
+_product.defvjp(_product_forward, _product_backward)
+

@@ -1,0 +1,111 @@
+"""One tree of `Spec` leaves describes a model; values, shapes, masks and counts are read from it.
+
+A parameter class (`flax.struct.dataclass`) is a tree of arrays; the same class also holds the
+description of itself, with a `Spec` where an array will be. Never restate a shape elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Tree = Any  # a tree of parameter classes; leaves are Spec, Array or jax.ShapeDtypeStruct by context
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One parameter before it exists: shape, logical axis of each dim, start value, role.
+
+    `is_product` marks the matrices of a Linear, which low precision may hold (V3 report sec. 3.3.1
+    keeps embedding, head, router and norms high). `tile` are the dims one 128x128 scale spans.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    is_product: bool = False
+    is_trainable: bool = True
+    batch_dims: int = 0  # leading dims that only stack equal things (layers, experts)
+    contract_dims: int = 1  # dims after those that a product sums over
+
+    def __post_init__(self) -> None:
+        """Every dim has an axis name or None."""
+        assert len(self.shape) == len(self.axes), f"{self.shape} and {self.axes} differ in length"
+
+    @property
+    def is_decayed(self) -> bool:
+        """Whether weight decay applies: matrices, not gains and biases."""
+        return len(self.shape) - self.batch_dims >= 2
+
+
+def is_spec(leaf: Any) -> bool:
+    """Whether a tree leaf is a Spec."""
+    return isinstance(leaf, Spec)
+
+
+def map_specs(f: Callable[[Spec], Any], specs: Tree) -> Tree:
+    """Apply `f` to every Spec of a tree."""
+    return jax.tree.map(f, specs, is_leaf=is_spec)
+
+
+def stack(specs: Tree, count: int, axis: str = "layer") -> Tree:
+    """Describe `count` equal things stacked along a new leading dim."""
+    return map_specs(
+        lambda s: dataclasses.replace(
+            s,
+            shape=(count, *s.shape),
+            axes=(axis, *s.axes),
+            batch_dims=s.batch_dims + 1,
+        ),
+        specs,
+    )
+
+
+def paths(tree: Tree) -> list[tuple[str, Any]]:
+    """List the leaves with their dotted names, in tree order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_spec)
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in flat]
+
+
+def init(specs: Tree, key: Array, std: float, dtype: jnp.dtype = jnp.float32) -> Tree:
+    """Draw start values; each leaf's key is folded from its name, so adding a leaf moves no other.
+
+    Matrices are normal with standard deviation `std` (V3 report sec. 4.2); norms start at one.
+    """
+    import zlib
+
+    def draw(path: Any, spec: Spec) -> Array:
+        if spec.init != "normal":
+            return jnp.full(spec.shape, float(spec.init == "ones"), dtype)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return std * jax.random.normal(leaf_key, spec.shape, dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, specs, is_leaf=is_spec)
+
+
+def abstract(specs: Tree, dtype: jnp.dtype = jnp.float32) -> Tree:
+    """Shapes and dtypes without values, as `jax.eval_shape` would give them."""
+    return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+
+
+def size(specs: Tree) -> int:
+    """Count the numbers in a tree of Specs, before one is allocated."""
+    leaves = jax.tree.leaves(specs, is_leaf=is_spec)
+    return sum(math.prod(s.shape) for s in leaves)
+
+
+def decay_mask(specs: Tree) -> Tree:
+    """True where weight decay applies."""
+    return map_specs(lambda s: s.is_decayed and s.is_trainable, specs)
+
+
+def trainable_mask(specs: Tree) -> Tree:
+    """True where the optimizer may change a leaf; the router's bias follows its own rule."""
+    return map_specs(lambda s: s.is_trainable, specs)
