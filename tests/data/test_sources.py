@@ -104,7 +104,7 @@ def test_the_split_loses_and_repeats_nothing(texts, fraction, block):
     try:
         pieces = list(sources.split_stream(texts, fraction, block=block))
     except UserError:
-        assert sum(map(len, texts)) / block * fraction < 1
+        assert sum(map(len, texts)) * fraction <= block  # blocks reach 2 * block, rounding 1/2
         return
     assert "".join(piece for _, piece in pieces) == "".join(texts)
     assert all(piece for _, piece in pieces)
