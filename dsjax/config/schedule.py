@@ -26,8 +26,8 @@ class LearningRate:
     Lengths are in optimizer steps; a part of none is left out, and the last part's rate goes on.
     """
 
-    peak: float
-    """Rate after the warm-up; V3 uses 2.2e-4."""
+    peak: float = 2.2e-4
+    """Rate after the warm-up; the default is V3's."""
     low: float = 0.0
     """Rate at which the cosine ends; V3 uses 2.2e-5."""
     last: float = 0.0

@@ -92,7 +92,7 @@ def _adam(
     new_m = b1 * m.astype(jnp.float32) + (1 - b1) * g
     new_v = b2 * v.astype(jnp.float32) + (1 - b2) * g * g
     t = count.astype(jnp.float32)
-    rise_m, rise_v = (-jnp.expm1(t * math.log(b)) for b in (b1, b2))  # 1 - b^t, to the last bit
+    rise_m, rise_v = (-jnp.expm1(t * math.log(b)) if b else 1.0 for b in (b1, b2))  # 1 - b^t
     direction = (new_m / rise_m) / (jnp.sqrt(new_v / rise_v) + eps)
     return direction, new_m.astype(m.dtype), new_v.astype(v.dtype)
 
@@ -140,8 +140,8 @@ def _flatten(tree: Tree) -> tuple[list[Any], Any]:
 def _check(b1: float, b2: float, eps: float, weight_decay: float, clip: float | None) -> None:
     """Refuse hyperparameters for which the update is undefined."""
     for name, beta in (("b1", b1), ("b2", b2)):
-        if not 0 < beta < 1:
-            raise ValueError(f"{name}={beta} is not between 0 and 1; V3 uses b1=0.9 and b2=0.95")
+        if not 0 <= beta < 1:
+            raise ValueError(f"{name}={beta} must be from 0 to below 1; V3 uses 0.9 and 0.95")
     if eps <= 0 or weight_decay < 0:
         raise ValueError(f"eps={eps}, weight_decay={weight_decay}; choose eps > 0 and decay >= 0")
     if clip is not None and clip <= 0:

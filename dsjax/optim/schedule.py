@@ -1,9 +1,9 @@
 """Evaluate a schedule at a step: plain functions of the data in `dsjax.config.schedule`.
 
-DeepSeek-V3 report, sec. 4.2, and DeepSeek-V2 report, sec. 3.1.2. `step` counts the optimizer steps
-already done: 0 for the first update, whose rate is the first of the climb (peak / warm-up steps, not
-zero), so that a part of n steps rules exactly n updates. A step is a Python int or a traced integer.
-Results are float32 scalars; counts are exact up to 2^24, and to a relative 2^-24 beyond.
+DeepSeek-V3 report, sec. 4.2, and DeepSeek-V2 report, sec. 3.1.2. `step` counts the optimizer
+steps already done: 0 for the first update, whose rate is the first of the climb (peak / warm-up
+steps, not zero), so that a part of n steps rules exactly n updates. It may be a Python int or a
+traced integer. Results are float32 scalars; counts are exact up to 2^24, then to 2^-24 of them.
 """
 
 import jax.numpy as jnp
