@@ -125,7 +125,8 @@ class HostEMA:
 def _blocks(leaf: Array) -> list[tuple[Place, np.ndarray]]:
     """Every different block of a leaf on this process's devices, as float32, perhaps its memory."""
     blocks = {_place(s.index, leaf.shape): s.data for s in leaf.addressable_shards}
-    return [(p, np.asarray(data).astype(np.float32, copy=False)) for p, data in blocks.items()]
+    fetched = ((place, jax.device_get(data)) for place, data in blocks.items())
+    return [(place, data.astype(np.float32, copy=False)) for place, data in fetched]
 
 
 def _assemble(

@@ -1,0 +1,239 @@
+"""What a run measures: one JSON line per event, read from the device one step late, and its speed.
+
+The device must never wait for the host. The loop dispatches step n + 1 first and only then reads
+the metrics of step n (`Delayed`), which by then are done or nearly so. Before a checkpoint the loop
+flushes, so that a resumed run's file lacks no step; lines of steps that are run again are cut off
+when the file is opened, so it holds none twice.
+
+A share of the peak (MFU) is useful FLOPs a second over the best matmul rate of the machine: a data
+sheet's where `CHIPS` has the chip, otherwise measured here.
+"""
+
+import json
+import math
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Any
+
+CHIPS = {
+    # jax's device_kind: dense TFLOP/s in bfloat16 and float8 of one jax device, source
+    "TPU v4": (275, None, "cloud.google.com/tpu/docs/v4"),
+    "TPU v5 lite": (197, None, "cloud.google.com/tpu/docs/v5e"),
+    "TPU v5": (459, None, "cloud.google.com/tpu/docs/v5p"),
+    "TPU v5p": (459, None, "cloud.google.com/tpu/docs/v5p"),
+    "TPU v6 lite": (918, None, "cloud.google.com/tpu/docs/v6e"),
+    "TPU7x": (1153.5, 2307, "cloud.google.com/tpu/docs/tpu7x; a jax device is half a chip"),
+    "NVIDIA A100-SXM4-40GB": (312, None, "NVIDIA A100 data sheet"),
+    "NVIDIA A100-SXM4-80GB": (312, None, "NVIDIA A100 data sheet"),
+    "NVIDIA H100 80GB HBM3": (989.5, 1979, "NVIDIA H100 SXM data sheet, halved: no sparsity"),
+    "NVIDIA H800": (989.5, 1979, "as H100 SXM (DeepSeek-V3 report, sec. 3.1)"),
+    "NVIDIA H200": (989.5, 1979, "NVIDIA H200 SXM data sheet, halved: no sparsity"),
+    "NVIDIA B200": (2250, 4500, "NVIDIA HGX B200 data sheet, halved: no sparsity"),
+}
+
+
+class MetricWriter:
+    """Appends events to a JSONL file, and to TensorBoard when given a folder for it."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        resume_step: int | None = None,
+        tensorboard: str | Path | None = None,
+    ) -> None:
+        """Open `path`: anew, or keeping the lines up to the step that a run resumes from."""
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_until(self.path, -1 if resume_step is None else resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = None
+        if tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            purge = None if resume_step is None else resume_step + 1
+            self._board = SummaryWriter(str(tensorboard), purge_step=purge)
+
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one event of a `kind` (train, eval); values are numbers or NumPy arrays.
+
+        Numbers keep every bit of a float32; those that are not finite become null.
+        """
+        line = {"step": step, "kind": kind} | {name: _plain(v) for name, v in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close the file and the board."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Events of a JSONL file in order of steps (of one kind, when given).
+
+    An event that is there twice counts once, as last written; a torn last line is left out.
+    """
+    events = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            event = json.loads(line)
+            events[event["step"], event["kind"]] = event
+    chosen = [e for e in events.values() if kind in (None, e["kind"])]
+    return sorted(chosen, key=lambda e: e["step"])
+
+
+class Delayed:
+    """A queue of one: gives back a step's metrics when the next step has been dispatched."""
+
+    def __init__(self) -> None:
+        self._held: tuple[int, Tree] | None = None
+
+    def push(self, step: int, metrics: Tree) -> tuple[int, Tree] | None:
+        """Hold a step's device metrics; return (step, NumPy tree) of the one before, if any."""
+        for leaf in jax.tree.leaves(metrics):
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+        earlier, self._held = self._held, (step, metrics)
+        return None if earlier is None else (earlier[0], jax.device_get(earlier[1]))
+
+    def flush(self) -> tuple[int, Tree] | None:
+        """Wait for the held step and return it: at the end, and before a checkpoint is saved."""
+        held, self._held = self._held, None
+        return None if held is None else (held[0], jax.device_get(held[1]))
+
+
+class Throughput:
+    """Tokens a second as the median over a window of steps, which a pause does not disturb."""
+
+    def __init__(self, window: int = 20) -> None:
+        self._steps: deque[tuple[float, float]] = deque(maxlen=window)  # tokens, seconds
+        self._last: float | None = None
+
+    def tick(self, tokens: float, now: float | None = None) -> None:
+        """Count a step of `tokens` that ends now; the first tick only starts the clock."""
+        now = time.perf_counter() if now is None else now
+        if self._last is not None:
+            self._steps.append((tokens, now - self._last))
+        self._last = now
+
+    def restart(self) -> None:
+        """Leave out what happens until the next tick (an evaluation, a compilation)."""
+        self._last = None
+
+    @property
+    def tok_s(self) -> float:
+        """Median tokens a second; NaN before two ticks."""
+        return statistics.median(n / s for n, s in self._steps) if self._steps else math.nan
+
+    def seconds_left(self, steps: int) -> float:
+        """Time that `steps` more steps take at the median pace, without evaluations."""
+        return steps * statistics.median(s for _, s in self._steps) if self._steps else math.nan
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Best matmul rate of one device, in FLOP/s, and where the number comes from."""
+
+    flop_s: float
+    source: str
+
+    def share(self, flop_s: float, devices: int = 1) -> float:
+        """Share of the peak of so many devices that a rate of useful FLOPs reaches (MFU)."""
+        return flop_s / (self.flop_s * devices)
+
+
+def matmul_peak(dtype: str = "float32", budget_s: float = 0.3) -> Peak:
+    """Peak for products of operands in `dtype` (float32, bfloat16, float8) summed in float32.
+
+    Looked up in `CHIPS`, or measured on the first device: the fastest of the square matmuls that
+    fit in `budget_s` seconds. Where float8 products are not in the table, bfloat16 stands in.
+    """
+    kind = jax.devices()[0].device_kind
+    bf16, fp8, source = CHIPS.get(kind, (None, None, ""))
+    rate = {"bfloat16": bf16, "float8": fp8 or bf16}.get(dtype)
+    if rate is not None:
+        return Peak(rate * 1e12, f"{kind}: {source}")
+    operand = "float32" if dtype == "float32" else "bfloat16"
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    best = measure_matmul(size, operand, budget_s)
+    return Peak(best, f"{kind}: best {size}^3 {operand} matmul of {budget_s} s, measured")
+
+
+def measure_matmul(size: int, dtype: str, budget_s: float) -> float:
+    """Highest rate, in FLOP/s, of `size`-square matmuls repeated for `budget_s` seconds."""
+    draw = np.random.default_rng(0)
+    a, b = (jnp.asarray(draw.random((size, size), np.float32), dtype) for _ in range(2))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product(a, b).block_until_ready()
+    best, end = math.inf, time.perf_counter() + budget_s
+    while (began := time.perf_counter()) < end:
+        product(a, b).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def perplexity(nats: float) -> float:
+    """Perplexity of a mean loss in nats a token."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def bits_per_byte(nats: float, utf8_bytes: float) -> float:
+    """Bits a byte of UTF-8 text whose tokens cost `nats` in all; comparable across tokenizers."""
+    return nats / math.log(2) / utf8_bytes
+
+
+def max_violation(loads: np.ndarray) -> np.ndarray:
+    """MaxVio = (highest load - mean) / mean, per layer (arXiv 2408.15664). loads [L, E] -> [L].
+
+    The twin of `model.loss.max_violation` on the host, where it need not queue behind a step.
+    """
+    loads = np.asarray(loads, np.float64)
+    mean = loads.mean(-1)
+    return np.divide(loads.max(-1) - mean, mean, out=np.zeros_like(mean), where=mean > 0)
+
+
+def dead_experts(loads: np.ndarray) -> int:
+    """Number of experts that no token of these loads chose. loads [L, E]."""
+    return int((np.asarray(loads) == 0).sum())
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Rewrite a JSONL file with the whole lines up to `step`; replaced in one move."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    draft = path.with_name(path.name + ".new")
+    draft.write_text("".join(kept), encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _plain(value: Any) -> Any:
+    """Value as JSON holds it: int, str, bool, shortest float32 decimals, null, or lists of them."""
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    array = np.asarray(value)
+    if array.ndim:
+        return [_plain(item) for item in array]
+    if array.dtype.kind in "iub":
+        return array.item()
+    single = array.astype(np.float64) if array.dtype == np.float64 else array.astype(np.float32)
+    return float(str(single)) if np.isfinite(single) else None

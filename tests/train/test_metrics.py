@@ -1,0 +1,152 @@
+"""Metrics are complete, exact and never twice, and reading them never waits for the device."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsjax.model import loss
+from dsjax.train import metrics
+from dsjax.train.metrics import Delayed, MetricWriter, Peak, Throughput, read_metrics
+
+
+def _write(path, steps, **options):
+    writer = MetricWriter(path, **options)
+    for step in steps:
+        writer.write(step, "train", {"loss": 1 / (step + 1)})
+    return writer
+
+
+def test_every_event_is_a_line_of_valid_json_on_disk_at_once(tmp_path):
+    writer = _write(tmp_path / "deep" / "metrics.jsonl", [1, 2])
+    writer.write(2, "eval", {"bits_per_byte": 2.5})
+    lines = (tmp_path / "deep" / "metrics.jsonl").read_text().splitlines()  # before close
+    assert [json.loads(x)["kind"] for x in lines] == ["train", "train", "eval"]
+    assert json.loads(lines[2]) == {"step": 2, "kind": "eval", "bits_per_byte": 2.5}
+    writer.close()
+
+
+def test_a_float32_survives_to_the_bit_in_few_digits(tmp_path):
+    values = np.array([0.1, 1 / 3, 1e-30, 2.2e-4, 123456.789], np.float32)
+    writer = MetricWriter(tmp_path / "m.jsonl")
+    writer.write(1, "train", {"x": values, "one": values[0], "n": np.int32(7)})
+    writer.close()
+    event = read_metrics(tmp_path / "m.jsonl")[0]
+    np.testing.assert_array_equal(np.array(event["x"], np.float32), values)
+    assert '"one": 0.1,' in (tmp_path / "m.jsonl").read_text()
+    assert event["n"] == 7
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    writer = MetricWriter(tmp_path / "m.jsonl")
+    writer.write(1, "train", {"a": math.nan, "b": np.float32(np.inf), "c": np.array([1, np.nan])})
+    writer.close()
+    event = read_metrics(tmp_path / "m.jsonl")[0]
+    assert (event["a"], event["b"], event["c"]) == (None, None, [1.0, None])
+
+
+def test_a_resumed_file_holds_no_step_twice_and_no_torn_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    _write(path, range(1, 8)).close()
+    with path.open("a") as file:
+        file.write('{"step": 3, "kind": "tr')  # killed in the middle of a write
+    _write(path, range(5, 9), resume_step=4).close()
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == list(range(1, 9))
+
+
+def test_a_new_run_does_not_inherit_the_lines_of_an_old_one(tmp_path):
+    _write(tmp_path / "m.jsonl", range(1, 8)).close()
+    _write(tmp_path / "m.jsonl", [1]).close()
+    assert [e["step"] for e in read_metrics(tmp_path / "m.jsonl")] == [1]
+
+
+def test_an_event_written_twice_is_read_once_as_last_written(tmp_path):
+    writer = _write(tmp_path / "m.jsonl", [1, 2])
+    writer.write(1, "train", {"loss": 9.0})
+    writer.write(2, "eval", {"loss": 8.0})
+    writer.close()
+    events = read_metrics(tmp_path / "m.jsonl", "train")
+    assert [(e["step"], e["loss"]) for e in events] == [(1, 9.0), (2, pytest.approx(1 / 3))]
+    assert len(read_metrics(tmp_path / "m.jsonl")) == 3
+
+
+def test_tensorboard_gets_the_scalars(tmp_path):
+    writer = _write(tmp_path / "m.jsonl", [1, 2], tensorboard=tmp_path / "board")
+    writer.write(3, "train", {"loss": math.nan, "loads": np.ones((2, 3))})
+    writer.close()
+    data = b"".join(p.read_bytes() for p in (tmp_path / "board").iterdir())
+    assert data.count(b"train/loss") == 2
+    assert b"loads" not in data
+
+
+def test_metrics_come_back_one_step_late_and_none_is_lost():
+    delayed, seen = Delayed(), []
+    for step in range(1, 5):
+        seen.append(
+            delayed.push(step, {"loss": jnp.float32(step), "loads": jnp.full((2, 3), step)})
+        )
+    seen.append(delayed.flush())
+    assert seen[0] is None
+    assert [step for step, _ in seen[1:]] == [1, 2, 3, 4]
+    for step, values in seen[1:]:
+        assert isinstance(values["loads"], np.ndarray)
+        assert float(values["loss"]) == step
+    assert delayed.flush() is None
+
+
+def test_pushing_a_step_waits_neither_for_it_nor_fails_under_a_transfer_guard():
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: jnp.tanh(y @ y), x))
+    x = jnp.full((512, 512), 0.01)
+    slow(x).block_until_ready()
+    delayed = Delayed()
+    with jax.transfer_guard("disallow"):
+        running = slow(x)
+        assert delayed.push(1, {"y": running}) is None
+        assert not running.is_ready()
+        step, values = delayed.flush()
+    assert step == 1
+    np.testing.assert_array_equal(values["y"], running)
+
+
+def test_throughput_is_the_median_pace_and_a_pause_is_not_a_step():
+    pace, now = Throughput(window=5), 100.0
+    assert math.isnan(pace.tok_s)
+    assert math.isnan(pace.seconds_left(1))
+    for seconds in (0, 2, 2, 30, 2):  # 30 s: a hiccup, outvoted
+        now += seconds
+        pace.tick(100, now)
+    assert pace.tok_s == 50
+    assert pace.seconds_left(7) == 14
+    pace.restart()
+    pace.tick(100, now + 1000)
+    pace.tick(100, now + 1004)
+    assert sorted(s for _, s in pace._steps) == [2, 2, 2, 4, 30]
+
+
+def test_the_peak_is_looked_up_by_chip_and_measured_where_the_table_has_none(monkeypatch):
+    here = metrics.matmul_peak("float32", budget_s=0.02)
+    assert "measured" in here.source
+    assert 1e8 < here.flop_s < 1e14
+    monkeypatch.setitem(metrics.CHIPS, jax.devices()[0].device_kind, (100.0, None, "a test"))
+    assert metrics.matmul_peak("bfloat16").flop_s == 100e12
+    assert metrics.matmul_peak("float8").flop_s == 100e12
+    assert "measured" in metrics.matmul_peak("float32", budget_s=0.02).source
+    assert Peak(100e12, "").share(150e12, devices=3) == pytest.approx(0.5)
+
+
+def test_bits_per_byte_of_a_uniform_guess_over_256_bytes_is_eight():
+    assert metrics.bits_per_byte(math.log(256) * 10, 10) == pytest.approx(8)
+    assert metrics.perplexity(math.log(256)) == pytest.approx(256)
+    assert metrics.perplexity(1e6) == math.inf
+
+
+def test_maxvio_on_the_host_is_the_one_of_the_losses_and_dead_experts_are_counted():
+    loads = np.array([[3, 0, 1, 4, 2], [2, 2, 2, 2, 2], [0, 0, 10, 0, 0]], np.float32)
+    np.testing.assert_allclose(metrics.max_violation(loads), [1.0, 0.0, 4.0])
+    np.testing.assert_allclose(metrics.max_violation(loads), loss.max_violation(jnp.asarray(loads)))
+    assert metrics.dead_experts(loads) == 5
+    np.testing.assert_array_equal(metrics.max_violation(np.zeros((2, 3))), [0, 0])
