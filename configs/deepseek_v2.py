@@ -1,0 +1,60 @@
+"""DeepSeek-V2: 235,741,434,880 parameters, 21.4 billion active (softmax router, three balance losses).
+
+8.1 trillion tokens, learning rate 2.4e-4 cut by 0.316 at 60 % and 90 %, batch 9,216 rows of 4,096
+(its ramp from 2,304 over 225 billion tokens is left out of the steps here). Experts are chosen from
+the three best of eight groups, a group's score is its best expert; affinities are a softmax, not
+normalized, scaled by 16; balance losses 0.003, 0.05 and 0.02. YaRN is on, as released for 128K.
+
+Source: DeepSeek-V2 report (arXiv 2405.04434), sec. 2, 3.1.2 and config_236B.json of DeepSeek-V3.
+Machine: a cluster; `dsjax show` counts it anywhere.
+Expect: 235,741,434,880 parameters, 155.3 GFLOP and 69,120 cached bytes a token.
+Command: dsjax show deepseek_v2
+"""
+
+from dsjax.config.loss import LossConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.schedule import StepDecay
+
+
+def config() -> RunConfig:
+    """The model as released, the run as reported."""
+    return RunConfig(
+        name="deepseek_v2",
+        model=ModelConfig(
+            vocab=102400,
+            d_model=5120,
+            layers=60,
+            dense_layers=1,
+            dense_dim=12288,
+            attention=MLAConfig(
+                heads=128, q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128
+            ),
+            moe=MoEConfig(
+                experts=160,
+                experts_per_token=6,
+                expert_dim=1536,
+                shared_experts=2,
+                score="softmax",
+                groups=8,
+                groups_per_token=3,
+                group_score="max",
+                is_normalized=False,
+                scale=16.0,
+                has_bias=False,
+            ),
+            rope=RopeConfig(yarn=YarnConfig()),
+        ),
+        train=TrainConfig(
+            steps=214577,
+            batch=9216,
+            length=4096,
+            precision="bf16",
+            activations="bfloat16",
+        ),
+        rate=StepDecay(peak=2.4e-4, warmup_steps=2000, cuts=(128746, 193119)),
+        loss=LossConfig(
+            balance=0.0, expert_balance=0.003, device_balance=0.05, communication_balance=0.02
+        ),
+        place=PlaceConfig(remat="v3"),
+    )

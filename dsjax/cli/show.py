@@ -1,0 +1,81 @@
+"""`dsjax show CONFIG`: a model's sizes part by part, before a byte is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dsjax.config import load
+from dsjax.errors import UserError
+from dsjax.model.count import Count, count
+
+USAGE = """usage: dsjax show CONFIG [--length N] [--json] [--FIELD VALUE ...]
+
+Print total and active parameters, training FLOPs a token and cache bytes a token, part by part.
+CONFIG is a name (tiny, small, deepseek_v3, ...) or a file with one config(); any field of it can be
+overridden, as in: dsjax show tiny --model.layers 8
+
+  --length N   tokens a row, for the FLOPs of attention (default 4096)
+  --json       one JSON object with params_total, params_mtp, params_active, flops_per_token,
+               kv_bytes_per_token and the list of parts
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Print the table; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    config, rest = argv[0], argv[1:]
+    is_json = "--json" in rest
+    rest = [a for a in rest if a != "--json"]
+    length, rest = _length(rest)
+    run_config = load.override(load.load(config), rest)
+    sizes = count(run_config.model, length)
+    if is_json:
+        print(json.dumps({"config": run_config.name, **dataclasses.asdict(sizes)}))
+    else:
+        Console().print(table(run_config.name, sizes))
+    return 0
+
+
+def _length(argv: list[str]) -> tuple[int, list[str]]:
+    """Take `--length N` out of the arguments."""
+    if "--length" not in argv:
+        return 4096, argv
+    at = argv.index("--length")
+    value = argv[at + 1] if at + 1 < len(argv) else ""
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"--length {value or '(nothing)'} is not a number of tokens; use e.g. 4096")
+    return int(value), argv[:at] + argv[at + 2 :]
+
+
+def table(name: str, sizes: Count) -> Table:
+    """Draw the sizes."""
+    title = f"{name}, rows of {sizes.length:,} tokens"
+    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_footer=True)
+    columns = [
+        ("part", "main model", "left"),
+        ("parameters", f"{sizes.params_total:,}", "right"),
+        ("active", f"{sizes.params_active:,}", "right"),
+        ("MFLOP a token", f"{sizes.flops_per_token / 1e6:,.2f}", "right"),
+        ("cache bytes a token", f"{sizes.kv_bytes_per_token:,}", "right"),
+    ]
+    for head, foot, justify in columns:
+        drawn.add_column(head, foot, justify=justify)  # type: ignore[arg-type]
+    for part in sizes.parts:
+        drawn.add_row(
+            part.name,
+            f"{part.params:,}",
+            f"{part.params_active:,}",
+            f"{part.flops_per_token / 1e6:,.2f}",
+            f"{part.kv_bytes_per_token:,}" if part.kv_bytes_per_token else "",
+        )
+    if sizes.params_mtp:
+        drawn.caption = f"and {sizes.params_mtp:,} parameters in the MTP modules, counted apart"
+        drawn.caption_justify = "left"
+    return drawn

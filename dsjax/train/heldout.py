@@ -1,0 +1,118 @@
+"""Held-out evaluation: nats, bits per byte, and how often an MTP draft would be accepted.
+
+The acceptance estimate of depth k is greedy and on real text: the share of positions where module
+k's likeliest token equals the main model's likeliest token for the same place (V3 report
+sec. 5.4.3 reports 85 to 90 % for the second token).
+
+Axes: B rows, T time, D model, J MTP depth, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array, lax
+
+from dsjax.config.model import ModelConfig
+from dsjax.layers.backend import Backend
+from dsjax.model import loss as losses
+from dsjax.model import mtp, transformer
+from dsjax.model.loss import Batch
+from dsjax.model.transformer import TransformerParams
+from dsjax.ops.cross_entropy import cross_entropy
+from dsjax.train.metrics import bits_per_byte
+
+
+@struct.dataclass
+class HeldoutSums:
+    """Sums over one batch."""
+
+    nats: Array  # []
+    targets: Array  # []
+    mtp_nats: Array  # [J]
+    mtp_targets: Array  # [J]
+    accepted: Array  # [J] drafts that the main model would have chosen too
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """What an evaluation found."""
+
+    nats: float  # a target
+    bits_per_byte: float
+    mtp_nats: list[float]  # a target, by depth
+    acceptance: list[float]  # by depth
+    targets: int
+
+
+HeldoutStep = Callable[[TransformerParams, Batch], HeldoutSums]
+
+
+def make_heldout_step(cfg: ModelConfig, backend: Backend) -> HeldoutStep:
+    """Build the function that sums one batch; jit it."""
+
+    def heldout_step(p: TransformerParams, batch: Batch) -> HeldoutSums:
+        length = batch.tokens.shape[1] - 1
+        tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
+        main = transformer.hidden(p, tokens, segments, cfg, backend).x
+        weights = losses.target_weights(batch, 1)
+        chosen = _guess(main, p.head, backend.loss_chunk)
+        rows = []
+        previous = main
+        for depth in range(cfg.mtp_depth):
+            assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
+            ahead = depth + 1
+            embedded = transformer.embed(p, losses.shift(batch.tokens, ahead, length), backend)
+            is_real = segments != 0
+            previous = mtp.hidden(mtp.module(p.mtp, depth), previous, embedded, segments, is_real,
+                                  cfg, backend)[0]
+            counts = losses.target_weights(batch, ahead + 1)
+            is_same = _guess(previous, p.head, backend.loss_chunk) == losses.shift(
+                jnp.pad(chosen, ((0, 0), (0, 1))), ahead, length)
+            rows.append((_nats(p, previous, batch, ahead + 1, backend), counts.sum(),
+                         (is_same * counts).sum()))
+        sums = [jnp.stack(column) for column in zip(*rows, strict=True)] if rows else [
+            jnp.zeros((0,))] * 3
+        return HeldoutSums(_nats(p, main, batch, 1, backend), weights.sum(), *sums)
+
+    return heldout_step
+
+
+def _nats(p: TransformerParams, x: Array, batch: Batch, ahead: int, backend: Backend) -> Array:
+    targets = losses.shift(batch.tokens, ahead, x.shape[1])
+    weights = losses.target_weights(batch, ahead)
+    return cross_entropy(x, p.head, targets, weights, backend.loss_chunk, jnp.dtype(jnp.float32))[0]
+
+
+def _guess(x: Array, head: Array, chunk: int) -> Array:
+    """The likeliest token at each position, in chunks of time. x [B, T, D] -> [B, T]."""
+    length = x.shape[1]
+    pad = -length % chunk
+    cut = jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(x.shape[0], -1, chunk, x.shape[2])
+    guesses = lax.map(lambda part: jnp.argmax(part.astype(jnp.float32) @ head, axis=-1),
+                      jnp.moveaxis(cut, 1, 0))
+    return jnp.moveaxis(guesses, 0, 1).reshape(x.shape[0], -1)[:, :length].astype(jnp.int32)
+
+
+def evaluate(step: HeldoutStep, p: TransformerParams,
+             batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> Heldout:
+    """Sum over (batch, bytes of its targets) and divide once."""
+    sums, total_bytes = [], 0
+    for batch, size in batches:
+        sums.append(step(p, Batch(**batch)))
+        total_bytes += size
+    total = jax.tree.map(lambda *parts: np.sum([np.asarray(a, np.float64) for a in parts], axis=0),
+                         *sums)
+    counts = np.maximum(total.mtp_targets, 1)
+    return Heldout(
+        nats=float(total.nats / total.targets),
+        bits_per_byte=bits_per_byte(float(total.nats), total_bytes),
+        mtp_nats=[float(v) for v in total.mtp_nats / counts],
+        acceptance=[float(v) for v in total.accepted / counts],
+        targets=int(total.targets),
+    )

@@ -1,0 +1,169 @@
+"""One optimizer step as one pure function: loss, gradients, AdamW, balance rule, metrics.
+
+`train_step(state, batch)` sees the whole step's batch. Totals are counted first, so microbatches
+only cut the work: their gradients add up to the whole batch's, the router's loads are summed before
+the bias moves once, and nothing is averaged over parts of unequal size.
+
+Axes: B rows, T time, M microbatches, L mixture layers, J MTP depth, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+from dsjax.config.run import RunConfig
+from dsjax.layers.backend import Backend
+from dsjax.layers.moe import MoEParams
+from dsjax.model import loss as losses
+from dsjax.model import transformer
+from dsjax.model.loss import Batch, LossParts
+from dsjax.model.transformer import TransformerParams
+from dsjax.numerics import products
+from dsjax.optim import schedule
+from dsjax.optim.adamw import global_norm
+from dsjax.params import trainable_mask
+from dsjax.train.state import TrainState, optimizer
+
+
+@struct.dataclass
+class StepMetrics:
+    """What one step reports; read by the host one step late, so that the device never waits."""
+
+    loss: Array  # [] all terms
+    next_token: Array  # [] nats a target
+    mtp: Array  # [J] nats a target of each depth
+    mtp_accuracy: Array  # [J] share of targets guessed
+    balance: Array  # [] weighted balance losses
+    grad_norm: Array  # [] before clipping
+    rate: Array  # []
+    loads: Array  # [L + J, E] assignments of real tokens
+    targets: Array  # [] next-token targets
+    skipped: Array  # [] steps skipped so far
+    skipped_in_row: Array  # []
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(run: RunConfig, backend: Backend) -> TrainStep:
+    """Build the step function of a run; jit it with the state donated."""
+    specs = transformer.specs(run.model)
+    update = optimizer(specs, run.optimizer).update
+    is_free = trainable_mask(specs)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        rate = schedule.learning_rate(run.rate, state.step)
+        grads, total, parts = gradients(state.params, batch, state.step, run, backend)
+        with jax.named_scope("optimizer"):
+            norm = global_norm(grads, is_free)
+            is_finite = jnp.isfinite(norm) & jnp.isfinite(total)
+            changes, opt = update(grads, state.opt, state.params, learning_rate=rate)
+            moved = optax.apply_updates(state.params, changes)
+            moved = move_biases(moved, parts.loads, bias_speed(run, state.step), run)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), (moved, opt),
+                            (state.params, state.opt))
+        skip = (~is_finite).astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=kept[0],
+            opt=kept[1],
+            skipped=state.skipped + skip,
+            skipped_in_row=(state.skipped_in_row + 1) * skip,
+        )
+        return new_state, _metrics(total, parts, norm, rate, batch, new_state)
+
+    return train_step
+
+
+def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
+              backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
+    """Gradients of the whole batch's loss in float32, the loss, and its summed parts."""
+    specs = transformer.specs(run.model)
+    totals = losses.count(batch)
+    mtp_weight = schedule_mtp_weight(run, step)
+    held = None
+    if backend.products.name != "fp32":
+        held = products.hold(p, specs, backend.products)
+
+    def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
+        tree = p if held is None else products.attach(p, held, specs)
+        return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend,
+                           remat=run.place.remat, unroll=run.place.unroll)
+
+    grad = jax.value_and_grad(part_loss, has_aux=True)
+    if run.train.microbatches == 1:
+        (total, parts), grads = grad(p, batch)
+        return grads, total, parts
+    return _accumulate(grad, p, batch, run.train.microbatches)
+
+
+def _accumulate(grad: Callable, p: TransformerParams, batch: Batch,
+                count: int) -> tuple[TransformerParams, Array, LossParts]:
+    """Add up the gradients of `count` microbatches of equal rows, in float32."""
+    cut = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+
+    def add(sums: Any, part: Batch) -> tuple[Any, None]:
+        (total, parts), grads = grad(p, part)
+        return jax.tree.map(jnp.add, sums, (grads, total, parts)), None
+
+    first = jax.tree.map(lambda a: a[0], cut)
+    shapes = jax.eval_shape(lambda: grad(p, first))
+    (total, parts), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, total, parts), _ = lax.scan(add, (grads, total, parts), cut)
+    return grads, total, parts
+
+
+def schedule_mtp_weight(run: RunConfig, step: Array) -> Array:
+    """lambda: `mtp_weight` early, `mtp_weight_late` from its fraction of the run on."""
+    is_late = step >= run.loss.mtp_late_from * run.train.steps
+    return jnp.where(is_late, run.loss.mtp_weight_late, run.loss.mtp_weight)
+
+
+def bias_speed(run: RunConfig, step: Array) -> Array:
+    """gamma: `bias_speed`, and 0 from its fraction of the run on."""
+    return jnp.where(step < run.loss.bias_until * run.train.steps, run.loss.bias_speed, 0.0)
+
+
+def move_biases(p: TransformerParams, loads: Array, speed: Array,
+                run: RunConfig) -> TransformerParams:
+    """Apply the balance rule to every router, main layers first, then MTP's. loads [L + J, E]."""
+    if run.model.moe is None or not run.model.moe.has_bias:
+        return p
+    delta = losses.bias_step(loads, speed)
+    main = run.model.moe_layers
+    if p.moe is not None:
+        p = p.replace(moe=p.moe.replace(ffn=_moved(p.moe.ffn, delta[:main])))
+    if p.mtp is not None:
+        block = p.mtp.block
+        p = p.replace(mtp=p.mtp.replace(block=block.replace(ffn=_moved(block.ffn, delta[main:]))))
+    return p
+
+
+def _moved(p: MoEParams, delta: Array) -> MoEParams:
+    return p.replace(router=p.router.replace(bias=p.router.bias + delta))
+
+
+def _metrics(total: Array, parts: LossParts, norm: Array, rate: Array, batch: Batch,
+             state: TrainState) -> StepMetrics:
+    targets = losses.count(batch).targets
+    per_depth = jnp.maximum(parts.mtp_targets, 1e-9)
+    return StepMetrics(
+        loss=total,
+        next_token=parts.nats / targets,
+        mtp=parts.mtp_nats / per_depth,
+        mtp_accuracy=parts.mtp_hits / per_depth,
+        balance=parts.balance,
+        grad_norm=norm,
+        rate=rate,
+        loads=parts.loads,
+        targets=targets,
+        skipped=state.skipped,
+        skipped_in_row=state.skipped_in_row,
+    )
