@@ -1,0 +1,100 @@
+"""A run's config as JSON, written beside its checkpoints and read back exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+from dsjax.config.fields import class_choices, did_you_mean, field_types
+from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
+
+
+def run_to_json(run: RunConfig, path: Path | str) -> None:
+    """Write a run; a field that may hold one of several classes names its class under `kind`."""
+    Path(path).write_text(json.dumps(_plain(run), indent=2) + "\n", encoding="utf-8")
+
+
+def run_from_json(path: Path | str) -> RunConfig:
+    """Read back exactly what `run_to_json` wrote; unknown keys are refused by name."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}); give the folder of a run") from None
+    try:
+        return _build(RunConfig, data, "run")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A config as dicts, lists and numbers."""
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    made = {}
+    for name, hint in field_types(type(value)).items():
+        held = getattr(value, name)
+        made[name] = _plain(held)
+        if dataclasses.is_dataclass(held) and len(set(class_choices(hint)) - {type(None)}) > 1:
+            made[name] = {"kind": type(held).__name__} | made[name]
+    return made
+
+
+def _build(hint: Any, data: Any, where: str) -> Any:
+    """The value of type `hint` that `data` describes."""
+    if dataclasses.is_dataclass(hint):
+        return _build_class(typing.cast(type, hint), data, where)
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        if isinstance(data, list) and (inner[1:] == (...,) or len(inner) == len(data)):
+            kinds = inner[:1] * len(data) if inner[1:] == (...,) else inner
+            return tuple(_build(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(kinds, data)))
+    elif typing.get_origin(hint) is typing.Literal:
+        if data in typing.get_args(hint):
+            return data
+    elif classes := class_choices(hint):
+        if data is None and type(None) in classes:
+            return None
+        kinds_by_name = {c.__name__: c for c in classes if c is not type(None)}
+        if isinstance(data, dict) and len(kinds_by_name) > 1:
+            kind, data = data.get("kind"), {k: v for k, v in data.items() if k != "kind"}
+            if kind in kinds_by_name:
+                return _build(kinds_by_name[kind], data, where)
+            raise ValueError(f"{where}.kind is {kind!r}; use one of {list(kinds_by_name)}")
+        return _build(next(iter(kinds_by_name.values())), data, where)
+    elif _fits(data, hint):
+        return data
+    raise ValueError(f"{where} is {data!r}, which is not {getattr(hint, '__name__', hint)}")
+
+
+def _build_class(cls: type, data: Any, where: str) -> Any:
+    """A config class from its dict, every key known and every field without default there."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is {data!r}, which is not a {cls.__name__}")
+    hints = field_types(cls)
+    for key in data:
+        if key not in hints:
+            mean = did_you_mean(key, hints)
+            raise ValueError(f"{where} has the unknown key {key!r}{mean}; remove it")
+    has_default = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+    }
+    for name in hints:
+        if name not in data and name not in has_default:
+            raise ValueError(f"{where} lacks {name!r}, which {cls.__name__} needs; add it")
+    return cls(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+
+
+def _fits(data: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a plain type; a whole number may stand for a float."""
+    plain = typing.get_args(hint) or (hint,)
+    if isinstance(data, bool):
+        return bool in plain
+    return isinstance(data, plain) or (isinstance(data, int) and float in plain)

@@ -1,0 +1,212 @@
+"""A config is exactly what its file and the flags say, or one sentence says what is wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dsjax.config import load as loading
+from dsjax.config.load import load, override, run_from_json, run_to_json
+from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.run import RunConfig, SequenceStage, TrainConfig, identity
+from dsjax.config.schedule import LearningRate
+from dsjax.errors import UserError
+
+MLA = MLAConfig(heads=3, kv_rank=8, nope_dim=6, rope_dim=4, value_dim=5, q_rank=7)
+MOE = MoEConfig(experts=12, experts_per_token=2, expert_dim=9, groups=3, groups_per_token=2)
+MODEL = ModelConfig(101, 16, 4, 1, 24, MLA, MOE, mtp_depth=1)
+RUN = RunConfig("small_test", MODEL, rate=LearningRate(0.003, low=0.001), seed=5)
+DENSE = dataclasses.replace(
+    RUN,
+    model=dataclasses.replace(
+        MODEL,
+        moe=None,
+        dense_layers=4,
+        attention=GQAConfig(4, 2, 6),
+        rope=RopeConfig(yarn=YarnConfig(factor=3)),
+    ),
+    train=TrainConfig(steps=9, length=64, curriculum=(SequenceStage(0, 16), SequenceStage(5, 64))),
+)
+FILE = '''"""A page of science."""
+from tests_config_values import RUN
+def config():
+    return RUN
+'''
+
+
+def _refusal(*argv, run=RUN):
+    with pytest.raises(UserError) as caught:
+        override(run, argv)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 200
+    return text
+
+
+def test_flags_replace_the_fields_they_name_and_nothing_else():
+    flags = "--model.layers 3 --train.steps=100 --model.moe.expert_dim 8 --place.no-resume"
+    got = override(RUN, flags.split())
+    want = dataclasses.replace(
+        RUN,
+        model=dataclasses.replace(MODEL, layers=3, moe=dataclasses.replace(MOE, expert_dim=8)),
+        train=dataclasses.replace(RUN.train, steps=100),
+        place=dataclasses.replace(RUN.place, resume=False),
+    )
+    assert got == want
+    assert type(got.model.attention) is MLAConfig
+    assert RUN.model == MODEL  # the default that was given is not changed
+
+
+@pytest.mark.parametrize("run", [RUN, DENSE])
+def test_no_flags_change_nothing(run):
+    assert override(run, []) == run
+
+
+def test_an_optional_part_comes_and_goes_by_flags():
+    assert override(RUN, ["--model.rope.yarn.factor", "8"]).model.rope.yarn == YarnConfig(8.0)
+    assert override(DENSE, ["--model.rope.yarn", "None"]).model.rope.yarn is None
+    assert override(RUN, ["--model.attention.q-rank", "None"]).model.attention.q_rank is None
+    gone = override(RUN, ["--model.moe", "None", "--model.dense-layers=4"])
+    assert gone.model == dataclasses.replace(MODEL, moe=None, dense_layers=4)
+    prefix = "--model.moe."
+    flags = [prefix + "experts=8", prefix + "experts-per-token=2", prefix + "expert-dim=7"]
+    back = override(DENSE, [*flags, "--model.dense-layers", "1"])
+    assert back.model.moe == MoEConfig(8, 2, 7)
+
+
+def test_a_union_changes_its_class_by_name():
+    flags = "--model.attention gqa --model.attention.heads 6 --model.attention.kv-heads 3"
+    got = override(RUN, [*flags.split(), "--model.attention.head-dim", "4"])
+    assert got.model.attention == GQAConfig(6, 3, 4)
+    assert "mla or gqa" in _refusal("--model.attention", "mamba")
+    assert "--model.attention.head-dim" in _refusal(*flags.split())
+
+
+def test_a_curriculum_is_written_as_steps_and_lengths():
+    got = override(RUN, ["--train.curriculum", "0:64", "30:128", "--train.steps", "7"])
+    assert got.train.curriculum == (SequenceStage(0, 64), SequenceStage(30, 128))
+    assert "FROM_STEP:LENGTH" in _refusal("--train.curriculum", "0:64", "30")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model.layer", "3"], ["no flag --model.layer,", "did you mean --model.layers;"]),
+        (["--kv-rank", "3"], ["did you mean --model.attention.kv-rank"]),
+        (["--wrong", "3"], ["no flag --wrong;"]),
+        (["--model.layers", "x"], ["--model.layers takes INT, not 'x'"]),
+        (["--model.layers"], ["--model.layers needs a value"]),
+        (["--train.precision", "fp9"], ["--train.precision is 'fp9'", "'bf16'"]),
+        (["more"], ["no flag: more"]),
+        (["--model.moe.experts", "7"], ["experts=7 is not divisible by groups=3; choose"]),
+        (["--model.moe", "None"], ["moe=None leaves 3 blocks", "dense_layers=4"]),
+    ],
+)
+def test_a_wrong_flag_gets_one_sentence(argv, words):
+    text = _refusal(*argv)
+    for word in words:
+        assert word in text
+
+
+def test_help_shows_every_field_with_its_docstring(capsys):
+    with pytest.raises(SystemExit) as leave:
+        override(RUN, ["--help"], prog="dsjax train tiny")
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: dsjax train tiny" in text
+    for flag in loading._flags(RUN):
+        assert flag in text
+    assert "Rotations over the original length" not in text  # there is no yarn
+    assert "attention heads" in text
+
+
+def test_a_file_is_run_and_a_name_is_found_in_the_projects_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    text = FILE.replace("from tests_config_values", f"from {__name__}")
+    (folder / "my_tiny.py").write_text(text)
+    assert load(str(folder / "my_tiny.py")) == RUN
+    monkeypatch.setattr(loading, "FOLDER", folder)
+    assert load("my_tiny") == load("My-Tiny") == RUN
+    for wrong in ("my_tinny", str(folder / "my_tinny.py")):
+        with pytest.raises(UserError, match=r"did you mean .*my_tiny"):
+            load(wrong)
+    with pytest.raises(UserError, match="choose from my_tiny, or give the path"):
+        load("quite_another")
+
+
+def test_every_config_of_the_project_loads_by_its_name():
+    for name in loading.names():
+        run = load(name)
+        assert isinstance(run, RunConfig)
+        assert override(run, []) == run
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\n", "has no function config()"),
+        ("def config():\n    return 3\n", "returned int"),
+        ("def config(:\n", "line 1: "),
+        ("\ndef config():\n    return {}['a']\n", "line 3: KeyError: 'a'"),
+        ("from dsjax.config.model import *\nGQAConfig(3, 2, 4)\n", "line 2: heads=3 is not"),
+    ],
+)
+def test_a_broken_config_file_is_named_with_the_line(tmp_path, text, words):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(str(path))
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [RUN, DENSE, dataclasses.replace(RUN, rate=LearningRate(1))])
+def test_json_gives_the_same_run_and_the_same_fingerprints(tmp_path, run):
+    run_to_json(run, tmp_path / "run.json")
+    got = run_from_json(tmp_path / "run.json")
+    assert got == run
+    assert repr(got) == repr(run)  # also 1 and 1.0 stay what they were
+    assert identity(got) == identity(run)
+
+
+def _stored(tmp_path, change):
+    path = tmp_path / "run.json"
+    run_to_json(RUN, path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["model"].update(layer=3), "run.model has the unknown key 'layer', did"),
+        (lambda d: d["model"].update(layers="3"), "run.model.layers is '3', which is not int"),
+        (lambda d: d["model"].update(layers=True), "run.model.layers is True"),
+        (lambda d: d["model"].pop("layers"), "run.model lacks 'layers'"),
+        (lambda d: d["model"]["attention"].update(kind="RNN"), "run.model.attention.kind is 'RNN'"),
+        (lambda d: d["model"]["moe"].update(experts=7), "experts=7 is not divisible by groups=3"),
+        (lambda d: d["train"].update(precision="fp9"), "run.train.precision is 'fp9'"),
+        (lambda d: d["train"].update(curriculum=[1]), "run.train.curriculum[0] is 1"),
+    ],
+)
+def test_json_that_is_no_run_is_refused_by_name(tmp_path, change, words):
+    with pytest.raises(UserError) as caught:
+        run_from_json(_stored(tmp_path, change))
+    assert words in str(caught.value)
+
+
+def test_a_field_added_since_takes_its_default(tmp_path):
+    path = _stored(tmp_path, lambda d: d.pop("seed"))
+    assert run_from_json(path) == dataclasses.replace(RUN, seed=0)
+
+
+def test_json_that_is_missing_or_cut_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="not readable"):
+        run_from_json(tmp_path / "absent.json")
+    (tmp_path / "cut.json").write_text('{"name": ')
+    with pytest.raises(UserError, match="not readable"):
+        run_from_json(tmp_path / "cut.json")
