@@ -33,7 +33,9 @@ class LossConfig:
         for name in ("balance", "expert_balance", "device_balance", "communication_balance",
                      "mtp_weight", "mtp_weight_late", "bias_speed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"LossConfig.{name}={getattr(self, name)} is negative; use 0 for off")
+                raise ValueError(
+                    f"LossConfig.{name}={getattr(self, name)} is negative; use 0 for off"
+                )
         for name in ("mtp_late_from", "bias_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

@@ -56,7 +56,7 @@ class RopeConfig:
     def __post_init__(self) -> None:
         """Refuse a base that gives no series."""
         if self.theta <= 1:
-            raise ValueError(f"RopeConfig.theta={self.theta} must be above 1; the report uses 10000")
+            raise ValueError(f"RopeConfig.theta={self.theta} must be above 1; use 10000")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class MLAConfig:
             q_rank=1 if self.q_rank is None else self.q_rank,
         )
         if self.rope_dim % 2:
-            raise ValueError(f"MLAConfig.rope_dim={self.rope_dim} is odd; rotary pairs need it even")
+            raise ValueError(f"MLAConfig.rope_dim={self.rope_dim} is odd; make it even for pairs")
 
     @property
     def qk_dim(self) -> int:
@@ -117,12 +117,12 @@ class GQAConfig:
                 f"choose kv_heads from {choices}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"GQAConfig.head_dim={self.head_dim} is odd; rotary pairs need it even")
+            raise ValueError(f"GQAConfig.head_dim={self.head_dim} is odd; make it even for pairs")
 
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """DeepSeekMoE: routed experts, shared experts and the rule that chooses (V3 report sec. 2.1.2)."""
+    """DeepSeekMoE: routed experts, shared experts and the rule that chooses (V3 sec. 2.1.2)."""
 
     experts: int
     """N_r: routed experts."""

@@ -17,6 +17,7 @@ from jax import Array
 
 from dsjax.numerics import products as numerics
 from dsjax.numerics.products import Products, Weight
+from dsjax.numerics.wide import wide
 from dsjax.ops import attention, grouped
 from dsjax.ops.linear import linear
 
@@ -41,7 +42,8 @@ Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """The functions a layer calls where machines differ; `dtype` is that of activations."""
+    """The functions a layer calls where machines differ; `dtype` is that of activations,
+    `loss_dtype` that of the operands of the head's product."""
 
     linear: Linear
     high: Linear  # for matrices that stay out of 8 bits
@@ -50,6 +52,7 @@ class Backend:
     constrain: Constrain
     products: Products
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
+    loss_dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_chunk: int = 128
 
 
@@ -58,10 +61,13 @@ def leave(x: Array, axes: tuple[str | None, ...]) -> Array:
     return x
 
 
+HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16
+
+
 def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.float32) -> Backend:
     """A backend for one device in the given precision."""
-    is_low = products is not numerics.FP32
-    high = numerics.BF16 if is_low else numerics.FP32
+    is_low = products.name not in HIGH
+    high = numerics.BF16 if is_low else products
     return Backend(
         linear=functools.partial(linear, products=products),
         high=functools.partial(linear, products=high),
@@ -70,6 +76,7 @@ def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.flo
         constrain=leave,
         products=products,
         dtype=jnp.dtype(dtype),
+        loss_dtype=jnp.dtype(jnp.bfloat16) if is_low else wide(dtype),
     )
 
 
@@ -87,11 +94,15 @@ SAVED_BY_V3 = ("residual", "latents", "attention", "swiglu_input", "expert_input
 again (V3 report sec. 3.2.3)."""
 
 
-def rematerialize(body: Callable, remat: str) -> Callable:
-    """Wrap a scanned block: `none` keeps all, `v3` as the report, `full` keeps its input only."""
+def rematerialize(body: Callable, remat: str, is_scanned: bool = True) -> Callable:
+    """Wrap a block: `none` keeps all, `v3` as the report, `full` keeps its input only.
+
+    Outside a scan the compiler would find the second computation equal to the first and keep the
+    first's results; `is_scanned=False` forbids that.
+    """
     if remat == "none":
         return body
     if remat == "v3":
         policy = jax.checkpoint_policies.save_only_these_names(*SAVED_BY_V3)
-        return jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return jax.checkpoint(body, policy=save_nothing, prevent_cse=False)
+        return jax.checkpoint(body, policy=policy, prevent_cse=not is_scanned)
+    return jax.checkpoint(body, policy=save_nothing, prevent_cse=not is_scanned)

@@ -1,4 +1,4 @@
-"""Grouped-query and standard multi-head attention, peers of MLA for the ablations (V2 report App. D).
+"""Grouped-query and standard multi-head attention, peers of MLA for ablations (V2 report App. D).
 
 Axes: B batch, T query, S key, D model, H query heads, N channels of a head. This file's own letter:
 Y key-value heads; query head h reads key-value head h // (H / Y). All channels are rotated.
@@ -14,6 +14,7 @@ from jax import Array
 from dsjax.config.model import GQAConfig, ModelConfig
 from dsjax.layers.backend import Backend
 from dsjax.numerics.products import Weight
+from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.rope import Angles, rotate, softmax_scale
 from dsjax.params import Spec
@@ -71,11 +72,12 @@ def gqa_cached(p: GQAParams, x: Array, angles: Angles, positions: Array, cache: 
         lambda old, part: old.at[row, positions].set(part.astype(old.dtype)), cache, new
     )
     grouped = q.reshape(*q.shape[:2], a.kv_heads, -1, a.head_dim)
-    scores = jnp.einsum("btygn,bsyn->bygts", grouped, cache.k).astype(jnp.float32)
+    k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
+    scores = jnp.einsum("btygn,bsyn->bygts", grouped, k, preferred_element_type=wide(x.dtype))
     is_past = jnp.arange(cache.k.shape[1])[None, None] <= positions[..., None]
     scores = jnp.where(is_past[:, None, None], scores * softmax_scale(cfg.rope, a.head_dim), NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    out = jnp.einsum("bygts,bsyn->btygn", weights, cache.v).reshape(q.shape)
+    out = jnp.einsum("bygts,bsyn->btygn", weights, v).reshape(q.shape)
     return backend.linear(out, p.w_o, contract=2), cache
 
 

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers.backend import Backend
 from dsjax.numerics.products import Weight, value
+from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles, rotate, softmax_scale
@@ -100,15 +101,17 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     cache = jax.tree.map(
         lambda old, part: old.at[row, positions].set(part.astype(old.dtype)), cache, new
     )
-    w_ukv = value(p.w_ukv)
+    w_ukv = value(p.w_ukv).astype(x.dtype)
     w_uk, w_uv = w_ukv[..., : a.nope_dim], w_ukv[..., a.nope_dim :]
+    latent, k_rope = cache.latent.astype(x.dtype), cache.k_rope.astype(x.dtype)
     q_latent = jnp.einsum("bthn,chn->bthc", q_nope, w_uk)
-    scores = jnp.einsum("bthc,bsc->bhts", q_latent, cache.latent)
-    scores += jnp.einsum("bthr,bsr->bhts", q_rope, cache.k_rope)
-    scores = scores.astype(jnp.float32) * softmax_scale(cfg.rope, a.qk_dim)
+    dtype = wide(x.dtype)
+    scores = jnp.einsum("bthc,bsc->bhts", q_latent, latent, preferred_element_type=dtype)
+    scores += jnp.einsum("bthr,bsr->bhts", q_rope, k_rope, preferred_element_type=dtype)
+    scores *= softmax_scale(cfg.rope, a.qk_dim)
     is_past = jnp.arange(cache.latent.shape[1])[None, None] <= positions[..., None]
     weights = jax.nn.softmax(jnp.where(is_past[:, None], scores, NEVER), axis=-1)
-    out = jnp.einsum("bhts,bsc->bthc", weights.astype(x.dtype), cache.latent)
+    out = jnp.einsum("bhts,bsc->bthc", weights.astype(x.dtype), latent)
     heads = jnp.einsum("bthc,chu->bthu", out, w_uv)
     return backend.linear(heads, p.w_o, contract=2), cache
 

@@ -5,7 +5,7 @@ Axes: B rows, T tokens, D model, E experts, K experts per token, F expert hidden
 
 from __future__ import annotations
 
-import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -63,17 +63,22 @@ def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
     """Drop what exceeds an expert's capacity, lightest affinity first (V2 report sec. 2.2.4).
 
     An expert keeps ceil(factor * T * K / E) of a batch's assignments; a dropped one weighs zero.
-    The capacity counts all positions of the batch, padding included, so it is static; padding
-    itself never competes.
+    T counts real tokens; padding neither competes nor is kept. Of equal weights the earlier stays.
     """
-    assert cfg.capacity_factor is not None, "limit_capacity needs a capacity_factor"
     flat_experts = routing.experts.reshape(-1)
-    per_expert = flat_experts.size / cfg.experts
-    capacity = min(math.ceil(cfg.capacity_factor * per_expert), flat_experts.size)
+    capacity = _capacity(is_real.sum() * cfg.experts_per_token, cfg)
     real = jnp.broadcast_to(is_real[..., None], routing.experts.shape)
     weight = jnp.where(real, jax.lax.stop_gradient(routing.weights), -1.0).reshape(-1)
     order = jnp.lexsort((-weight, flat_experts))
     start = jnp.searchsorted(flat_experts[order], jnp.arange(cfg.experts))
     position = jnp.arange(flat_experts.size) - start[flat_experts[order]]
     is_kept = jnp.zeros(flat_experts.size, bool).at[order].set(position < capacity)
+    is_kept &= real.reshape(-1)
     return routing.replace(weights=routing.weights * is_kept.reshape(routing.weights.shape))
+
+
+def _capacity(assignments: Array, cfg: MoEConfig) -> Array:
+    """What one expert keeps of `assignments` [], in integers: a rounded product has no ceiling."""
+    assert cfg.capacity_factor is not None, "a capacity needs a capacity_factor"
+    factor = Fraction(cfg.capacity_factor).limit_denominator(100) / cfg.experts
+    return -(-assignments * factor.numerator // factor.denominator)

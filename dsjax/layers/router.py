@@ -1,7 +1,8 @@
 """Which experts a token visits (V3 report eqs. 12-16; V2 report sec. 2.2).
 
-Affinity is a sigmoid per expert (V3) or a softmax over experts (V2), in float32. The selection bias
-steers the choice alone; outputs are weighted by the unbiased affinities. Ties go to the lowest
+Affinity is a sigmoid per expert (V3) or a softmax over experts (V2), in float32 with full-precision
+products (a GPU or TPU would otherwise round the operands and choose other experts). The selection
+bias steers the choice alone; outputs are weighted by the unbiased affinities. Ties go to the lowest
 index. Axes: B rows, T tokens of a row, D model, E experts, G groups, K experts per token.
 """
 
@@ -13,6 +14,7 @@ from flax import struct
 from jax import Array
 
 from dsjax.config.model import MoEConfig
+from dsjax.numerics.wide import wide
 from dsjax.params import Spec
 
 
@@ -51,7 +53,8 @@ def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:
 
 def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:
     """Choose K experts per token, from the best groups only. x [B, T, D]."""
-    scores = jnp.einsum("btd,de->bte", x.astype(jnp.float32), p.centroids)
+    scores = jnp.einsum("btd,de->bte", x.astype(wide(x.dtype)), p.centroids,
+                        precision=jax.lax.Precision.HIGHEST)
     affinity = jax.nn.sigmoid(scores) if cfg.score == "sigmoid" else jax.nn.softmax(scores, -1)
     choice = jax.lax.stop_gradient(affinity)
     if p.bias is not None:
@@ -71,7 +74,7 @@ def open_groups(choice: Array, cfg: MoEConfig) -> Array:
     best = 2 if cfg.group_score == "top2" else 1
     score = jax.lax.top_k(grouped, best)[0].sum(-1)
     opened = jax.lax.top_k(score, cfg.groups_per_token)[1]
-    is_open = (opened[..., None] == jnp.arange(cfg.groups)).any(axis=-2)
+    is_open = jax.nn.one_hot(opened, cfg.groups, dtype=bool).any(axis=-2)
     return jnp.where(is_open[..., None], grouped, -jnp.inf).reshape(choice.shape)
 
 
@@ -81,19 +84,19 @@ def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
     Implements f_i and P_i of V3 report eqs. 18-20 (whose top-K is of the unbiased affinities) and
     the group shares of V2's communication loss.
     """
-    real = is_real.astype(jnp.float32)
+    real = is_real.astype(routing.affinity.dtype)
     tokens = jnp.maximum(real.sum(1), 1.0)[:, None]
     loads = _count(routing.experts, real, cfg.experts)
     unbiased = jax.lax.top_k(jax.lax.stop_gradient(routing.affinity), cfg.experts_per_token)[1]
     frequency = _count(unbiased, real, cfg.experts) * (cfg.experts / cfg.experts_per_token)
     share = routing.affinity / (routing.affinity.sum(-1, keepdims=True) + 1e-20)
     group = routing.experts // (cfg.experts // cfg.groups)
-    is_hit = (group[..., None] == jnp.arange(cfg.groups)).any(axis=2)
+    is_hit = jax.nn.one_hot(group, cfg.groups, dtype=bool).any(axis=2)
     return RouterStats(
         loads=loads,
         frequency=frequency / tokens,
         affinity=jnp.einsum("bte,bt->be", share, real) / tokens,
-        group_share=jnp.einsum("btg,bt->bg", is_hit.astype(jnp.float32), real) / tokens,
+        group_share=jnp.einsum("btg,bt->bg", is_hit.astype(real.dtype), real) / tokens,
     )
 
 
@@ -101,4 +104,4 @@ def _count(experts: Array, real: Array, count: int) -> Array:
     """Real tokens of each row that chose each expert: experts [B, T, K] -> [B, E] float32."""
     rows = jnp.arange(experts.shape[0])[:, None, None]
     weights = jnp.broadcast_to(real[..., None], experts.shape)
-    return jnp.zeros((experts.shape[0], count), jnp.float32).at[rows, experts].add(weights)
+    return jnp.zeros((experts.shape[0], count), real.dtype).at[rows, experts].add(weights)

@@ -1,4 +1,6 @@
-"""Every loss of the reports, as sums that do not depend on how a batch is cut (V3 2.1.2, 2.2; V2 2.2.3).
+"""Every loss of the reports, as sums that do not depend on how a batch is cut.
+
+V3 report sec. 2.1.2 (balance) and 2.2 (prediction of several tokens), V2 report sec. 2.2.3.
 
 A step's loss is a sum over its rows divided by totals of the whole step's batch, known before any
 gradient is taken (`count`). So microbatches, devices and padding never change it: gradients of
@@ -54,16 +56,16 @@ class LossParts:
 
 
 def target_weights(batch: Batch, ahead: int) -> Array:
-    """Weight of token i+ahead as position i's target, [B, T]; 0 past the row, document or padding."""
+    """Weight of token i+ahead as position i's target, [B, T]; 0 past its document or the row."""
     length = batch.tokens.shape[1] - 1
     segments = batch.segments[:, :length]
-    later = _shift(batch.segments, ahead, length)
+    later = shift(batch.segments, ahead, length)
     is_target = (later == segments) & (segments != 0)
-    return jnp.where(is_target, _shift(batch.weights, ahead, length), 0.0)
+    return jnp.where(is_target, shift(batch.weights, ahead, length), 0.0)
 
 
-def _shift(a: Array, by: int, length: int) -> Array:
-    """Elements i+by for i < length, 0 past the end. a [B, T+1] -> [B, length]."""
+def shift(a: Array, by: int, length: int) -> Array:
+    """Elements i+by for i < length, 0 past the end. a [B, T] or [B, T+1] -> [B, length]."""
     part = a[:, by : by + length]
     return jnp.pad(part, ((0, 0), (0, length - part.shape[1])))
 
@@ -73,7 +75,7 @@ def count(batch: Batch) -> Totals:
     is_real_row = (batch.segments[:, :-1] != 0).any(axis=1)
     return Totals(
         targets=jnp.maximum(target_weights(batch, 1).sum(), 1e-9),
-        rows=jnp.maximum(is_real_row.sum().astype(jnp.float32), 1.0),
+        rows=jnp.maximum(is_real_row.sum().astype(batch.weights.dtype), 1.0),
     )
 
 
@@ -94,8 +96,8 @@ def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array |
     previous = main.x
     for depth in range(cfg.mtp_depth):
         ahead = depth + 1
-        embedded = transformer.embed(p, _shift(batch.tokens, ahead, length), backend)
-        is_real = (segments != 0) & (_shift(batch.segments, ahead, length) == segments)
+        embedded = transformer.embed(p, shift(tokens, ahead, length), backend)
+        is_real = (segments != 0) & (shift(segments, ahead, length) == segments)
         assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
         previous, mtp_stats, _ = mtp.hidden(mtp.module(p.mtp, depth), previous, embedded, segments,
                                             is_real, cfg, backend, remat)
@@ -117,7 +119,7 @@ def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array |
 def _columns(rows: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
     """J rows of three scalars -> three [J] arrays."""
     if not rows:
-        none = jnp.zeros((0,), jnp.float32)
+        none = jnp.zeros((0,))
         return none, none, none
     first, second, third = zip(*rows, strict=True)
     return jnp.stack(first), jnp.stack(second), jnp.stack(third)
@@ -126,19 +128,18 @@ def _columns(rows: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Arra
 def _nats(p: TransformerParams, x: Array, batch: Batch, ahead: int,
           backend: Backend) -> tuple[Array, Array]:
     """Weighted nats and hits of predicting token i+ahead at position i."""
-    targets = _shift(batch.tokens, ahead, x.shape[1])
-    dtype = jnp.float32 if backend.products.name == "fp32" else jnp.bfloat16
+    targets = shift(batch.tokens, ahead, x.shape[1])
     return cross_entropy(x, p.head, targets, target_weights(batch, ahead), backend.loss_chunk,
-                         jnp.dtype(dtype))
+                         backend.loss_dtype)
 
 
 def _balance(stats: RouterStats | None, is_real_row: Array, cfg: ModelConfig,
              losses: LossConfig) -> Array:
     """All balance losses, summed over rows and mixture layers."""
-    if stats is None or cfg.moe is None:
-        return jnp.zeros(())
-    real = is_real_row.astype(jnp.float32)
     total = jnp.zeros(())
+    if stats is None or cfg.moe is None:
+        return total
+    real = is_real_row.astype(stats.affinity.dtype)[None]
     terms = [
         (losses.balance, sequence_balance),
         (losses.expert_balance, expert_balance),
@@ -176,7 +177,7 @@ def device_balance(stats: RouterStats, cfg: ModelConfig) -> Array:
 
 
 def communication_balance(stats: RouterStats, cfg: ModelConfig) -> Array:
-    """V2 eq. 29: sum over devices of f'' P'', f'' = D / M times the share of tokens sent. [L, B]."""
+    """V2 eq. 29: sum over devices of f'' P'', f'' = D / M times the share sent there. [L, B]."""
     assert cfg.moe is not None, "balance losses need experts"
     sent = stats.group_share * (cfg.moe.groups / cfg.moe.groups_per_token)
     return (sent * _by_group(stats.affinity, cfg.moe.groups).sum(-1)).sum(-1)

@@ -86,7 +86,7 @@ def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_r
         x, stats, cache = blocks.block(p.block, x, mix, is_real, cfg, backend)
         return rms_norm(x, p.norm, cfg.norm_eps), stats, cache
 
-    return rematerialize(body, remat)(p, previous, embedded)
+    return rematerialize(body, remat, is_scanned=False)(p, previous, embedded)
 
 
 def hidden_cached(p: MTPParams, previous: Array, embedded: Array, positions: Array, cache: Cache,

@@ -1,4 +1,4 @@
-"""The main model: embedding, leading dense layers, mixture layers, final norm, head (V3 report 2.1).
+"""The main model: embedding, leading dense layers, mixture layers, final norm, head (V3 sec. 2.1).
 
 Layers of equal kind are stacked and scanned. Axes: B batch, T time, D model, L layers, E experts,
 G groups, V vocabulary.
@@ -20,6 +20,7 @@ from dsjax.layers.router import RouterStats
 from dsjax.model import block as blocks
 from dsjax.model.block import BlockParams, Cache
 from dsjax.model.mtp import MTPParams, mtp_specs
+from dsjax.numerics.wide import wide
 from dsjax.ops import rope
 from dsjax.ops.norm import rms_norm
 from dsjax.params import Spec
@@ -99,7 +100,7 @@ def embed(p: TransformerParams, tokens: Array, backend: Backend) -> Array:
 
 def head(p: TransformerParams, x: Array) -> Array:
     """Multiply normalized hidden states by the head, in float32. x [..., D] -> [..., V]."""
-    return jnp.matmul(x.astype(jnp.float32), p.head, preferred_element_type=jnp.float32)
+    return jnp.matmul(x.astype(wide(x.dtype)), p.head.astype(wide(x.dtype)))
 
 
 def logits(p: TransformerParams, tokens: Array, cfg: ModelConfig, segments: Array | None = None,

@@ -25,6 +25,7 @@ from flax import struct
 from jax import Array, lax
 
 from dsjax import params
+from dsjax.numerics.wide import wide
 
 Held = Any  # an operand as a precision keeps it: an array, or codes with scales
 
@@ -55,10 +56,10 @@ class Weight:
 
 
 def _dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
-    """Contract one dim of each (counted from the end), leading dims batched, float32 out."""
+    """Contract one dim of each (counted from the end), leading dims batched, wide sums out."""
     batch = tuple(range(a.ndim - 2))
     dims = (((a.ndim - contract_a,), (b.ndim - contract_b,)), (batch, batch))
-    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, dims, preferred_element_type=wide(a.dtype))
 
 
 def plain_products(name: str, dtype: jnp.dtype) -> Products:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dsjax.numerics.wide import wide
+
 UNROLLED_BLOCKS = 8  # up to this many blocks are written out, each with just the keys it may see
 NEVER = -1e30  # a score that no softmax notices; finite, so that a masked block gives no NaN
 
@@ -26,7 +28,8 @@ def attend_plain(q: Array, k: Array, v: Array, segments: Array, scale: float) ->
 
     q [B, H, T, N], k [B, H, S, N], v [B, H, S, U], segments [B, T]. Returns [B, H, T, U].
     """
-    scores = jnp.einsum("bhtn,bhsn->bhts", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("bhtn,bhsn->bhts", q, k,
+                        preferred_element_type=wide(q.dtype)) * scale
     scores = jnp.where(_visible(segments, segments, 0, 0)[:, None], scores, NEVER)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum("bhts,bhsu->bhtu", weights.astype(v.dtype), v)
@@ -43,13 +46,24 @@ def _visible(query_segments: Array, key_segments: Array, query_start: Array | in
     return (is_same & is_real & (s[None, :] <= t[:, None])[None]) | is_self
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def attend(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int = 128,
            is_low: bool = False) -> Array:
     """Attention by blocks of `block` queries; shapes as `attend_plain`.
 
-    `is_low` multiplies in bfloat16 with float32 sums; softmax stays float32.
+    `is_low` multiplies in bfloat16 with float32 sums; softmax stays float32. A long T that blocks
+    do not divide is filled with padding.
     """
+    length = q.shape[2]
+    fill = -length % block if length > UNROLLED_BLOCKS * block else 0
+    if fill:
+        q, k, v = (jnp.pad(a, ((0, 0), (0, 0), (0, fill), (0, 0))) for a in (q, k, v))
+        segments = jnp.pad(segments, ((0, 0), (0, fill)))
+    return _attend(q, k, v, segments, scale, block, is_low)[:, :, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int,
+            is_low: bool) -> Array:
     return _forward(q, k, v, segments, scale, block, is_low)[0]
 
 
@@ -60,14 +74,14 @@ def _starts(length: int, block: int) -> list[int]:
 def _mm(equation: str, a: Array, b: Array, is_low: bool) -> Array:
     if is_low:
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, a, b, preferred_element_type=wide(a.dtype))
 
 
 def _forward(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int,
              is_low: bool) -> tuple[Array, Array]:
     """Returns the output [B, H, T, U] and the softmax's log denominators [B, H, T]."""
     length = q.shape[2]
-    if length > UNROLLED_BLOCKS * block and length % block == 0:
+    if length > UNROLLED_BLOCKS * block:
         return _forward_scanned(q, k, v, segments, scale, block, is_low)
     outs, logs = [], []
     for start in _starts(length, block):
@@ -94,12 +108,12 @@ def _attend_forward(q: Array, k: Array, v: Array, segments: Array, scale: float,
 def _attend_backward(scale: float, block: int, is_low: bool, kept, d_out: Array):
     q, k, v, segments, out, log_total = kept
     length = q.shape[2]
-    d_out32 = d_out.astype(jnp.float32)
-    inner = (d_out32 * out.astype(jnp.float32)).sum(-1)
-    if length > UNROLLED_BLOCKS * block and length % block == 0:
+    dtype = wide(q.dtype)
+    inner = (d_out.astype(dtype) * out.astype(dtype)).sum(-1)
+    if length > UNROLLED_BLOCKS * block:
         grads = _backward_scanned(q, k, v, segments, log_total, inner, d_out, scale, block, is_low)
         return *grads, None
-    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    dq, dk, dv = [], jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
     for start in _starts(length, block):
         end = min(start + block, length)
         rows = slice(start, end)
@@ -125,6 +139,7 @@ def _score_gradient(q, k, v, d_out, log_total, inner, mask, scale, is_low):
 def _forward_scanned(q, k, v, segments, scale, block, is_low):
     """Long T: scan over query blocks, and over each one's key blocks with a running maximum."""
     b, h, length, _ = q.shape
+    dtype = wide(q.dtype)
 
     def one_query_block(i: Array) -> tuple[Array, Array]:
         start = i * block
@@ -144,9 +159,9 @@ def _forward_scanned(q, k, v, segments, scale, block, is_low):
             out = out * shrink[..., None] + _mm("bhts,bhsu->bhtu", p, v_j, is_low)
             return new_top, total * shrink + p.sum(-1), out
 
-        top = jnp.full((b, h, block), NEVER, jnp.float32)
-        zero = jnp.zeros((b, h, block), jnp.float32)
-        out = jnp.zeros((b, h, block, v.shape[-1]), jnp.float32)
+        top = jnp.full((b, h, block), NEVER, dtype)
+        zero = jnp.zeros((b, h, block), dtype)
+        out = jnp.zeros((b, h, block, v.shape[-1]), dtype)
         top, total, out = lax.fori_loop(0, i + 1, add_key_block, (top, zero, out))
         return (out / total[..., None]).astype(v.dtype), top + jnp.log(total)
 
@@ -162,7 +177,7 @@ def _join(blocks: Array) -> Array:
 
 def _backward_scanned(q, k, v, segments, log_total, inner, d_out, scale, block, is_low):
     """Long T: scan over query blocks; key and value gradients accumulate in the carry."""
-    count = q.shape[2] // block
+    count, dtype = q.shape[2] // block, wide(q.dtype)
 
     def one_query_block(carry, i):
         cut = functools.partial(lax.dynamic_slice_in_dim, start_index=i * block, slice_size=block)
@@ -182,13 +197,13 @@ def _backward_scanned(q, k, v, segments, log_total, inner, d_out, scale, block, 
             dv = lax.dynamic_update_slice_in_dim(dv, dv_j, j * block, 2)
             return dq_i + _mm("bhts,bhsn->bhtn", ds, k_j, is_low), dk, dv
 
-        zero = jnp.zeros(q_i.shape, jnp.float32)
+        zero = jnp.zeros(q_i.shape, dtype)
         dq_i, dk, dv = lax.fori_loop(0, i + 1, one_key_block, (zero, *carry))
         return (dk, dv), dq_i
 
-    start = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    start = (jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
     (dk, dv), dq = lax.scan(one_query_block, start, jnp.arange(count))
     return _join(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dsjax.numerics.wide import wide
+
 
 def cross_entropy_plain(x: Array, head: Array, targets: Array, weights: Array) -> Array:
     """The clear twin: weighted sum of -log softmax(x head)[target], in nats, float32 scalar.
 
     x [B, T, D], head [D, V], targets [B, T] int32, weights [B, T].
     """
-    logits = jnp.einsum("btd,dv->btv", x, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btd,dv->btv", x, head, preferred_element_type=wide(x.dtype))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return ((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights).sum()
 
@@ -53,7 +55,7 @@ def _chunks(x: Array, targets: Array, weights: Array, chunk: int) -> tuple[Array
 
 
 def _logits(x: Array, head: Array) -> Array:
-    flat = lax.dot(x.reshape(-1, x.shape[-1]), head, preferred_element_type=jnp.float32)
+    flat = lax.dot(x.reshape(-1, x.shape[-1]), head, preferred_element_type=wide(x.dtype))
     return flat.reshape(*x.shape[:-1], -1)
 
 
@@ -67,7 +69,7 @@ def _chunk_loss(head: Array, carry: None, inputs: tuple[Array, Array, Array]):
 
 def _forward(x: Array, head: Array, targets: Array, weights: Array, chunk: int, dtype: jnp.dtype):
     held = head.astype(dtype)
-    vocab = jnp.arange(head.shape[1], dtype=targets.dtype)
+    vocab = jnp.arange(head.shape[1], dtype=targets.dtype)[None, None]
 
     def body(d_head: Array, inputs: tuple[Array, Array, Array]):
         x_c, targets_c, weights_c = inputs
@@ -82,12 +84,12 @@ def _forward(x: Array, head: Array, targets: Array, weights: Array, chunk: int, 
                     - jnp.where(is_target, weights_c[..., None], 0.0)).astype(dtype)
         rows = d_logits.reshape(-1, d_logits.shape[-1])
         dx = lax.dot_general(rows, held, (((1,), (1,)), ((), ())),
-                             preferred_element_type=jnp.float32)
+                             preferred_element_type=wide(dtype))
         d_head += lax.dot_general(x_c.reshape(rows.shape[0], -1), rows, (((0,), (0,)), ((), ())),
-                                  preferred_element_type=jnp.float32)
+                                  preferred_element_type=wide(dtype))
         return d_head, (nats, ((chosen >= top) * weights_c).sum(), dx.reshape(x_c.shape))
 
-    start = jnp.zeros(head.shape, jnp.float32)
+    start = jnp.zeros(head.shape, wide(dtype))
     cuts = _chunks(x.astype(dtype), targets, weights, chunk)
     d_head, (nats, hits, dx) = lax.scan(body, start, cuts)
     dx = jnp.moveaxis(dx, 0, 1).reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]

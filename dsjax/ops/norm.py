@@ -1,4 +1,4 @@
-"""RMSNorm, in float32 whatever the input's dtype."""
+"""RMSNorm, in float32 (or wider) whatever the input's dtype."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dsjax.numerics.wide import wide
+
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
     """Divide by the root mean square over the last dim and multiply by `gain`.
 
     x [..., D], gain [D]. Returns x's shape and dtype.
     """
-    x32 = x.astype(jnp.float32)
+    x32 = x.astype(wide(x.dtype))
     scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale * gain.reshape((1,) * (x.ndim - 1) + gain.shape)).astype(x.dtype)

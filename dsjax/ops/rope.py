@@ -14,11 +14,12 @@ from flax import struct
 from jax import Array
 
 from dsjax.config.model import RopeConfig, YarnConfig
+from dsjax.numerics.wide import wide
 
 
 @struct.dataclass
 class Angles:
-    """cos and sin of position times frequency, [..., T, R/2], float32."""
+    """cos and sin of position times frequency, [..., T, R/2]."""
 
     cos: Array
     sin: Array
@@ -38,13 +39,12 @@ def softmax_scale(rope: RopeConfig, qk_dim: int) -> float:
 
 
 def frequencies(rope: RopeConfig, rope_dim: int) -> np.ndarray:
-    """Radians a position for each pair, [R/2], float32.
+    """Radians a position for each pair, [R/2], float64.
 
     With YaRN, f' = f (1 - r) + f / factor * r, where the ramp r goes from 0 at the pair that turns
     `beta_fast` times over the original length to 1 at the one that turns `beta_slow` times.
     """
-    pair = np.arange(0, rope_dim, 2, dtype=np.float32)
-    f = (1.0 / rope.theta ** (pair / np.float32(rope_dim))).astype(np.float32)
+    f = 1.0 / rope.theta ** (np.arange(0, rope_dim, 2) / rope_dim)
     if rope.yarn is None:
         return f
     y = rope.yarn
@@ -59,13 +59,15 @@ def frequencies(rope: RopeConfig, rope_dim: int) -> np.ndarray:
     low = max(math.floor(pair_that_turns(y.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(y.beta_slow)), rope_dim - 1)
     width = high - low if high > low else 0.001
-    ramp = np.clip((np.arange(rope_dim // 2, dtype=np.float32) - low) / width, 0, 1)
-    return (f * (1 - ramp) + f / y.factor * ramp).astype(np.float32)
+    ramp = np.clip((np.arange(rope_dim // 2) - low) / width, 0, 1)
+    return f * (1 - ramp) + f / y.factor * ramp
 
 
 def angles(rope: RopeConfig, rope_dim: int, positions: Array) -> Angles:
-    """cos and sin for positions [..., T] int32; each [..., T, R/2]."""
-    phase = positions[..., None].astype(jnp.float32) * frequencies(rope, rope_dim)
+    """cos and sin for positions [..., T] int32; each [..., T, R/2], in JAX's default float."""
+    dtype = jnp.result_type(float)
+    turns = jnp.asarray(frequencies(rope, rope_dim), dtype)
+    phase = positions[..., None].astype(dtype) * turns.reshape((1,) * positions.ndim + (-1,))
     gain = 1.0
     if rope.yarn is not None:
         gain = yarn_mscale(rope.yarn, rope.yarn.mscale)
@@ -76,9 +78,11 @@ def angles(rope: RopeConfig, rope_dim: int, positions: Array) -> Angles:
 def rotate(x: Array, by: Angles) -> Array:
     """Turn each pair of channels of x [..., R] by its angle; `by` broadcasts against x's pairs.
 
-    Computed in float32 and cast back.
+    Computed in float32 (or wider) and cast back.
     """
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    pairs = x.astype(wide(x.dtype)).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([even * by.cos - odd * by.sin, even * by.sin + odd * by.cos], axis=-1)
+    lead = (1,) * (even.ndim - by.cos.ndim)
+    cos, sin = by.cos.reshape(lead + by.cos.shape), by.sin.reshape(lead + by.sin.shape)
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
