@@ -180,16 +180,21 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def fim(
-    documents: Iterable[Sequence[int]], tokenizer: Tokenizer, *, rate: float = 0.1, seed: int = 0
+    documents: Iterable[Sequence[int]],
+    tokenizer: Tokenizer,
+    *,
+    rate: float = 0.1,
+    seed: int = 0,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Yield each document, a share `rate` of them rearranged for fill-in-the-middle (V3: 0.1).
 
-    Whether and where a document is cut depends on `seed` and its number only.
+    Whether and where a document is cut depends on `seed` and its number, counted from `first`.
     """
     ids = (tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id)
     if rate > 0 and None in ids:
         raise UserError(f"fim rate {rate} needs a tokenizer with FIM tokens; set the rate to 0")
-    for number, document in enumerate(documents):
+    for number, document in enumerate(documents, first):
         rng = np.random.default_rng([seed, number])
         document = np.asarray(document, np.int32)
         yield _rearranged(document, ids, rng) if rng.random() < rate else document

@@ -4,7 +4,7 @@ The files in order are one stream: the end token, then every document followed b
 leading one makes the first token of the first document a target too). `documents-*.bin` holds, for
 each file, where its documents start (uint64, in tokens of that file). Files are written under a
 temporary name and renamed, the index last, so a folder with an index is whole; what has since been
-cut short is refused on opening.
+cut short is refused on opening. The tokenizer lies beside them as tokenizer.json.
 
 Limits: documents do not span files; byte order is little-endian.
 """
@@ -23,6 +23,7 @@ from dsjax.errors import UserError
 
 FORMAT = "dsjax tokens 1"
 INDEX = "index.json"
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,14 @@ class Shards:
 def exist(folder: str | Path) -> bool:
     """Tell whether `folder` holds finished shards."""
     return (Path(folder) / INDEX).is_file()
+
+
+def remove(folder: str | Path) -> None:
+    """Delete the shards in `folder`, finished or not, index first, and nothing else."""
+    (Path(folder) / INDEX).unlink(missing_ok=True)
+    for pattern in ("tokens-*.bin*", "documents-*.bin*"):
+        for path in Path(folder).glob(pattern):
+            path.unlink()
 
 
 def read(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
@@ -122,7 +131,7 @@ class Writer:
         if exist(folder) and not is_overwriting:
             raise UserError(f"{folder} already holds shards; choose another folder or overwrite")
         self._folder.mkdir(parents=True, exist_ok=True)
-        _remove_shards(self._folder)
+        remove(self._folder)
         self._tokenizer, self._limit = tokenizer, shard_tokens
         self._dtype = np.dtype("<u2" if tokenizer.vocab <= 2**16 else "<u4")
         self._shards: list[dict] = []
@@ -154,6 +163,7 @@ class Writer:
             self._flush()
         if not self._shards:
             raise UserError(f"no documents to write into {self._folder}; give more text")
+        self._tokenizer.save(self._folder / TOKENIZER)
         index = {
             "format": FORMAT,
             "dtype": self._dtype.str,
@@ -191,14 +201,6 @@ def _open_file(folder: Path, shard: dict, dtype: np.dtype) -> tuple[np.ndarray, 
             )
         pair.append(np.memmap(path, of, "r"))
     return pair[0], pair[1]
-
-
-def _remove_shards(folder: Path) -> None:
-    """Clear an earlier or unfinished writing, index first."""
-    (folder / INDEX).unlink(missing_ok=True)
-    for pattern in ("tokens-*.bin*", "documents-*.bin*"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:

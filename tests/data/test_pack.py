@@ -132,6 +132,8 @@ def test_fim_takes_its_share_of_documents_and_follows_the_seed():
     assert abs(taken.mean() - 0.1) < 5 * (0.1 * 0.9 / 20_000) ** 0.5  # five standard errors
     again = list(pack.fim(documents[:99], BPE, rate=0.1, seed=3))
     assert all((a == b).all() for a, b in zip(again, out[:99], strict=True))
+    later = list(pack.fim(documents[40:99], BPE, rate=0.1, seed=3, first=40))
+    assert all((a == b).all() for a, b in zip(later, out[40:99], strict=True))
     other = list(pack.fim(documents, BPE, rate=0.1, seed=4))
     assert [len(d) for d in other] != [len(d) for d in out]
     assert sum(len(d) for d in pack.fim(documents, BPE, rate=0)) == 80_000

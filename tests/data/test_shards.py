@@ -43,6 +43,7 @@ def test_shards_are_the_joined_documents_in_order(tmp_path_factory, documents, l
 def test_rows_of_shards_are_rows_of_the_array(tmp_path):
     read = write(tmp_path, shard_tokens=7)
     assert len(read.files) > 1
+    assert tok.load(tmp_path / "tokenizer.json").fingerprint == read.fingerprint
     on_disk = pack.segments(read, 5, read.end_id)
     in_memory = pack.segments(pack.joined(DOCUMENTS, 0), 5, 0)
     assert len(on_disk) == len(in_memory)
@@ -103,7 +104,7 @@ def test_an_interrupted_writing_leaves_no_index_and_nothing_stale(tmp_path):
         break_off()
     assert not shards.exist(tmp_path)
     assert write(tmp_path).documents == len(DOCUMENTS)
-    names = ["documents-00000.bin", "index.json", "tokens-00000.bin"]
+    names = ["documents-00000.bin", "index.json", "tokenizer.json", "tokens-00000.bin"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     with pytest.raises(UserError, match="no documents"):
         write(tmp_path / "none", [])
