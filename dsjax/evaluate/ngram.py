@@ -63,6 +63,6 @@ def _windows(documents: Sequence[bytes], order: int) -> Iterator[tuple[np.ndarra
     window = np.zeros(len(data), np.int64)
     for n in range(order):
         earlier = np.zeros(len(data), np.int64)
-        earlier[n:] = data[: len(data) - n]
+        earlier[n:] = data[: max(len(data) - n, 0)]
         window = window | (earlier << (8 * n))
         yield window, depth >= n

@@ -76,4 +76,6 @@ def test_empty_texts_and_long_orders_are_refused():
         ngram.bits_per_byte([b""], [b"a"])
     with pytest.raises(ValueError, match="order=8"):
         ngram.bits_per_byte([b"a"], [b"a"], 8)
+    short = ngram.bits_per_byte([b"a"], [b"a", b""])  # (1 + 1 / 256) / 2
+    assert short == pytest.approx(-math.log2(257 / 512))
     assert np.isfinite(ngram.bits_per_byte([b"a"], [b"abcdefgh"]))
