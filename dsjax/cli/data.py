@@ -107,16 +107,15 @@ def _write(args: Data, folders: dict[str, Path], words: Tokenizer, tell: Tell) -
         documents = 0
         for batch in _batches(_pieces(args, tell)):
             ids = words.encode_batch([text for _, text in batch])
-            sides = {"train": [], "heldout": []}
+            train = [d for (is_held, _), d in zip(batch, ids, strict=True) if not is_held]
+            rearranged = pack.fim(train, words, rate=args.fim_rate, seed=args.seed, first=documents)
+            documents += len(train)
             for (is_held, text), document in zip(batch, ids, strict=True):
-                sides["heldout" if is_held else "train"].append((document, len(text.encode())))
-            plain, sizes = zip(*sides["train"], strict=True) if sides["train"] else ((), ())
-            options = {"rate": args.fim_rate, "seed": args.seed, "first": documents}
-            for document, size in zip(pack.fim(plain, words, **options), sizes, strict=True):
-                writers["train"].add(document, size)
-            for document, size in sides["heldout"]:
-                writers["heldout"].add(document, size)
-            documents += len(plain)
+                size = len(text.encode())
+                if is_held:
+                    writers["heldout"].add(document, size)
+                else:
+                    writers["train"].add(next(rearranged), size)
             tell(0, sum(map(len, ids)) + len(ids))
 
 

@@ -196,8 +196,8 @@ def fim(
         raise UserError(f"fim rate {rate} needs a tokenizer with FIM tokens; set the rate to 0")
     for number, document in enumerate(documents, first):
         rng = np.random.default_rng([seed, number])
-        document = np.asarray(document, np.int32)
-        yield _rearranged(document, ids, rng) if rng.random() < rate else document
+        plain = np.asarray(document, np.int32)
+        yield _rearranged(plain, ids, rng) if rng.random() < rate else plain
 
 
 def _rearranged(ids: np.ndarray, fim_ids: tuple, rng: np.random.Generator) -> np.ndarray:

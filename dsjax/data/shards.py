@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -176,7 +177,7 @@ class Writer:
 
     def _flush(self) -> None:
         number = len(self._shards)
-        shard = {
+        shard: dict[str, Any] = {
             "tokens_file": f"tokens-{number:05d}.bin",
             "documents_file": f"documents-{number:05d}.bin",
             "tokens": self._size,

@@ -15,7 +15,7 @@ from importlib import resources
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dsjax.errors import UserError
 
@@ -167,7 +167,7 @@ def _read(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[s
         raise UserError(f"{path} is empty; remove it or name other files")
 
 
-def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
+def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO | io.BufferedIOBase:
     if path.suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if path.suffix == ".xz":
@@ -184,12 +184,13 @@ class _ZstdReader(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO, zstandard: ModuleType):
         self._raw, self._library = raw, zstandard
-        self._frame, self._ready = None, b""
+        self._frame: Any = None
+        self._ready = b""
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready:
             packed = (self._frame and self._frame.unused_data) or self._raw.read(1 << 20)
             if not packed:
@@ -202,18 +203,19 @@ class _ZstdReader(io.RawIOBase):
                 self._ready = self._frame.decompress(packed)
             except self._library.ZstdError as error:
                 raise OSError(str(error)) from error
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        view = memoryview(buffer)
+        count = min(len(view), len(self._ready))
+        view[:count], self._ready = self._ready[:count], self._ready[count:]
         return count
 
 
-def _plain(stream: BinaryIO, path: Path) -> Iterator[str]:
+def _plain(stream: BinaryIO | io.BufferedIOBase, path: Path) -> Iterator[str]:
     data = stream.read()
     text = _decode(data, 0, str(path)).removeprefix("\ufeff")
     yield from (part for part in text.split("\f") if part.strip())
 
 
-def _lines(stream: BinaryIO, path: Path, field: str) -> Iterator[str]:
+def _lines(stream: BinaryIO | io.BufferedIOBase, path: Path, field: str) -> Iterator[str]:
     offset = 0
     for number, line in enumerate(stream, 1):
         where = f"{path} line {number}"

@@ -78,7 +78,7 @@ class Tokenizer:
             return self.core.encode(text, add_special_tokens=False).ids
         ids: list[int] = []
         for i, piece in enumerate(self._added_names.split(text)):  # odd pieces are names
-            ids += [self.core.token_to_id(piece)] if i % 2 else self.encode(piece)
+            ids += [self._id_of[piece]] if i % 2 else self.encode(piece)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -122,6 +122,10 @@ class Tokenizer:
     @cached_property
     def _added(self) -> dict[int, str]:
         return {i: token.content for i, token in self.core.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {name: i for i, name in self._added.items()}
 
     @cached_property
     def _added_names(self) -> re.Pattern:

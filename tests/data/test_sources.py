@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data import sources
+from dsjax.data.corpus import make
 from dsjax.errors import UserError
 
 PACK = {
@@ -141,3 +142,12 @@ def test_small_texts_still_give_held_out_blocks():
     assert sorted(io.StringIO("".join(train + held_out)).readlines()) == sorted(
         io.StringIO(text).readlines()
     )
+
+
+def test_the_gutenberg_license_is_cut_away_and_never_left_in():
+    text = "Title\nnotice\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\nTo be.\n"
+    text += "*** END OF THE PROJECT GUTENBERG EBOOK X ***\nlicense of Project Gutenberg\n"
+    assert make.without_license(text) == "To be.\n"
+    assert make.without_license("To be.\n") == "To be.\n"
+    with pytest.raises(ValueError, match="still names Project Gutenberg"):
+        make.without_license("From Project Gutenberg\nTo be.\n")

