@@ -1,0 +1,1 @@
+"""Pipeline schedules as data: table (the words), flush, zero_bubble, dualpipe."""
