@@ -54,7 +54,7 @@ def adamw(
     def init(params: Tree) -> optax.ScaleByAdamState:
         _bools(decay_mask, params, "decay_mask")
         free = _bools(trainable, params, "trainable")
-        mu, nu = _moments(params, free, moment_dtype), _moments(params, free, moment_dtype)
+        mu, nu = (_moments(params, free, moment_dtype) for _ in range(2))
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
 
     def update(
@@ -63,9 +63,7 @@ def adamw(
         if params is None:
             raise ValueError("weight decay needs the parameters; call update(grads, state, params)")
         rate = _resolve(extra.get("learning_rate", learning_rate), state.count)
-        norm = global_norm(grads, trainable)
-        scale = jnp.float32(1.0) if clip is None else clip / jnp.maximum(norm, clip)
-        count = state.count + 1
+        scale, count = _clip_scale(grads, trainable, clip), state.count + 1
 
         def leaf(p: Array, g: Array, m: Array | None, v: Array, is_decayed: bool) -> tuple:
             if m is None:
@@ -77,9 +75,8 @@ def adamw(
             return -rate * direction, m, v
 
         leaves, form = _flatten(params)
-        others = [form.flatten_up_to(tree) for tree in (grads, state.mu, state.nu)]
-        is_decayed = _bools(decay_mask, params, "decay_mask")
-        changes, mu, nu = map(form.unflatten, zip(*map(leaf, leaves, *others, is_decayed)))
+        others = [form.flatten_up_to(tree) for tree in (grads, state.mu, state.nu, decay_mask)]
+        changes, mu, nu = map(form.unflatten, zip(*map(leaf, leaves, *others)))
         return changes, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -102,6 +99,13 @@ def global_norm(grads: Tree, trainable: Tree | None = None) -> Array:
     leaves = jax.tree.leaves(grads)
     chosen = zip(leaves, _bools(trainable, grads, "trainable"))
     return jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g, free in chosen if free))
+
+
+def _clip_scale(grads: Tree, trainable: Tree | None, clip: float | None) -> Array:
+    """Factor that brings the gradients' norm down to `clip`; one when it is below, or clip None."""
+    if clip is None:
+        return jnp.float32(1.0)
+    return clip / jnp.maximum(global_norm(grads, trainable), clip)
 
 
 def _resolve(rate: Rate | None, done: Array) -> Array:
