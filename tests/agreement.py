@@ -152,7 +152,7 @@ def pulled(f: Any, cotangent: Any, *args: Any) -> tuple[Any, Any]:
         y, pull = jax.vjp(f, *args)
         return y, pull(cotangent)
 
-    return compiled(both)(cotangent, *args)
+    return jax.tree.map(np.asarray, compiled(both)(cotangent, *args))
 
 
 def shapes_within(jaxpr: Any) -> set[tuple[tuple[int, ...], Any]]:
