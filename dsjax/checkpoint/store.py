@@ -1,0 +1,284 @@
+"""Checkpoints of a tree of arrays: saved beside the training, restored whole or not at all.
+
+orbax writes the arrays, so that shards are read onto any mesh; `files` decides when a checkpoint
+exists and whether it is as written. The tree is stored flat, by dotted names (`params.moe.norm`):
+a part of it can be read alone, and no class of the tree, let alone a pickle, is in the file. What
+is restored has the classes of the tree it is asked for with.
+
+Limits: one process; its folder on a POSIX file system (a rename is atomic).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsjax import params as trees
+from dsjax.checkpoint import files
+from dsjax.checkpoint.files import Damaged, Manifest
+from dsjax.config.model import ModelConfig
+from dsjax.errors import UserError
+from dsjax.model import transformer
+from dsjax.model.transformer import TransformerParams
+
+Tree = Any
+Say = Callable[[str], None]
+ARRAYS = "arrays"
+
+
+class StoreError(UserError):
+    """A checkpoint could not be written; the sentence says why and what is still there."""
+
+
+class Store:
+    """The checkpoints of one run in one folder; the newest `keep` stay."""
+
+    def __init__(self, folder: Path | str, keep: int) -> None:
+        """Open a folder, which need not exist, and remove what an interrupted save left in it."""
+        if keep < 1:
+            raise ValueError(f"keep={keep} would leave no checkpoint; choose at least 1")
+        if jax.process_count() > 1:
+            raise ValueError(f"{jax.process_count()} processes share a Store; it serves one")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        files.tidy(self.folder)
+
+    def save(self, step: int, state: Tree, extra: dict[str, Any]) -> None:
+        """Copy `state` to the host and return; a thread writes it, together with `extra` (JSON).
+
+        state: leaves are jax or NumPy arrays, free to be donated or overwritten afterwards. A save
+        still under way is waited for, and raises what went wrong with it.
+        """
+        self.wait()
+        flat = _flatten(state)
+        leaves = {name: (tuple(a.shape), str(a.dtype)) for name, a in flat.items()}
+        extra = json.loads(json.dumps(extra))  # a copy, and an early TypeError
+        partial = self.folder / f"{files.PARTIAL}{step:08d}"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _want_room(self.folder, sum(a.nbytes for a in flat.values()))
+            host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
+            written = _orbax().save_async(partial / ARRAYS, host)
+        except Exception as error:
+            raise self._failed(step, partial, error) from error
+        self._pending = self._thread.submit(self._finish, step, partial, written, leaves, extra)
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raise StoreError if the last save failed."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def latest(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        return max(files.steps(self.folder), default=None)
+
+    def restore(self, abstract_state: Tree, say: Say = print) -> tuple[int, Tree, dict[str, Any]]:
+        """Read the newest checkpoint that is as written: its step, state and extra.
+
+        abstract_state: a tree of ShapeDtypeStruct or jax arrays, whose shardings are adopted (the
+        default is the first device), and NumPy arrays, which stay NumPy. `say` gets one sentence
+        about each damaged checkpoint that is passed over; those are moved aside.
+        """
+        self.wait()
+        manifest = _newest(self.folder, say, is_ours=True)
+        wanted = _flatten(abstract_state)
+        where = self.folder / files.name(manifest.step)
+        _match(manifest, wanted, where, is_whole=True)
+        flat = _read(where, manifest, wanted)
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), list(flat.values()))
+        return manifest.step, state, manifest.extra
+
+    def close(self) -> None:
+        """Finish the save under way and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _finish(self, step: int, partial: Path, written: Any, leaves: Any, extra: Any) -> None:
+        """Wait for the bytes, make them a checkpoint, remove the oldest; runs in the thread."""
+        try:
+            written.result()
+            files.finish(partial, step, leaves, extra)
+        except Exception as error:
+            raise self._failed(step, partial, error) from error
+        for old in files.steps(self.folder)[: -self.keep]:
+            shutil.rmtree(self.folder / files.name(old), ignore_errors=True)
+
+    def _failed(self, step: int, partial: Path, error: Exception) -> StoreError:
+        """Clean up after a failed save and say what happened."""
+        files.remove(partial)
+        latest = self.latest()
+        kept = f"checkpoint {latest} is whole" if latest is not None else "there is none before it"
+        return StoreError(
+            f"checkpoint {step} could not be written to {self.folder} ({_cause(error)}), {kept}; "
+            "make room or choose another --place.out, then start again"
+        )
+
+
+def load_params(
+    run_dir: Path | str, cfg: ModelConfig, which: str = "params", say: Say = print
+) -> TransformerParams:
+    """Read only a model's parameters from a run's newest readable checkpoint, for inference.
+
+    which: `params`, or `ema` for the average where the run kept one: the name of the subtree, at
+    the root of the saved state or one level down. Nothing in the folder is changed.
+    """
+    folder = Path(run_dir).absolute() / "checkpoints"
+    manifest = _newest(folder, say, is_ours=False)
+    where = folder / files.name(manifest.step)
+    prefix = _prefix(manifest, which, where)
+    plain = trees.abstract(transformer.specs(cfg))
+    wanted = {prefix + name: leaf for name, leaf in _flatten(plain).items()}
+    _match(manifest, wanted, where, is_whole=False)
+    stored = {name: jax.ShapeDtypeStruct(*manifest.leaves[name]) for name in wanted}
+    flat = _read(where, manifest, stored)
+    return jax.tree.unflatten(jax.tree.structure(plain), list(flat.values()))
+
+
+def _prefix(manifest: Manifest, which: str, where: Path) -> str:
+    """What the names of a subtree's leaves begin with."""
+    parts = (name.split(".") for name in manifest.leaves)
+    found = {".".join(p[: p.index(which) + 1]) + "." for p in parts if which in p[:2]}
+    if len(found) != 1:
+        have = "no" if not found else "more than one"
+        raise UserError(
+            f"{where} holds {have} {which!r}; choose another run, or 'params' where no average "
+            "was kept (--optimizer.ema-decay)"
+        )
+    return found.pop()
+
+
+def _newest(folder: Path, say: Say, *, is_ours: bool) -> Manifest:
+    """Manifest of the newest checkpoint that is as written.
+
+    is_ours: the damaged ones after it are moved aside, so that training goes on from it.
+    """
+    damaged: dict[int, Damaged] = {}
+    for step in reversed(files.steps(folder)):
+        try:
+            manifest = files.verify(folder / files.name(step))
+        except Damaged as why:
+            damaged[step] = why
+            continue
+        for bad, why in damaged.items():
+            aside = f" and is kept as {files.set_aside(folder, bad).name}" if is_ours else ""
+            say(f"checkpoint {bad} is damaged ({why}){aside}; going back to checkpoint {step}")
+        return manifest
+    if not damaged:
+        raise UserError(f"there is no checkpoint in {folder}; train first or give another run")
+    reasons = ", ".join(f"checkpoint {bad}: {why}" for bad, why in damaged.items())
+    raise UserError(
+        f"no checkpoint in {folder} can be read ({reasons}); move the folder away to start again"
+    )
+
+
+def _flatten(tree: Tree) -> dict[str, Any]:
+    """Leaves by dotted name, in tree order."""
+    named = trees.paths(tree)
+    flat = dict(named)
+    assert len(flat) == len(named), "two leaves of the state have one dotted name"
+    for name, leaf in flat.items():
+        if not hasattr(leaf, "dtype") or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"the leaf {name} is {type(leaf).__name__} {getattr(leaf, 'dtype', '')}, not an "
+                "array of numbers; save numbers in extra and keys by jax.random.key_data"
+            )
+    return flat
+
+
+def _want_room(folder: Path, size: int) -> None:
+    """Refuse to begin what cannot end: a save that fails halfway is untidy, though harmless."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        need, have = (f"{n / 2**20:.1f} MiB" for n in (size, free))
+        raise OSError(errno.ENOSPC, f"it needs {need} and the disk has {have} free")
+
+
+def _is_host(leaf: Any) -> bool:
+    return isinstance(leaf, (np.ndarray, np.generic))
+
+
+def _match(manifest: Manifest, wanted: dict[str, Any], where: Path, *, is_whole: bool) -> None:
+    """Refuse another model's state: name the first leaf that differs, in the order of the tree.
+
+    is_whole: the dtypes must agree too, and no leaf may be left over.
+    """
+    remedy = "use the config it was written with, or another --place.out"
+    for name, leaf in wanted.items():
+        if name not in manifest.leaves:
+            raise UserError(f"{where} has no {name}, which this config needs; {remedy}")
+        shape, dtype = manifest.leaves[name]
+        if shape != tuple(leaf.shape) or (is_whole and dtype != str(leaf.dtype)):
+            raise UserError(
+                f"{where} is of another model: {name} is {_text(shape, dtype)} there and "
+                f"{_text(tuple(leaf.shape), str(leaf.dtype))} in this config; {remedy}"
+            )
+    left = [name for name in manifest.leaves if name not in wanted]
+    if is_whole and left:
+        raise UserError(f"{where} has {left[0]}, which this config does not have; {remedy}")
+
+
+def _text(shape: tuple[int, ...], dtype: str) -> str:
+    return f"{dtype}[{', '.join(map(str, shape))}]"
+
+
+def _read(where: Path, manifest: Manifest, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Read the wanted leaves, and none of the others, onto the devices they are wanted on."""
+    ocp = _orbax()
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ask: dict[str, Any] = dict.fromkeys(manifest.leaves, ocp.PLACEHOLDER)
+    for name, leaf in wanted.items():
+        sharding = getattr(leaf, "sharding", None) or first
+        ask[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        if _is_host(leaf):
+            ask[name] = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+    try:
+        got = ocp.load(where / ARRAYS, ask)
+    except Exception as error:
+        raise StoreError(
+            f"{where} is as it was written but cannot be read ({_cause(error)}); "
+            "use the versions of jax and orbax that wrote it"
+        ) from error
+    return {name: got[name] for name in wanted}
+
+
+def _cause(error: BaseException) -> str:
+    """The reason for a failure in a few words."""
+    text = getattr(error, "strerror", None) or str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if os.strerror(number) in text:
+            return os.strerror(number).lower()
+    return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
+def _orbax() -> Any:
+    """Import orbax when it is needed (0.4 s) and keep its remarks from the terminal.
+
+    Its failures arrive here as exceptions; what it logs about them besides is a traceback.
+    """
+    from orbax.checkpoint import v1
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    echoes = logging.getLogger("asyncio")
+    if _is_not_orbax not in echoes.filters:
+        echoes.addFilter(_is_not_orbax)
+    return v1
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
