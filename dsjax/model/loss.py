@@ -196,6 +196,9 @@ def bias_step(loads: Array, speed: Array | float) -> Array:
 
 
 def max_violation(loads: Array) -> Array:
-    """MaxVio = (largest load - mean) / mean, per layer (arXiv 2408.15664). loads [L, E] -> [L]."""
-    mean = jnp.maximum(loads.mean(axis=-1), 1e-9)
-    return (loads.max(axis=-1) - mean) / mean
+    """MaxVio = (largest load - mean) / mean, per layer (arXiv 2408.15664). loads [L, E] -> [L].
+
+    0 where nothing was routed.
+    """
+    mean = loads.mean(axis=-1)
+    return (loads.max(axis=-1) - mean) / jnp.maximum(mean, 1e-9)
