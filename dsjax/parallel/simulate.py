@@ -10,7 +10,7 @@ that idles most. It equals the report's formula (V3 Table 2, `formula_bubble`), 
 
     gpipe, 1f1b, interleaved   (P-1)(F + B + W)               for any times
     zb-h1                      (P-1)(F + B - W)               for W <= F and W <= B
-    zb-v                       (ranks-1) F                    for B = F and W <= F
+    zb-v                       (ranks-1) F                    for B = F and F/2 <= W <= F
     dualpipe, dualpipe-v       (P/2-1)(F&B + (B+W) - 3W)      for B = F, W <= F and
                                                               B + W <= F&B <= F + B + W
 
