@@ -1,7 +1,8 @@
 """A run: the model, what it learns from, how it is optimized, and where it goes.
 
-`model`, `loss`, `data`, `optimizer`, `rate`, `train` and `seed` are a run's identity and are
-fingerprinted with its checkpoints; `place` may change on every launch and on resume.
+`model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: they are fingerprinted with its
+checkpoints, and a run resumes only with the same. `train` and `rate` may be changed on resume by one
+who means it (more steps, another rate, other microbatches); `place` never changes what is computed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
-from dsjax.config.schedule import LearningRate
+from dsjax.config.schedule import LearningRate, StepDecay
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class OptimizerConfig:
     """Dtype both moments are kept in."""
     ema_decay: float = 0.0
     """Decay a step of the parameters' average, kept on the host; 0 keeps none."""
+    ema_every: int = 10
+    """Steps between updates of the average, each with the decay of as many steps."""
 
     def __post_init__(self) -> None:
         """Refuse decays outside [0, 1)."""
@@ -151,8 +154,6 @@ class PlaceConfig:
     """Checkpoints kept."""
     log_every: int = 10
     """Steps between plain lines when the output is not a terminal."""
-    ema_every: int = 10
-    """Steps between updates of the host average."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     resume: bool = True
@@ -167,7 +168,7 @@ class RunConfig:
     """Short name; the default folder is runs/NAME."""
     model: ModelConfig
     train: TrainConfig = field(default_factory=TrainConfig)
-    rate: LearningRate = field(default_factory=LearningRate)
+    rate: LearningRate | StepDecay = field(default_factory=LearningRate)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)

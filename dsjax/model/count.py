@@ -122,3 +122,20 @@ def cached_numbers(cfg: ModelConfig) -> int:
     if isinstance(a, MLAConfig):
         return a.kv_rank + a.rope_dim
     return 2 * a.kv_heads * a.head_dim
+
+
+def training_flops(cfg: ModelConfig, length: int) -> float:
+    """FLOPs of one training token in all, MTP modules and their use of the head included."""
+    main = count(cfg, length)
+    if not cfg.mtp_depth:
+        return main.flops_per_token
+    active = 0
+    for path, spec in params.paths(transformer.specs(cfg)):
+        if path.startswith("mtp."):
+            size = math.prod(spec.shape)
+            if ".ffn.experts." in path and cfg.moe is not None:
+                size = size * cfg.moe.experts_per_token // cfg.moe.experts
+            active += size
+    head = cfg.mtp_depth * cfg.d_model * cfg.vocab
+    attention = attention_flops(cfg, length) * cfg.mtp_depth / cfg.layers
+    return main.flops_per_token + 6.0 * (active + head) + attention

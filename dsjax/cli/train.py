@@ -1,0 +1,63 @@
+"""`dsjax train CONFIG`: train a model, or go on where its folder's newest checkpoint stops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:  # the loop costs a second to import
+    from dsjax.config.run import RunConfig
+    from dsjax.train.loop import Outcome
+
+USAGE = """usage: dsjax train CONFIG [--FIELD VALUE ...]
+
+Train a model from a config: a name (tiny, small, ...) or a Python file with one config(). Any field
+can be overridden, typed and checked; `dsjax train CONFIG --help` lists them all. The same command
+started again goes on where the newest checkpoint stops.
+
+  dsjax train tiny
+  dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
+  dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard True
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Train; returns the exit status (128 + the signal's number when one stopped the run)."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    from dsjax.config import load
+
+    config = load.override(load.load(argv[0]), argv[1:])
+    from dsjax.train import loop
+
+    console = Console()
+    outcome = loop.train(config, console)
+    if outcome.signal is not None and not outcome.is_complete:
+        return 128 + outcome.signal
+    report(config, outcome, {}, console)
+    return 0
+
+
+def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],
+           console: Console) -> None:
+    """Say what a finished run found and where it lies, and draw its pictures."""
+    from dsjax.train import loop
+
+    drawn = loop.pictures(config, outcome, baselines)
+    if outcome.heldout is not None:
+        found = outcome.heldout
+        console.print(
+            f"held out: {found.bits_per_byte:.4f} bits per byte over {found.targets:,} "
+            f"tokens ({found.nats:.4f} nats a token)"
+        )
+    if outcome.heldout_average is not None:
+        average = outcome.heldout_average
+        console.print(f"averaged parameters: {average.bits_per_byte:.4f} bits per byte")
+    for name, value in baselines.items():
+        console.print(f"{name}: {value:.4f} bits per byte on the same blocks")
+    files = [outcome.out / "checkpoints", outcome.out / "metrics.jsonl", *drawn]
+    for path in files:
+        console.print(f"  {path}")
+

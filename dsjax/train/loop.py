@@ -1,0 +1,328 @@
+"""The loop: draw a batch, step, report one step late, evaluate, save; and leave well when told to.
+
+What makes a resumed run equal an uninterrupted one bit for bit: a checkpoint holds the state, the
+host average and the data position of the same step; randomness is in the seed and the step alone;
+evaluation changes nothing; and the metrics file is cut back to the step that is resumed from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from dsjax.checkpoint.store import Store
+from dsjax.config.load import run_to_json
+from dsjax.config.run import RunConfig, identity
+from dsjax.data import curriculum
+from dsjax.data.loader import RowStream, heldout_batches
+from dsjax.errors import UserError
+from dsjax.model import count
+from dsjax.model.loss import Batch
+from dsjax.optim.ema import HostEMA
+from dsjax.train import heldout, metrics, platform, plots, state, step
+from dsjax.train.corpus import Corpus, prepare
+from dsjax.train.display import Display, header, open_display
+from dsjax.train.heldout import Heldout, HeldoutStep
+from dsjax.train.state import TrainState
+from dsjax.train.step import StepMetrics, TrainStep
+
+GIVE_UP_AFTER = 10
+"""Non-finite steps in a row that end a run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    out: Path
+    step: int
+    is_complete: bool
+    heldout: Heldout | None
+    heldout_average: Heldout | None
+    signal: int | None = None
+
+
+class Signals:
+    """Turns SIGTERM and the first ctrl-C into a request to stop after the present step."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _note(self, number: int, _frame: Any) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Signals]:
+        """Listen within the block; handlers of before are put back."""
+        former = {}
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            former = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Session:
+    """The moving parts of one run in one process."""
+
+    run: RunConfig
+    out: Path
+    corpus: Corpus
+    stream: RowStream
+    state: TrainState
+    average: HostEMA | None
+    store: Store
+    writer: metrics.MetricWriter
+    display: Display
+    speed: metrics.Throughput
+    peak: metrics.Peak
+    heldout_step: HeldoutStep
+    window_loads: np.ndarray | None = None
+
+
+def folder(run: RunConfig) -> Path:
+    """Where a run writes."""
+    return Path(run.place.out or Path("runs") / run.name)
+
+
+def train(run: RunConfig, console: Console | None = None) -> Outcome:
+    """Train a model from its config, or go on where the folder's newest checkpoint stops."""
+    console = console or Console()
+    out = folder(run)
+    backend = platform.choose_backend(run)
+    header(
+        platform.describe(run, backend) | {"folder": str(out)}, f"dsjax train {run.name}", console
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = prepare(run, out, console.print)
+    step_fn = jax.jit(step.make_train_step(run, backend), donate_argnums=0)
+    with Signals().listening() as signals:
+        session = _open(run, out, corpus, backend, console)
+        with session.display:
+            completed = _run(session, step_fn, signals)
+        return _close(session, completed, signals.received, console)
+
+
+def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Console) -> Session:
+    """Start a run, or restore it; refuse a folder that holds another run's checkpoints."""
+    store = Store(out / "checkpoints", run.place.keep)
+    stream = RowStream(
+        corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
+    )
+    resumed, average = None, None
+    if store.latest() is not None:
+        if not run.place.resume:
+            raise UserError(f"{out} already holds a run; name another --place.out or resume it")
+        resumed, start, average = _restore(run, store, stream, console)
+    else:
+        start = jax.jit(lambda key: state.init(run, key))(jax.random.key(run.seed))
+    run_to_json(run, out / "config.json")
+    host = None
+    if run.optimizer.ema_decay:
+        host = HostEMA(start.params, run.optimizer.ema_decay, run.optimizer.ema_every, average)
+    board = out / "tensorboard" if run.place.tensorboard else None
+    dtype = "float32" if run.train.precision == "fp32" else "bfloat16"
+    return Session(
+        run=run,
+        out=out,
+        corpus=corpus,
+        stream=stream,
+        state=start,
+        average=host,
+        store=store,
+        writer=metrics.MetricWriter(out / "metrics.jsonl", resumed, board),
+        display=open_display(run.name, run.train.steps, run.place.log_every, console),
+        speed=metrics.Throughput(),
+        peak=metrics.matmul_peak(dtype),
+        heldout_step=jax.jit(heldout.make_heldout_step(run.model, backend)),
+    )
+
+
+def _restore(
+    run: RunConfig, store: Store, stream: RowStream, console: Console
+) -> tuple[int, TrainState, Any]:
+    abstract = {"train": state.abstract(run)}
+    if run.optimizer.ema_decay:
+        abstract["ema"] = state.abstract(run).params
+    number, saved, extra = store.restore(abstract, say=console.print)
+    for part, mine in identity(run).items():
+        if extra["identity"].get(part) != mine:
+            raise UserError(
+                f"the checkpoint in {store.folder} was made with another {part} config; "
+                "give the config it was made with, or another --place.out"
+            )
+    stream.restore(extra["stream"])
+    console.print(f"resuming after step {number}")
+    return number, saved["train"], saved.get("ema")
+
+
+def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
+    """Take steps until done or told to stop; true when the last step was taken."""
+    delayed = metrics.Delayed()
+    done = int(s.state.step)
+    saved = done if s.store.latest() is not None else -1
+    while done < s.run.train.steps and signals.received is None:
+        s.state, values = step_fn(s.state, _batch(s, done))
+        done += 1
+        if s.average is not None:
+            s.average.update(s.state.params, done)
+        _report(s, delayed.push(done, values))
+        if _is_due(done, s.run.place.eval_every, s.run.train.steps):
+            _report(s, delayed.flush())
+            _evaluate(s, done)
+        if _is_due(done, s.run.place.save_every, s.run.train.steps):
+            _report(s, delayed.flush())
+            _save(s, done)
+            saved = done
+    _report(s, delayed.flush())
+    if saved != done:
+        _save(s, done)
+    return done >= s.run.train.steps
+
+
+def _is_due(done: int, every: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _batch(s: Session, done: int) -> Batch:
+    """Draw this step's rows and cut them to this step's length."""
+    train = s.run.train
+    rows = train.batch
+    if train.batch_start is not None:
+        ramp = curriculum.BatchRamp(
+            train.batch_start, train.batch, train.batch_ramp_steps, train.batch_multiple
+        )
+        rows = curriculum.batch_size_at(done, ramp)
+    drawn = s.stream.next_batch(rows // jax.process_count())
+    length = curriculum.length_at(done, train.curriculum, train.length)
+    return Batch(**(drawn if length == train.length else curriculum.recut(drawn, length)))
+
+
+def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
+    """Write and show a step's metrics; end a run whose gradients stay non-finite."""
+    if ready is None:
+        return
+    number, m = ready
+    s.speed.tick(float(m.targets))
+    values: dict[str, Any] = {
+        "loss": m.loss,
+        "next_token": m.next_token,
+        "rate": m.rate,
+        "grad_norm": m.grad_norm,
+        "skipped": m.skipped,
+        "targets": m.targets,
+    }
+    if m.loads.size:
+        s.window_loads = m.loads if s.window_loads is None else s.window_loads + m.loads
+        values |= {
+            "max_vio": metrics.max_violation(m.loads).max(),
+            "dead_experts": metrics.dead_experts(m.loads),
+            "balance": m.balance,
+        }
+    if m.mtp.size:
+        values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
+    s.writer.write(number, "train", values)
+    flops = count.training_flops(s.run.model, s.run.train.length)
+    pace = {
+        "tok_s": s.speed.tok_s,
+        "mfu": s.peak.share(s.speed.tok_s * flops, jax.device_count()),
+        "seconds_left": s.speed.seconds_left(s.run.train.steps - number),
+    }
+    hidden = ("targets", "balance", "mtp_accuracy", "next_token")
+    s.display.update(number, {k: v for k, v in values.items() if k not in hidden} | pace)
+    if m.skipped_in_row:
+        s.display.note(f"step {number} skipped: its gradient is not finite")
+    if m.skipped_in_row >= GIVE_UP_AFTER:
+        _save(s, int(s.state.step))
+        s.store.wait()
+        raise UserError(
+            f"{GIVE_UP_AFTER} steps in a row had a non-finite gradient, the last is {number}; the "
+            f"last good state is saved in {s.out}; lower --rate.peak or look at the data"
+        )
+
+
+def _evaluate(s: Session, done: int) -> Heldout:
+    found = _heldout(s, s.state.params, s.run.place.eval_batches)
+    values: dict[str, Any] = {"bits_per_byte": found.bits_per_byte, "nats": found.nats}
+    if found.acceptance:
+        values |= {"mtp_nats": found.mtp_nats[0], "mtp_acceptance": found.acceptance[0]}
+    written = dict(values)
+    if s.window_loads is not None:
+        written["loads"] = s.window_loads
+        s.window_loads = None
+    s.writer.write(done, "eval", written)
+    shown = {k: v for k, v in values.items() if k in ("bits_per_byte", "mtp_acceptance")}
+    s.display.update(done, shown)
+    s.speed.restart()
+    return found
+
+
+def _heldout(s: Session, params: Any, limit: int) -> Heldout:
+    batches = heldout_batches(s.corpus.heldout, s.run.train.batch, s.corpus.token_sizes)
+    chosen = (b for i, b in enumerate(batches) if not limit or i < limit)
+    return heldout.evaluate(s.heldout_step, params, chosen)
+
+
+def _save(s: Session, done: int) -> None:
+    """Start an asynchronous checkpoint of the state after `done` steps."""
+    kept: dict[str, Any] = {"train": s.state}
+    if s.average is not None:
+        kept["ema"] = s.average.arrays()
+    s.store.save(done, kept, {"identity": identity(s.run), "stream": s.stream.state()})
+    s.speed.restart()
+
+
+def _close(s: Session, completed: bool, received: int | None, console: Console) -> Outcome:
+    """Wait for what is under way; evaluate on everything held out and draw the pictures."""
+    found = average = None
+    done = int(s.state.step)
+    if completed:
+        found = _heldout(s, s.state.params, 0)
+        values = {"bits_per_byte": found.bits_per_byte, "nats": found.nats}
+        if s.average is not None:
+            average = _heldout(s, s.average.arrays(), 0)
+            values["bits_per_byte_average"] = average.bits_per_byte
+        s.writer.write(done, "final", values)
+    elif received is not None:
+        name = signal.Signals(received).name
+        console.print(f"{name}: saved after step {done}; the same command goes on from there")
+    s.store.wait()
+    s.store.close()
+    s.stream.close()
+    if s.average is not None:
+        s.average.close()
+    s.writer.close()
+    return Outcome(s.out, done, completed, found, average, received)
+
+
+def layer_labels(run: RunConfig) -> list[str]:
+    """Names of the rows of `loads`: mixture layers of the main model, then MTP modules."""
+    main = [f"layer {i}" for i in range(run.model.dense_layers, run.model.layers)]
+    return main + [f"MTP {k + 1}" for k in range(run.model.mtp_depth)]
+
+
+def pictures(run: RunConfig, outcome: Outcome, baselines: dict[str, float]) -> list[Path]:
+    """Draw the loss curve and the experts' loads of a run's metrics into its folder."""
+    source = outcome.out / "metrics.jsonl"
+    drawn = [outcome.out / "loss.png"]
+    plots.loss_curve(source, drawn[0], baselines, run.name)
+    events = [e for e in metrics.read_metrics(source, "eval") if "loads" in e]
+    if events:
+        drawn.append(outcome.out / "experts.png")
+        loads = np.stack([np.asarray(e["loads"]) for e in events])
+        steps = [e["step"] for e in events]
+        plots.expert_loads(loads, drawn[-1], run.name, layer_labels(run), steps)
+    return drawn
