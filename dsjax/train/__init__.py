@@ -1,0 +1,6 @@
+"""A run from its config to its pictures.
+
+Reading order: state (what a run carries), step (one pure function from batch to metrics), corpus
+(what is read), heldout (evaluation while training), metrics (written one step late), platform (what
+was chosen for this machine), display (what a person watches), loop (all of it), plots.
+"""
