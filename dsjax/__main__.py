@@ -1,0 +1,7 @@
+"""`python -m dsjax` is `dsjax`."""
+
+import sys
+
+from dsjax.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,3 @@
+"""The `dsjax` command: main finds the subcommand, hugepages restarts for speed, each other file
+is one subcommand.
+"""

@@ -1,0 +1,141 @@
+"""The command answers at once, runs what was asked, and says in a sentence why it cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dsjax.cli
+from dsjax.cli import hugepages
+from dsjax.cli import main as command
+from dsjax.cli.main import Command, main
+
+ROOT = Path(__file__).parents[2]
+
+SUBCOMMAND = '''
+from dataclasses import dataclass
+
+from dsjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square a number."""
+
+    side: int
+    """Of the square."""
+
+
+def main(args: Square) -> int:
+    if args.side < 0:
+        raise UserError(f"--side {args.side} is negative; use 0 or more")
+    if args.side == 7:
+        raise KeyboardInterrupt
+    print(args.side ** 2)
+    return 5
+'''
+
+
+@pytest.fixture
+def square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subcommand `square` beside the real ones."""
+    (tmp_path / "square.py").write_text(SUBCOMMAND)
+    monkeypatch.setattr(dsjax.cli, "__path__", [*dsjax.cli.__path__, str(tmp_path)])
+    monkeypatch.setitem(command.COMMANDS, "square", Command("square a number"))
+    monkeypatch.setattr(command, "available", lambda: command.COMMANDS)
+    monkeypatch.delitem(sys.modules, "dsjax.cli.square", raising=False)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60,
+    )
+
+
+def test_help_imports_none_of_the_slow_libraries() -> None:
+    slow = "{'jax', 'numpy', 'flax', 'tyro', 'rich'}"
+    found = python(
+        "import sys; from dsjax.cli.main import main; main(['--help']); "
+        f"print(sorted({slow} & set(sys.modules)))"
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    others = {"__init__", "main", "hugepages"}
+    files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
+    assert set(listed) == files
+
+
+def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: dsjax" in capsys.readouterr().out
+
+
+def test_a_misspelled_command_is_met_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shwo"]) == 2
+    assert capsys.readouterr().err == "dsjax: unknown command 'shwo': did you mean 'show'?\n"
+
+
+def test_status_and_arguments_pass_through(square, capsys) -> None:
+    assert main(["square", "--side", "3"]) == 5
+    assert capsys.readouterr().out == "9\n"
+
+
+def test_bad_input_is_one_sentence_and_status_2(square, capsys) -> None:
+    assert main(["square", "--side", "-3"]) == 2
+    assert capsys.readouterr().err == "dsjax: --side -3 is negative; use 0 or more\n"
+
+
+def test_an_argument_of_the_wrong_type_is_status_2(square, capsys) -> None:
+    assert main(["square", "--side", "three"]) == 2
+    assert "three" in capsys.readouterr().err
+
+
+def test_interrupting_is_a_sentence_and_status_130(square, capsys) -> None:
+    assert main(["square", "--side", "7"]) == 130
+    assert capsys.readouterr().err.strip() == "dsjax: interrupted"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        process = subprocess.run(
+            [sys.executable, "-m", "dsjax", "--help"],
+            cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60,
+        )
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_the_version_is_the_installed_one() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "dsjax", "--version"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )
+    assert found.stdout.startswith(f"dsjax {dsjax.__version__} (jax ")
+
+
+RESTART = (
+    "import os; from dsjax.cli.hugepages import restart_with_huge_pages as restart; "
+    "print('start', flush=True); restart(); print(os.environ.get('GLIBC_TUNABLES'))"
+)
+
+
+def test_a_heavy_command_starts_once_more_with_huge_pages() -> None:
+    """Where they are offered; the second start goes on, and elsewhere so does the first."""
+    if hugepages.is_offered():
+        assert python(RESTART).stdout.split() == ["start", "start", hugepages.TUNABLE]
+    else:
+        assert python(RESTART).stdout.split() == ["start", "None"]
+
+
+def test_a_chosen_allocator_setting_is_left_alone() -> None:
+    mine = "glibc.malloc.arena_max=2"
+    assert python(RESTART, GLIBC_TUNABLES=mine).stdout.split() == ["start", mine]
