@@ -1,0 +1,243 @@
+"""The house stays as drawn: imports go down, files stay small, and what is written down is true.
+
+What is written: the commands in README and docs exist, config files say what they are, no text
+names a place outside the project, and every generated table has its record.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from dsjax.cli.main import available
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("dsjax", "configs", "experiments", "tests")
+
+FLOORS = {
+    **dict.fromkeys(("cli", "experiments", "configs", "__main__"), 9),
+    **dict.fromkeys(("rl", "interop"), 8),
+    **dict.fromkeys(("train", "infer", "evaluate"), 7),
+    **dict.fromkeys(("checkpoint", "data", "optim"), 6),
+    **dict.fromkeys(("parallel", "plan"), 5),
+    **dict.fromkeys(("model",), 4),
+    **dict.fromkeys(("layers",), 3),
+    **dict.fromkeys(("ops",), 2),
+    **dict.fromkeys(("numerics", "kernels"), 1),
+    **dict.fromkeys(("config", "params", "errors", "__init__"), 0),
+}
+# Neighbors on one floor keep apart but for these, each with its reason.
+SIDEWAYS = {
+    ("__main__", "cli"),  # `python -m dsjax` is the command
+    ("experiments", "configs"),  # an arm is a difference from a config
+    ("kernels", "numerics"),  # a kernel is the twin of a plain function
+    ("plan", "parallel"),  # what a schedule costs
+    ("cli", "__init__"),
+    ("config", "errors"),
+    ("params", "errors"),
+}
+
+
+def python_files(*rooms: str) -> list[Path]:
+    return sorted(p for room in rooms for p in (ROOT / room).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> tuple[str, ...]:
+    """Dotted name, in parts; a package is named by its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def is_module(name: tuple[str, ...]) -> bool:
+    path = ROOT.joinpath(*name)
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """Modules of the project that a file imports anywhere, also inside functions."""
+    package = module_of(path) if path.stem == "__init__" else module_of(path)[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = start + tuple((node.module or "").split(".") if node.module else ())
+            inner = [(*base, alias.name) for alias in node.names]
+            names = [name if is_module(name) else base for name in inner]
+        else:
+            continue
+        yield from (name for name in names if name and name[0] in ROOMS)
+
+
+def room_of(module: tuple[str, ...]) -> str:
+    """The room a module stands in: its folder in dsjax, or configs, experiments, tests."""
+    if module[0] != "dsjax":
+        return module[0]
+    return module[1] if len(module) > 1 else "__init__"
+
+
+def test_imports_go_down_the_floors() -> None:
+    wrong = []
+    for path in python_files("dsjax", "configs", "experiments"):
+        here = room_of(module_of(path))
+        for there in map(room_of, imports(path)):
+            is_down = FLOORS[here] > FLOORS[there]
+            if here != there and not is_down and (here, there) not in SIDEWAYS:
+                wrong.append(f"{relative(path)}: {here} imports {there}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    rooms = {room_of(module_of(path)) for path in python_files("dsjax", "configs", "experiments")}
+    assert rooms <= FLOORS.keys()
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {}
+    for path in python_files("dsjax"):
+        module = module_of(path)
+        graph[".".join(module)] = {".".join(m) for m in imports(path) if m != module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as cycle:
+        pytest.fail(" <- ".join(cycle.args[1]))
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    folders = {path.parent for path in python_files("dsjax")}
+    silent = [
+        relative(folder)
+        for folder in folders
+        if not (folder / "__init__.py").is_file()
+        or not ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    ]
+    assert not silent, f"no __init__.py with a docstring in {sorted(silent)}"
+
+
+def test_files_stay_within_350_lines() -> None:
+    lengths = {relative(p): len(p.read_text().splitlines()) for p in python_files(*ROOMS)}
+    long = {name: n for name, n in lengths.items() if n > 350}
+    assert not long, long
+
+
+CONFIGS = [p for p in python_files("configs") if p.stem != "__init__"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_config_is_one_function_and_a_page_of_science(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert [name for name in functions if not name.startswith("_")] == ["config"]
+    page = ast.get_docstring(tree) or ""
+    labels = re.findall(r"^(Source|Machine|Expect|Command): \S", page, re.MULTILINE)
+    assert labels == ["Source", "Machine", "Expect", "Command"]
+    assert re.search(rf"^Command: dsjax \w+ {path.stem}\b", page, re.MULTILINE)
+
+
+def test_the_promised_configs_are_there() -> None:
+    models = {"deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "moonlight_16b_a3b", "kimi_k2"}
+    assert {"tiny", "small"} | models <= {path.stem for path in CONFIGS}
+
+
+def pages() -> list[Path]:
+    """README and every other page of prose."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"),
+                   *(ROOT / "experiments").rglob("*.md")])
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(where, command) of every command line in a page's fenced blocks or a config's docstring."""
+    for path in pages():
+        for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.M | re.S):
+            for line in block.splitlines():
+                for command in re.split(r"&&|;|\|", line.removeprefix("$ ").split(" #")[0]):
+                    yield relative(path), command.strip()
+    for path in CONFIGS:
+        page = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for command in re.findall(r"^Command: (.*)", page, re.MULTILINE):
+            yield relative(path), command.strip()
+
+
+def test_readme_gives_its_two_commands() -> None:
+    given = [command for where, command in commands() if where == "README.md"]
+    assert {"make demo", "make test"} <= set(given)
+
+
+def test_every_command_that_is_written_down_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wrong = []
+    for where, command in commands():
+        if found := re.match(r"(?:\w+=\S+ )*make (\w[\w-]*)", command):
+            is_known = found[1] in targets
+        elif found := re.match(r"(?:\w+=\S+ )*(?:\S*python\S* -m |\S*/)?dsjax ([a-z]\w*)", command):
+            is_known = found[1] in available()
+        elif found := re.match(r"(?:\w+=\S+ )*\S*python\S* (?:-m )?(experiments\S+)", command):
+            module = found[1].removesuffix(".py").replace("/", ".")
+            is_known = is_module(tuple(module.split(".")))
+        else:
+            continue
+        if not is_known:
+            wrong.append(f"{where}: {command}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    broken = [
+        f"{relative(page)}: {target}"
+        for page in pages()
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert not broken, "\n".join(broken)
+
+
+TEXT = {".py", ".md", ".toml", ".lock", ".json", ".jsonl", ".svg", ".txt", ".cfg", ".yml", ".sh"}
+ELSEWHERE = re.compile(
+    r"\.\./shared|(?<![\w./-])/(?:work|root|opt|home/\w+|Users|tmp)/"
+    r"|pypi\.org|pythonhosted|/site-packages/"
+)
+
+
+def texts() -> list[Path]:
+    """Every text of the project but this one, which has to name what it forbids."""
+    inside = [p for room in (*ROOMS, "docs", ".ci") for p in (ROOT / room).rglob("*")]
+    found = [p for p in [*ROOT.iterdir(), *inside] if p.is_file()]
+    plain = [p for p in found if p.suffix in TEXT or p.name in ("Makefile", "run", ".gitignore")]
+    return sorted(p for p in plain if p != Path(__file__) and "__pycache__" not in p.parts)
+
+
+def test_nothing_names_a_place_outside_the_project() -> None:
+    wrong = [
+        f"{relative(path)}: {found[0]}"
+        for path in texts()
+        if (found := ELSEWHERE.search(path.read_text(errors="replace")))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_generated_table_has_its_record() -> None:
+    records = {p.stem for p in ROOT.rglob("records/**/*.json") if ".venv" not in p.parts}
+    marks = [
+        (relative(page), name)
+        for page in pages()
+        for name in re.findall(r"<!-- record:(.+?) -->", page.read_text())
+    ]
+    assert not [f"{where}: {name}" for where, name in marks if name not in records]
+
+
+def test_the_lock_pins_every_dependency_to_one_version() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line.split("#")[0].strip() for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; .+)?", pin) for pin in pins), pins
+    pinned = [pin.split("==")[0] for pin in pins]
+    assert len(pinned) == len(set(pinned))
+    project = (ROOT / "pyproject.toml").read_text()
+    asked = re.findall(r'^  "([A-Za-z0-9_-]+)>=', project.split("[project.optional")[0], re.M)
+    assert {name.lower().replace("_", "-") for name in asked} <= set(pinned)
