@@ -242,12 +242,13 @@ def v3_step(rank: int = 0) -> Timeline:
 
     The published parts sum to 19.90 s of 19.926 s, the difference within rounding, so they are a
     step's totals and not chunk times. 15,360 sequences over 128 pipelines of 16 ranks are 120
-    each. Only microbatches of one sequence fit: rank 0 then runs 23 F, 8 BW, 15 B, 15 W and 97
-    pairs, and F&B is 0.92 (F + B + W); with two sequences it would be 2.4 times, with half a one
-    less than B + W. The measured rank is not named, so `rank` is the reader's choice. What comes
-    out is shorter than published: the schedule accounts for about 1 s of the 2.06 s of bubble.
-    The rest is not in a model of equal stages and free links (61 layers, embedding, head and MTP
-    do not divide by 16).
+    each. Only microbatches of one sequence fit: F&B is then 0.64 (middle ranks) to 0.92 (rank 0)
+    of F + B + W; with two sequences it would be 1.5 to 2.4 times, with half a one less than B + W.
+    The measured rank is not named, so `rank` is the reader's choice.
+
+    What comes out is shorter than published: of the 2.06 s of bubble the schedule accounts for
+    0.8 to 1.0 s. The rest is not in a model of equal stages and free links (61 layers, embedding,
+    head and MTP do not divide by 16).
     """
     schedule = dualpipe(16, 120)
     return simulate(schedule, times_of_parts(schedule, rank, V3_STEP))
