@@ -7,13 +7,19 @@ description of itself, with a `Spec` where an array will be. Never restate a sha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+CHUNK = 1 << 14
+"""Numbers drawn from one key."""
 
 Tree = Any  # a tree of parameter classes; leaves are Spec, Array or jax.ShapeDtypeStruct by context
 
@@ -74,20 +80,30 @@ def paths(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def init(specs: Tree, key: Array, std: float, dtype: jnp.dtype = jnp.float32) -> Tree:
-    """Draw start values; each leaf's key is folded from its name, so adding a leaf moves no other.
+    """Draw start values; each leaf's keys are folded from its name, so adding a leaf moves no other.
 
-    Matrices are normal with standard deviation `std` (V3 report sec. 4.2); norms start at one.
+    Matrices are normal with standard deviation `std` (V3 report sec. 4.2); norms start at one. All
+    numbers come in chunks from one compiled draw: a program with one draw a leaf compiles slowly.
     """
-    import zlib
-
-    def draw(path: Any, spec: Spec) -> Array:
-        if spec.init != "normal":
-            return jnp.full(spec.shape, float(spec.init == "ones"), dtype)
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return std * jax.random.normal(leaf_key, spec.shape, dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, specs, is_leaf=is_spec)
+    named = paths(specs)
+    drawn = [(name, spec) for name, spec in named if spec.init == "normal"]
+    counts = [-(-math.prod(spec.shape) // CHUNK) for _, spec in drawn]
+    leaf_keys = [jax.random.fold_in(key, zlib.crc32(name.encode())) for name, _ in drawn]
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    chunk_keys = [fold(k, jnp.arange(n)) for k, n in zip(leaf_keys, counts, strict=True)]
+    values = {}
+    if drawn:
+        draw = functools.partial(jax.random.normal, shape=(CHUNK,), dtype=dtype)
+        rows = jax.lax.map(draw, jnp.concatenate(chunk_keys))
+        ends = np.cumsum(counts)
+        for (name, spec), end, count in zip(drawn, ends, counts, strict=True):
+            numbers = rows[end - count : end].reshape(-1)[: math.prod(spec.shape)]
+            values[name] = std * numbers.reshape(spec.shape)
+    leaves = [
+        values[name] if spec.init == "normal" else jnp.full(spec.shape, spec.init == "ones", dtype)
+        for name, spec in named
+    ]
+    return jax.tree.unflatten(jax.tree.structure(specs, is_leaf=is_spec), leaves)
 
 
 def abstract(specs: Tree, dtype: jnp.dtype = jnp.float32) -> Tree:

@@ -1,0 +1,150 @@
+"""A run that is killed and started again equals one that never stopped, bit for bit.
+
+Also: what a run says and leaves behind when it is told to stop, meets another model's checkpoint or
+loses its gradients. Processes are real and so are the signals.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dsjax.checkpoint.store import Store
+from dsjax.config.stored import run_to_json
+from dsjax.train import state as states
+from dsjax.train.metrics import read_metrics
+
+from tests.train.small_run import small_run, write_text
+
+# The child reads its run from JSON, so that each test may change any field.
+CHILD = """
+import sys
+from dsjax.cli import main, train
+from dsjax.config import load
+load.load = load.run_from_json
+sys.exit(main.main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "words.txt")
+
+
+def start(run, folder: Path, *flags: str) -> subprocess.Popen:
+    """Start `dsjax train` on a run in a process of its own."""
+    config = folder / f"{run.name}-{Path(run.place.out).name}.json"
+    run_to_json(run, config)
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(config), *flags], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    return output
+
+
+def wait_for_step(run, number: int, process: subprocess.Popen) -> None:
+    """Return when the metrics file has a line of step `number`."""
+    path = Path(run.place.out) / "metrics.jsonl"
+    began = time.monotonic()
+    while time.monotonic() - began < 240 and process.poll() is None:
+        if path.exists() and any(e["step"] >= number for e in read_metrics(path, "train")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {number} never came: {process.stdout.read()}")
+
+
+def final_state(run):
+    abstract = {"train": states.abstract(run), "ema": states.abstract(run).params}
+    return Store(Path(run.place.out) / "checkpoints", 3).restore(abstract)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("whole")
+    run = small_run(folder / "out", text)
+    process = start(run, folder)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return run, output
+
+
+@pytest.mark.parametrize("kill_at", [4, 13])
+def test_a_run_killed_with_9_continues_bit_for_bit(kill_at, tmp_path, text, uninterrupted):
+    run = small_run(tmp_path / "out", text)
+    first = start(run, tmp_path)
+    wait_for_step(run, kill_at, first)
+    first.kill()
+    first.wait()
+    second = start(run, tmp_path)
+    output = finish(second)
+    assert second.returncode == 0, output
+
+    whole, _ = uninterrupted
+    events, expected = (read_metrics(Path(r.place.out) / "metrics.jsonl") for r in (run, whole))
+    assert events == expected
+    (step, got, extra), (_, wanted, wanted_extra) = final_state(run), final_state(whole)
+    assert step == run.train.steps
+    assert extra == wanted_extra
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def test_it_learns_and_leaves_its_pictures(uninterrupted):
+    run, output = uninterrupted
+    losses = [e["next_token"] for e in read_metrics(Path(run.place.out) / "metrics.jsonl", "train")]
+    assert losses[-1] < losses[0] - 1
+    for name in ("loss.png", "experts.png", "config.json", "tokenizer.json"):
+        assert (Path(run.place.out) / name).stat().st_size > 0
+    assert "held out:" in output
+    assert "bits per byte" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_stop_saves_and_says_so(number, tmp_path, text):
+    run = small_run(tmp_path / "out", text, steps=100000)
+    process = start(run, tmp_path)
+    wait_for_step(run, 3, process)
+    process.send_signal(number)
+    output = finish(process)
+    assert process.returncode == 128 + number, output
+    done = Store(tmp_path / "out" / "checkpoints", 3).latest()
+    assert f"{number.name}: saved after step {done}" in output
+    assert "Traceback" not in output
+
+
+def test_another_models_checkpoint_is_refused_in_a_sentence(uninterrupted, tmp_path):
+    run, _ = uninterrupted
+    process = start(run, tmp_path, "--model.d-model", "28")
+    output = finish(process)
+    assert process.returncode == 2, output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("dsjax: ")
+    assert "24" in last
+    assert "28" in last
+    assert "--place.out" in last
+
+
+def test_ten_lost_gradients_in_a_row_end_the_run_with_the_last_good_state(tmp_path, text):
+    run = small_run(tmp_path / "out", text)
+    # the first update throws the parameters so far that every later loss is not a number
+    process = start(run, tmp_path, "--rate.peak", "1e37", "--rate.warmup-steps", "0")
+    output = finish(process)
+    assert process.returncode == 2, output
+    assert "10 steps in a row had a non-finite gradient" in output
+    step, kept, _ = final_state(run)
+    assert int(kept["train"].skipped) >= 10
+    assert all(bool(np.isfinite(a).all()) for a in jax.tree.leaves(kept["train"].params))
+    skipped = [e for e in read_metrics(tmp_path / "out" / "metrics.jsonl", "train")
+               if e["loss"] is None]
+    assert len(skipped) == int(kept["train"].skipped)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["name"] == run.name
+    assert step == int(kept["train"].step)
