@@ -127,6 +127,20 @@ def test_files_stay_within_350_lines() -> None:
     assert not long, long
 
 
+def test_public_functions_have_types_on_every_parameter_and_the_result() -> None:
+    bare = []
+    for path in python_files("dsjax", "configs"):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            given = node.args
+            every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+            hints = [node.returns, *(a.annotation for a in every if a is not None)]
+            if None in hints:
+                bare.append(f"{relative(path)}: {node.name}")
+    assert not bare, "\n".join(bare)
+
+
 CONFIGS = [p for p in python_files("configs") if p.stem != "__init__"]
 
 
