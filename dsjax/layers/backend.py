@@ -105,4 +105,6 @@ def rematerialize(body: Callable, remat: str, is_scanned: bool = True) -> Callab
     if remat == "v3":
         policy = jax.checkpoint_policies.save_only_these_names(*SAVED_BY_V3)
         return jax.checkpoint(body, policy=policy, prevent_cse=not is_scanned)
-    return jax.checkpoint(body, policy=save_nothing, prevent_cse=not is_scanned)
+    if remat == "full":
+        return jax.checkpoint(body, policy=save_nothing, prevent_cse=not is_scanned)
+    raise ValueError(f"remat={remat!r} is no policy; choose none, v3 or full")

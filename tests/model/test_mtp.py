@@ -1,0 +1,94 @@
+"""Prediction modules are the reference's at depths 1 to 3, and draft against their own cache what
+they give over whole rows.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsjax.model import mtp, transformer
+from tests.agreement import (
+    TINY,
+    as_reference,
+    batch_arrays,
+    close,
+    compiled,
+    double,
+    draw,
+    reference_config,
+)
+from tests.reference import model
+
+DEEP = dataclasses.replace(TINY, layers=1, dense_layers=1, mtp_depth=3)
+D = TINY.d_model
+
+
+def whole_rows(p, tokens, segments):
+    """Hidden states and loads of each depth; the inputs of depth k end k tokens early."""
+    backend, length = double(), tokens.shape[1]
+    previous = transformer.hidden(p, tokens, segments, DEEP, backend).x
+    results = []
+    for k in range(1, DEEP.mtp_depth + 1):
+        ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, k)))
+        is_real = (segments != 0) & (jnp.pad(segments[:, k:], ((0, 0), (0, k))) == segments)
+        previous, stats, _ = mtp.hidden(mtp.module(p.mtp, k - 1), previous,
+                                        transformer.embed(p, ahead, backend), segments, is_real,
+                                        DEEP, backend)
+        results.append((previous[:, : length - k], stats.loads))
+    return results
+
+
+def test_hidden_states_of_three_depths_agree_with_the_reference():
+    tokens, segments, _ = batch_arrays(2, 8, TINY.vocab, 1)
+    with jax.enable_x64(True):
+        p = draw(transformer.specs(DEEP), 0)
+        results = compiled(whole_rows)(p, tokens, segments)
+        results = jax.tree.map(np.asarray, results)
+    outputs = model.forward(as_reference(p), tokens, segments, reference_config(DEEP))
+    for k, (hidden, loads) in enumerate(results, start=1):
+        for b in range(2):
+            routing = outputs[b].mtp_routings[k - 1]
+            expected = outputs[b].mtp_hidden[k - 1]
+            close(hidden[b][routing.is_real], expected[routing.is_real], 1e-12)
+            assert loads[b].sum() == 2 * routing.is_real.sum()
+
+
+def test_the_embedding_is_the_first_half_of_the_joined_input():
+    rng = np.random.default_rng(0)
+    previous, embedded = (jnp.asarray(a, jnp.float32) for a in rng.standard_normal((2, 1, 3, D)))
+    backend = dataclasses.replace(double(), high=lambda x, w: jnp.einsum("bti,io->bto", x, w))
+    p = mtp.module(draw(transformer.specs(DEEP).mtp, 1, jnp.float32), 0)
+    no_hidden = p.replace(w_proj=p.w_proj.at[D:].set(0))
+    no_embedding = p.replace(w_proj=p.w_proj.at[:D].set(0))
+    join = compiled(lambda p, previous, embedded: mtp.join(p, previous, embedded, DEEP, backend))
+    np.testing.assert_array_equal(join(no_hidden, previous, embedded),
+                                  join(no_hidden, -previous, embedded))
+    np.testing.assert_array_equal(join(no_embedding, previous, embedded),
+                                  join(no_embedding, previous, -embedded))
+    assert np.any(join(p, previous, embedded) != join(p, -previous, embedded))
+
+
+def test_drafting_against_the_cache_gives_what_whole_rows_give():
+    rng = np.random.default_rng(2)
+    previous, embedded = rng.standard_normal((2, 2, 7, D))
+
+    def f(p, previous, embedded):
+        one = mtp.module(p, 1)
+        ones = jnp.ones((2, 7), jnp.int32)
+        whole, _, past = mtp.hidden(one, previous, embedded, ones, ones != 0, DEEP, double())
+        cache = mtp.blocks.empty_cache(DEEP, 2, 9, jnp.float64)
+        steps = []
+        for start, end in [(0, 4), (4, 5), (5, 7)]:
+            positions = jnp.tile(jnp.arange(start, end)[None], (2, 1))
+            x, cache = mtp.hidden_cached(one, previous[:, start:end], embedded[:, start:end],
+                                         positions, cache, DEEP, double())
+            steps.append(x)
+        return whole, jnp.concatenate(steps, 1), past, cache
+
+    with jax.enable_x64(True):
+        p = draw(transformer.specs(DEEP).mtp, 3)
+        whole, steps, past, cache = compiled(f)(p, previous, embedded)
+    close(steps, whole, 1e-12)
+    jax.tree.map(lambda a, b: close(np.asarray(a)[:, :7], b, 1e-12), cache, past)
