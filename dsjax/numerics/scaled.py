@@ -1,0 +1,119 @@
+"""Arrays as 8-bit codes with one scale a tile (V3 report sec. 3.3.2).
+
+    original ~ codes * repeat(scales)
+
+Tiles are 1x128 for activations and gradients (one token, 128 channels), 128x128 for weights and
+128x1 for the operands of Wgrad. The scale of a tile is amax / largest, amax the largest magnitude
+in the tile and never below 1e-4 (DeepSeek-V3, inference/kernel.py); power-of-two scales are
+rounded up from that (UE8M0, V3.1). Tiles at an edge are as small as what is left.
+
+Codes are rounded from x * (1 / scale), DeepGEMM's arithmetic. The released inference kernel
+divides, x / scale; TileKernels multiplies by largest / amax. The three agree where the scale is a
+power of two, and elsewhere differ in the last code when x / scale lies within a float32 rounding of
+the middle between two codes. (XLA turns a division by a broadcast array into this product anyway.)
+
+What is not a number stays visible: a tile that holds NaN or infinity has the scale NaN, so all of
+it dequantizes to NaN and the optimizer step is skipped. A tile of zeros has zero codes and the
+scale of the floor.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from dsjax.numerics import formats
+from dsjax.numerics.formats import E4M3, UE8M0, Format
+
+AMAX_FLOOR = 1e-4
+WHOLE = 1 << 30  # a tile as long as the dim
+
+
+@struct.dataclass
+class Scaled:
+    """original ~ codes * repeat(scales); `tile` has one length for each trailing dim."""
+
+    codes: Array  # [..., M, K]
+    scales: Array  # [..., ceil(M / tile[-2]), ceil(K / tile[-1])] float32, or powers of two (UE8M0)
+    tile: tuple[int, ...] = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the original."""
+        return self.codes.shape
+
+
+def quantize(x: Array, tile: tuple[int, ...] = (1, 128), pow2: bool = False,
+             into: Format = E4M3) -> Scaled:
+    """Give each tile of x's last dims a scale, and round x / scale into a format.
+
+    x [..., M, K] of any float dtype; leading dims that `tile` does not name are tiled singly.
+    """
+    if not 1 <= len(tile) <= x.ndim or min(tile) < 1:
+        raise ValueError(f"tile={tile} does not fit x of shape {x.shape}; give a length of at "
+                         f"least 1 for each of up to {x.ndim} trailing dims")
+    x = x.astype(jnp.float32)
+    scales, inverse = scales_of(tile_amax(x, tile), pow2, into)
+    return Scaled(formats.encode(x * spread(inverse, tile, x.shape), into), scales, tile)
+
+
+def dequantize(q: Scaled, dtype: DTypeLike = jnp.float32) -> Array:
+    """codes * repeat(scales) in float32, then rounded to `dtype` if that is another.
+
+    bfloat16 is exact where scales are powers of two.
+    """
+    scales = spread(scale_values(q.scales), q.tile, q.shape)
+    if dtype == jnp.bfloat16 and q.scales.dtype == UE8M0:
+        return formats.decode(q.codes, dtype) * scales.astype(dtype)
+    return (formats.decode(q.codes) * scales).astype(dtype)
+
+
+def scale_values(scales: Array) -> Array:
+    """Scales as float32."""
+    return formats.from_power_of_two(scales) if scales.dtype == UE8M0 else scales
+
+
+def tile_amax(x: Array, tile: tuple[int, ...]) -> Array:
+    """Largest magnitude in each tile: x [..., M, K] -> [..., ceil(M / tm), ceil(K / tk)]."""
+    lengths = _lengths(tile, x.shape)
+    first = x.ndim - len(lengths)
+    edges = [(0, 0)] * first + [(0, -n % t) for n, t in zip(x.shape[first:], lengths)]
+    if any(after for _, after in edges):
+        x = jnp.pad(x, edges)  # zeros are no tile's largest magnitude
+    cut = [part for n, t in zip(x.shape[first:], lengths) for part in (n // t, t)]
+    inside = tuple(range(first + 1, first + len(cut), 2))
+    return jnp.abs(x).reshape(*x.shape[:first], *cut).max(axis=inside)
+
+
+def scales_of(amax: Array, pow2: bool, into: Format) -> tuple[Array, Array]:
+    """Scales as kept, and 1 / scale in float32, both of amax's shape."""
+    amax = jnp.where(jnp.isfinite(amax), jnp.maximum(amax, AMAX_FLOOR), jnp.nan)
+    # XLA would turn amax / 448 into amax * (1 / 448), and 1 / (amax / 448) into 448 / amax; both
+    # round otherwise than what is written.
+    largest = lax.optimization_barrier(jnp.full(amax.shape, into.largest, jnp.float32))
+    scale = lax.optimization_barrier(amax / largest)
+    if not pow2:
+        return scale, 1.0 / scale
+    codes = formats.to_power_of_two(scale)
+    return codes, 1.0 / formats.from_power_of_two(codes)
+
+
+def spread(by_tile: Array, tile: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """Repeat one number a tile over the tile's entries, up to `shape`."""
+    first = len(shape) - len(tile)
+    lengths = _lengths(tile, shape)
+    cut = [p for n in by_tile.shape[first:] for p in (n, 1)]
+    full = [p for n, t in zip(by_tile.shape[first:], lengths) for p in (n, t)]
+    whole = [n * t for n, t in zip(by_tile.shape[first:], lengths)]
+    head = by_tile.shape[:first]
+    out = jnp.broadcast_to(by_tile.reshape(*head, *cut), (*head, *full)).reshape(*head, *whole)
+    if out.shape == shape:
+        return out
+    return lax.slice(out, (0,) * len(shape), shape)
+
+
+def _lengths(tile: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+    """Tile lengths, none longer than its dim."""
+    return [max(1, min(t, n)) for t, n in zip(tile, shape[len(shape) - len(tile) :])]

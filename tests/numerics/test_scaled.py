@@ -1,0 +1,105 @@
+"""Codes and scales are bit-equal to the definition for every tile, format and kind of scale, and
+every input, numbers or not, has a defined result.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsjax.numerics import formats, scaled
+from tests.reference import quantize as reference
+
+TILES = [(1, 128), (128, 1), (128, 128), (3, 5)]
+
+
+def wide_values(seed, shape):
+    """Normal numbers whose sizes differ by many powers of two, as in activation gradients."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(shape) * np.exp(3 * rng.standard_normal(shape))).astype(np.float32)
+
+
+@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
+def test_codes_and_scales_are_bit_equal_to_the_definition(form, tile, pow2):
+    x = wide_values(0, (67, 141))  # partial tiles at both edges
+    values, scales = reference.quantize(x, tile, pow2, form.name)
+    for quantize in (scaled.quantize, jax.jit(scaled.quantize, static_argnums=(1, 2, 3))):
+        q = quantize(jnp.asarray(x), tile, pow2, form)
+        np.testing.assert_array_equal(scaled.scale_values(q.scales), scales)
+        np.testing.assert_array_equal(formats.decode(q.codes), values)
+        assert q.scales.dtype == (formats.UE8M0 if pow2 else jnp.float32)
+
+
+def test_the_call_of_the_documentation_gives_codes_and_scales():
+    x = jnp.asarray(wide_values(1, (5, 300)))
+    q = scaled.quantize(x, tile=(1, 128), pow2=False)
+    assert (q.codes.shape, q.scales.shape) == ((5, 300), (5, 3))
+    by_hand = formats.decode(q.codes) * np.repeat(q.scales, 128, axis=1)[:, :300]
+    np.testing.assert_array_equal(scaled.dequantize(q), by_hand)
+
+
+@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+def test_error_is_half_a_step_of_the_code(pow2):
+    x = wide_values(2, (64, 256))
+    q = scaled.quantize(jnp.asarray(x), (1, 128), pow2)
+    scale = np.repeat(scaled.scale_values(q.scales), 128, axis=1)
+    # Half of the last of 4 significant bits, or of the smallest subnormal 2^-9; the inverse of a
+    # float scale and the two products round by 2^-24 each.
+    allowed = np.maximum(2.0**-4 * np.abs(x), 2.0**-10 * scale) * (1 + 2.0**-18)
+    assert np.all(np.abs(scaled.dequantize(q) - x) <= allowed)
+
+
+@pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
+def test_power_of_two_scales_dequantize_exactly_in_bfloat16(form):
+    q = scaled.quantize(jnp.asarray(wide_values(3, (32, 200))), (1, 128), True, form)
+    low = scaled.dequantize(q, jnp.bfloat16)
+    np.testing.assert_array_equal(low.astype(jnp.float32), scaled.dequantize(q))
+
+
+@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+def test_quantizing_again_changes_nothing_when_scales_are_powers_of_two(pow2):
+    first = scaled.dequantize(scaled.quantize(jnp.asarray(wide_values(4, (32, 256))), pow2=pow2))
+    again = scaled.dequantize(scaled.quantize(first, pow2=pow2))
+    assert np.array_equal(first, again) or not pow2
+
+
+def test_leading_dims_are_tiled_singly():
+    x = jnp.asarray(wide_values(5, (3, 2, 130, 140)))
+    whole = scaled.quantize(x, (128, 128))
+    assert whole.scales.shape == (3, 2, 2, 2)
+    one = scaled.quantize(x[1, 0], (128, 128))
+    np.testing.assert_array_equal(whole.scales[1, 0], one.scales)
+    np.testing.assert_array_equal(scaled.dequantize(whole)[1, 0], scaled.dequantize(one))
+
+
+def test_a_whole_tile_spans_its_dim():
+    x = jnp.asarray(wide_values(6, (5, 200)))
+    q = scaled.quantize(x, (scaled.WHOLE, scaled.WHOLE))
+    assert q.scales.shape == (1, 1)
+    np.testing.assert_array_equal(q.scales[0, 0], np.abs(x).max() / np.float32(448))
+
+
+@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+def test_zero_tiny_huge_and_broken_tiles_have_defined_results(pow2):
+    ones = np.ones(128, np.float32)
+    rows = np.stack([0 * ones, 1e-30 * ones, 1e-4 * ones, 3e38 * ones, ones, ones, ones])
+    rows[4, 3], rows[5, 3], rows[6, 3] = np.nan, np.inf, -np.inf
+    q = jax.jit(lambda x: scaled.quantize(x, pow2=pow2))(rows)
+    scales, back = np.asarray(scaled.scale_values(q.scales))[:, 0], np.asarray(scaled.dequantize(q))
+    floor = np.float32(1e-4) / np.float32(448)
+    if pow2:
+        floor = np.float32(2.0 ** np.ceil(np.log2(floor)))
+    np.testing.assert_array_equal(scales[:3], 3 * [floor])  # amax below 1e-4 counts as 1e-4
+    np.testing.assert_array_equal(back[:2], np.zeros((2, 128)))  # what the floor cannot hold is 0
+    np.testing.assert_allclose(back[2:4], rows[2:4], rtol=2.0**-4)
+    assert np.all(np.isfinite(back[:4]))
+    # One entry that is no number makes the tile NaN, other tiles stay.
+    assert np.all(np.isnan(scales[4:]))
+    assert np.all(np.isnan(back[4:]))
+
+
+def test_a_tile_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"tile=\(1, 1, 128\) does not fit x of shape \(4, 4\)"):
+        scaled.quantize(jnp.ones((4, 4)), (1, 1, 128))
