@@ -8,7 +8,7 @@ compiled), generate (prompts -> completions), bench (how fast).
 from dsjax.infer.bench import decode_bench
 from dsjax.infer.decode import cache_bytes_per_token, decoding, default_backend
 from dsjax.infer.generate import Completion, Report, generate, generate_with_report
-from dsjax.infer.sample import Sampling, probabilities, sample
+from dsjax.infer.sample import Sampling
 
 __all__ = [
     "Completion",
@@ -20,6 +20,4 @@ __all__ = [
     "default_backend",
     "generate",
     "generate_with_report",
-    "probabilities",
-    "sample",
 ]

@@ -1,0 +1,212 @@
+"""`dsjax generate RUN`: let a trained model continue prompts, as text appears."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from dsjax.errors import UserError
+
+if TYPE_CHECKING:  # jax costs a second to import
+    from dsjax.config.run import RunConfig
+    from dsjax.data.tokenizer import Tokenizer
+    from dsjax.infer import Completion, Report, Sampling
+    from dsjax.model.transformer import TransformerParams
+
+MAX_NEW = 128
+CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue prompts with the newest checkpoint of a run, decoding from the latent cache."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder that `dsjax train` or `dsjax demo` wrote."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to continue; give it again for more rows of a batch. None, or an empty one, starts a new
+    text."""
+    prompt_file: Path | None = None
+    """A UTF-8 text file that is one prompt more, whole."""
+    max_new: int | None = None
+    """Tokens to add to each prompt at most; by default 128, or what the context has room for."""
+    temperature: float = 0.8
+    """Logits are divided by it; 0 is greedy."""
+    top_p: float = 1.0
+    """Choose among the smallest set of likeliest tokens that has this much of the mass."""
+    seed: int = 0
+    """Seed of the choices."""
+    draft: bool = False
+    """Speculate with the model's MTP modules: the same distribution in fewer passes."""
+    context: int | None = None
+    """Positions a row may take; by default the row length of the training."""
+    json: bool = False
+    """Print one JSON object at the end instead of text as it comes."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run folder holds for generation."""
+
+    run: RunConfig
+    params: TransformerParams
+    words: Tokenizer
+
+
+def main(args: Generate) -> int:
+    """Run the command; returns the exit status."""
+    from dsjax.infer import Sampling
+
+    texts = _prompts(args)
+    model = load(args.run)
+    context = model.run.train.length if args.context is None else args.context
+    longest = max(len(_ids(model.words, text)) for text in texts)
+    sampling = Sampling(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_new=_room(context, longest) if args.max_new is None else args.max_new,
+        stop_ids=(model.words.end_id,),
+        seed=args.seed,
+        vocab=model.words.vocab,
+    )
+    console = None if args.json else Console(highlight=False)
+    completions, report = write(model, texts, sampling, console, context, args.draft)
+    if args.json:
+        print(json.dumps(_summary(model.words, texts, completions, report)))
+    return 0
+
+
+def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = False) -> Report:
+    """Continue one prompt by a run's newest checkpoint, in full view."""
+    from dsjax.infer import Sampling
+
+    model = load(run)
+    context = model.run.train.length
+    sampling = Sampling(
+        temperature=0.8,
+        max_new=_room(context, len(_ids(model.words, prompt))),
+        stop_ids=(model.words.end_id,),
+        vocab=model.words.vocab,
+    )
+    return write(model, [prompt], sampling, console, context, is_drafting)[1]
+
+
+def load(run: str | Path) -> Model:
+    """Read a run folder: its config, its tokenizer and its newest readable checkpoint."""
+    from dsjax.checkpoint import store
+    from dsjax.config.stored import run_from_json
+    from dsjax.data import tokenizer
+
+    folder = Path(run)
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "is not a folder"
+        raise UserError(f"{run} {what}; give the folder that `dsjax train` wrote, as runs/tiny")
+    config = run_from_json(folder / "config.json")
+    words = tokenizer.load(folder / "tokenizer.json")
+    return Model(config, store.load_params(folder, config.model), words)
+
+
+def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Console | None,
+          context: int, is_drafting: bool) -> tuple[list[Completion], Report]:
+    """Continue `texts`; to a console, the first as it is decoded, the others after it."""
+    from dsjax.data.tokenizer import StreamDecoder
+    from dsjax.infer import generate_with_report
+
+    decoders = [StreamDecoder(model.words) for _ in texts]
+    later = ["" for _ in texts]
+
+    def show(row: int, tokens: list[int]) -> None:
+        text = "".join(decoders[row].push(t) for t in tokens if t not in sampling.stop_ids)
+        if row == 0 and console is not None:
+            _out(console, text)
+        else:
+            later[row] += text
+
+    if console is not None:
+        _out(console, texts[0], style="bold")
+    completions, report = generate_with_report(
+        model.params, model.run.model, [_ids(model.words, text) for text in texts], sampling,
+        draft=is_drafting, context=context, on_tokens=show,
+    )
+    if console is not None:
+        for row, decoder in enumerate(decoders):
+            if row:
+                _out(console, "\n\n")
+                _out(console, texts[row], style="bold")
+            _out(console, later[row] + decoder.finish())
+        _out(console, "\n\n")
+        _out(console, line(report) + "\n", style="dim")
+    return completions, report
+
+
+def line(report: Report) -> str:
+    """How a generation went, in one line."""
+    parts = [
+        f"{report.new_tokens} tokens",
+        f"{report.tokens_per_s:,.0f} tokens/s",
+        f"prefill of {report.prompt_tokens} in {report.prefill_s * 1e3:,.1f} ms",
+        f"cache of {report.cache_bytes_per_token:,} bytes a token",
+        f"compiled in {report.compile_s:.1f} s",
+    ]
+    if report.acceptance:
+        shares = ", ".join(f"{share:.0%}" for share in report.acceptance)
+        parts.append(f"drafts accepted {shares}")
+        parts.append(f"{report.tokens_per_pass:.2f} tokens a pass")
+    return "; ".join(parts)
+
+
+def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Completion],
+             report: Report) -> dict:
+    rows = [
+        {
+            "prompt": text,
+            "text": words.decode([t for t in done.tokens if t != words.end_id]),
+            "tokens": len(done.tokens),
+            "reason": done.reason,
+        }
+        for text, done in zip(texts, completions, strict=True)
+    ]
+    return {
+        "completions": rows,
+        "new_tokens": report.new_tokens,
+        "tok_s": report.tokens_per_s,
+        "prefill_ms": report.prefill_s * 1e3,
+        "compile_s": report.compile_s,
+        "cache_bytes_per_token": report.cache_bytes_per_token,
+        "acceptance": list(report.acceptance),
+        "tokens_per_pass": report.tokens_per_pass,
+    }
+
+
+def _prompts(args: Generate) -> list[str]:
+    """The prompts of the command line; one empty prompt when there is none."""
+    texts = list(args.prompt)
+    if args.prompt_file is not None:
+        try:
+            texts.append(args.prompt_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--prompt-file {args.prompt_file} cannot be read ({error}); give a UTF-8 text file"
+            ) from None
+    return texts or [""]
+
+
+def _ids(words: Tokenizer, text: str) -> list[int]:
+    """Ids of a prompt; an empty one is the end of the text before."""
+    return words.encode(text) or [words.end_id]
+
+
+def _room(context: int, longest: int) -> int:
+    """New tokens when none are asked for; at least one, so that a full context is refused."""
+    return max(1, min(MAX_NEW, context - longest))
+
+
+def _out(console: Console, text: str, style: str | None = None) -> None:
+    """Print as it is: no wrapping, no markup, and no control codes a model may have made up."""
+    console.out(text.translate(CONTROLS), style=style, highlight=False, end="")

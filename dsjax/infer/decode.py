@@ -1,0 +1,151 @@
+"""Prefill once in the expanded form, then decode step by step in the absorbed form.
+
+Rows of a batch have unequal lengths. Prompts are padded on the right: padding is a segment of its
+own while the prompt is read, and what it leaves in the cache lies beyond the row's newest position,
+where no query looks before the position is written again.
+
+Axes: B batch, T prompt time, S cache positions, W = 2J recent positions, D model, J MTP depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from dsjax.config.model import ModelConfig
+from dsjax.infer.sample import Law, choose, distribution
+from dsjax.layers.backend import Backend, Dispatch, single
+from dsjax.model import mtp, transformer
+from dsjax.model.block import Cache
+from dsjax.model.transformer import ModelCache, TransformerParams
+from dsjax.numerics.products import Products
+from dsjax.ops import grouped_decode
+
+
+@struct.dataclass
+class State:
+    """Everything a row needs to go on; `recent` and `mtp` are empty where nothing is drafted."""
+
+    tokens: Array  # [B, S] prompt and continuation; beyond `newest` only drafts or nothing
+    newest: Array  # [B] position of the newest token; the cache holds every earlier one
+    cache: ModelCache
+    recent: Array  # [B, W, D] the main model's hidden states before `newest`, after the final norm
+    mtp: tuple[Cache, ...]  # the past of each module
+
+
+@struct.dataclass
+class Emitted:
+    """What one pass of the main model gave each row: the first `count` of `tokens`."""
+
+    tokens: Array  # [B, J+1]
+    count: Array  # [B], from 1 to J+1
+
+
+def decoding(backend: Backend) -> Backend:
+    """The backend with experts written out where a batch holds few assignments."""
+    return dataclasses.replace(
+        backend,
+        dispatch=functools.partial(_dispatch, many=backend.dispatch, products=backend.products),
+    )
+
+
+@functools.cache
+def default_backend() -> Backend:
+    """One device in float32; one object, so that programs compiled for it are found again."""
+    return decoding(single())
+
+
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any, *,
+              many: Dispatch, products: Products) -> Array:
+    if grouped_decode.is_few(experts.size, w_down.shape[0]):
+        return grouped_decode.experts_few(
+            x, experts, weights, w_gate_up, w_down, products=products
+        )
+    return many(x, experts, weights, w_gate_up, w_down)
+
+
+def prefill(p: TransformerParams, tokens: Array, lengths: Array, keys: Array, *, cfg: ModelConfig,
+            backend: Backend, law: Law, room: int, depth: int) -> State:
+    """Read prompts and choose each row's first token.
+
+    tokens [B, T] padded on the right, lengths [B], keys [B] one a row. `room` is S; `depth` is the
+    number of MTP modules that will draft, 0 for plain decoding.
+    """
+    at = jnp.arange(tokens.shape[1])
+    segments = (at[None] < lengths[:, None]).astype(jnp.int32)
+    main = transformer.hidden(p, tokens, segments, cfg, backend, keep_cache=True)
+    row = jnp.arange(tokens.shape[0])
+    last = main.x[row, lengths - 1]
+    first = choose(_keys_at(keys, lengths), distribution(transformer.head(p, last), law), law)
+    recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth)[None]
+    return State(
+        tokens=_fit(tokens, room, 1).at[row, lengths].set(first),
+        newest=lengths,
+        cache=ModelCache(_fit(main.dense_cache, room, 2), _fit(main.moe_cache, room, 2)),
+        recent=main.x[row[:, None], jnp.maximum(recent, 0)],
+        mtp=_prefill_mtp(p, tokens, segments, main.x, cfg, backend, room, depth),
+    )
+
+
+def _prefill_mtp(p: TransformerParams, tokens: Array, segments: Array, previous: Array,
+                 cfg: ModelConfig, backend: Backend, room: int, depth: int) -> tuple[Cache, ...]:
+    """What each module holds of the prompt; positions whose token i+k is unknown come later."""
+    pasts = []
+    for k in range(1, depth + 1):
+        assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
+        ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, min(k, tokens.shape[1]))))
+        is_real = jnp.pad(segments[:, k:], ((0, 0), (0, min(k, tokens.shape[1])))) != 0
+        previous, _, past = mtp.hidden(
+            mtp.module(p.mtp, k - 1), previous, transformer.embed(p, ahead, backend), segments,
+            is_real, cfg, backend,
+        )
+        pasts.append(_fit(past, room, 1))
+    return tuple(pasts)
+
+
+def _fit(cache: Any, room: int, axis: int) -> Any:
+    """Cut or pad the time axis of every leaf to `room`."""
+
+    def fit(a: Array) -> Array:
+        a = jax.lax.slice_in_dim(a, 0, min(room, a.shape[axis]), axis=axis)
+        return jnp.pad(a, [(0, room - n if i == axis else 0) for i, n in enumerate(a.shape)])
+
+    return jax.tree.map(fit, cache)
+
+
+def _keys_at(keys: Array, positions: Array) -> Array:
+    """The key that chooses each row's token at a position. keys, positions [B] -> [B]."""
+    return jax.vmap(jax.random.fold_in)(keys, positions)
+
+
+def step(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig, backend: Backend,
+         law: Law) -> tuple[State, Emitted]:
+    """Run every row's newest token and choose the next one."""
+    row = jnp.arange(state.tokens.shape[0])
+    token, position = state.tokens[row, state.newest], state.newest
+    x, cache = transformer.hidden_cached(
+        p, token[:, None], position[:, None], state.cache, cfg, backend
+    )
+    shares = distribution(transformer.head(p, x[:, 0]), law)
+    chosen = choose(_keys_at(keys, position + 1), shares, law)
+    state = dataclasses.replace(
+        state,
+        tokens=state.tokens.at[row, position + 1].set(chosen),
+        newest=position + 1,
+        cache=cache,
+    )
+    return state, Emitted(chosen[:, None], jnp.ones_like(position))
+
+
+def cache_bytes_per_token(cfg: ModelConfig, dtype: Any, depth: int = 0) -> int:
+    """Bytes that decoding keeps of one token in all layers, and in `depth` MTP modules."""
+    one = jax.eval_shape(lambda: transformer.empty_cache(cfg, 1, 1, dtype))
+    sizes = [a.size * a.dtype.itemsize for a in jax.tree.leaves(one)]
+    per_layer = sum(sizes) // cfg.layers
+    return sum(sizes) + depth * per_layer

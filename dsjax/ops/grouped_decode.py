@@ -1,0 +1,59 @@
+"""The routed experts' SwiGLU for a handful of tokens (V3 report eq. 12).
+
+Decoding is bound by reading weights. With fewer assignments than experts, the batched form of
+`grouped` reads experts nobody chose and pads each to eight rows; here every assignment is written
+out as its own two products, whose slice of the stacked weights the compiler reads in place (inside
+a loop it copies the slice first, which costs as much as the batched form). No gradient.
+
+Axes: T tokens, K experts per token, A assignments (T*K), E experts, D model, F expert hidden.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from dsjax.numerics.products import Held, Products, Weight
+
+WRITTEN_OUT = 16  # assignments a program holds at most
+
+
+def is_few(assignments: int, experts: int) -> bool:
+    """Whether writing assignments out beats batching experts: fewer of them, and not many."""
+    return assignments < experts and assignments <= WRITTEN_OUT
+
+
+def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
+                w_down: Array | Weight, *, products: Products) -> Array:
+    """The chosen experts of every token, weighted and summed.
+
+    x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
+    """
+    per_token = experts.shape[1]
+    chosen = [experts.reshape(-1)[a] for a in range(experts.size)]
+    gate_up, down = _held(w_gate_up, products), _held(w_down, products)
+    rows = [x[a // per_token][None] for a in range(experts.size)]
+    hidden_in = _products(rows, gate_up, chosen, products).astype(x.dtype)
+    gate, up = jnp.split(hidden_in, 2, axis=-1)
+    hidden = jax.nn.silu(gate) * up * weights.reshape(-1, 1).astype(x.dtype)
+    y = _products([row[None] for row in hidden], down, chosen, products).astype(x.dtype)
+    return y.reshape(*experts.shape, -1).sum(axis=1)
+
+
+def _products(rows: list[Array], held: Held, chosen: list[Array], products: Products) -> Array:
+    """Each row [1, K] against its own expert's matrix [K, N] -> [A, N] float32."""
+    outs = []
+    for row, expert in zip(rows, chosen, strict=True):
+        matrix = jax.tree.map(
+            lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held
+        )
+        outs.append(products.fprop(products.hold_input(row), matrix))
+    return jnp.concatenate(outs)
+
+
+def _held(w: Array | Weight, products: Products) -> Held:
+    """The form products read of stacked matrices [E, K, ...]: [E, K, N]."""
+    if isinstance(w, Weight):
+        return w.held
+    return products.hold_weight(w.reshape(*w.shape[:2], -1))
