@@ -66,15 +66,15 @@ def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
     T counts real tokens; padding neither competes nor is kept. Of equal weights the earlier stays.
     """
     flat_experts = routing.experts.reshape(-1)
-    capacity = _capacity(is_real.sum() * cfg.experts_per_token, cfg)
+    capacity = _capacity(is_real.sum(dtype=jnp.int32) * cfg.experts_per_token, cfg)
     real = jnp.broadcast_to(is_real[..., None], routing.experts.shape)
     weight = jnp.where(real, jax.lax.stop_gradient(routing.weights), -1.0).reshape(-1)
     order = jnp.lexsort((-weight, flat_experts))
-    start = jnp.searchsorted(flat_experts[order], jnp.arange(cfg.experts))
-    position = jnp.arange(flat_experts.size) - start[flat_experts[order]]
+    start = jnp.searchsorted(flat_experts[order], jnp.arange(cfg.experts, dtype=jnp.int32))
+    position = jnp.arange(flat_experts.size, dtype=jnp.int32) - start[flat_experts[order]]
     is_kept = jnp.zeros(flat_experts.size, bool).at[order].set(position < capacity)
-    is_kept &= real.reshape(-1)
-    return routing.replace(weights=routing.weights * is_kept.reshape(routing.weights.shape))
+    is_kept = is_kept.reshape(real.shape) & real
+    return routing.replace(weights=jnp.where(is_kept, routing.weights, 0.0))
 
 
 def _capacity(assignments: Array, cfg: MoEConfig) -> Array:

@@ -12,4 +12,4 @@ from jax.typing import DTypeLike
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
     """float32 for float32 and anything narrower, float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)

@@ -64,7 +64,7 @@ def _chunk_loss(head: Array, carry: None, inputs: tuple[Array, Array, Array]):
     logits = _logits(x, head)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nats = ((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights).sum()
-    return carry, (nats, ((chosen >= logits.max(axis=-1)) * weights).sum())
+    return carry, (nats, jnp.where(chosen >= logits.max(axis=-1), weights, 0).sum())
 
 
 def _forward(x: Array, head: Array, targets: Array, weights: Array, chunk: int, dtype: jnp.dtype):
@@ -87,7 +87,7 @@ def _forward(x: Array, head: Array, targets: Array, weights: Array, chunk: int, 
                              preferred_element_type=wide(dtype))
         d_head += lax.dot_general(x_c.reshape(rows.shape[0], -1), rows, (((0,), (0,)), ((), ())),
                                   preferred_element_type=wide(dtype))
-        return d_head, (nats, ((chosen >= top) * weights_c).sum(), dx.reshape(x_c.shape))
+        return d_head, (nats, jnp.where(chosen >= top, weights_c, 0).sum(), dx.reshape(x_c.shape))
 
     start = jnp.zeros(head.shape, wide(dtype))
     cuts = _chunks(x.astype(dtype), targets, weights, chunk)

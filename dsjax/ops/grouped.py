@@ -94,7 +94,8 @@ def make_plan(experts: Array, count: int, capacity: int) -> Plan:
     source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[row].set(
         order, unique_indices=True)
     slot = jnp.zeros(total, jnp.int32).at[order].set(row, unique_indices=True)
-    tile_expert = jnp.searchsorted(last_tile, jnp.arange(max_tiles), side="right")
+    tile_expert = jnp.searchsorted(
+        last_tile, jnp.arange(max_tiles, dtype=jnp.int32), side="right").astype(jnp.int32)
     return Plan(
         source=source[:rows],
         slot=jnp.minimum(slot, rows).reshape(experts.shape),

@@ -75,18 +75,19 @@ def looped(p, tokens, segments, cfg, backend):
 
 def test_scanned_and_unrolled_layers_are_the_loop_with_its_gradient():
     tokens, segments = map(jnp.asarray, rows())
+    cfg = dataclasses.replace(PLAIN, layers=2, dense_layers=0)
     cotangent = np.random.default_rng(2).standard_normal((*tokens.shape, TINY.d_model))
 
     def scanned(unroll):
         def f(p):
-            out = transformer.hidden(p, tokens, segments, PLAIN, double(), unroll=unroll)
+            out = transformer.hidden(p, tokens, segments, cfg, double(), unroll=unroll)
             return out.x, out.stats.loads
         return f
 
     with jax.enable_x64(True):
-        p = draw(transformer.specs(PLAIN), 0)
+        p = draw(transformer.specs(cfg), 0)
         pull = (cotangent, np.zeros((2, 2, TINY.moe.experts)))
-        expected = pulled(lambda p: looped(p, tokens, segments, PLAIN, double()), pull, p)
+        expected = pulled(lambda p: looped(p, tokens, segments, cfg, double()), pull, p)
         actual = pulled(scanned(1), pull, p)
         jax.tree.map(lambda a, b: close(a, b, 1e-12), actual, expected)
         unrolled = compiled(scanned(8))(p)
