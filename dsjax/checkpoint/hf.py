@@ -1,0 +1,229 @@
+"""Released checkpoints (Hugging Face safetensors) as dsjax parameters, and back.
+
+    cfg, params = hf.load("DeepSeek-V2-Lite", dtype="bfloat16")
+    hf.save("mine", cfg, params)
+
+DeepSeek-V2, V2-Lite, V3, V3.1, R1, Moonlight and Kimi-K2, in float32, bfloat16 or FP8 with its
+scales, MTP modules included. Reading order: hf_names (which tensor is which parameter), hf_config
+and hf_config_out (config.json), hf_files (tensors on disk), hf_plan (what goes where, or why not),
+hf_pieces (the numbers of a piece), hf_devices (onto and from devices), hf_write (files).
+
+Peak host memory beyond the parameters themselves is a few pieces of 16 MB when loading and one file
+of at most twice the largest tensor when saving, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from dsjax import params as trees
+from dsjax.checkpoint import hf_config_out, hf_files, hf_names, hf_pieces, hf_plan, hf_write
+from dsjax.checkpoint.hf_devices import Buffers, Index, region
+from dsjax.checkpoint.hf_files import Progress
+from dsjax.checkpoint.hf_pieces import Source
+from dsjax.checkpoint.hf_plan import Plan
+from dsjax.checkpoint.hf_write import Folder
+from dsjax.config.model import ModelConfig
+from dsjax.errors import UserError
+from dsjax.model import transformer
+from dsjax.model.transformer import TransformerParams
+from dsjax.numerics.scaled import Scaled
+
+Shardings = Any
+"""None, a tree of shardings like the parameters, or a function of a leaf's name and shape."""
+
+WORKERS = 2  # pieces made at once; reading, turning and widening release the interpreter
+EXTRAS = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".py")
+
+
+def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = None,
+         mtp: bool | None = None, say: Callable[[str], None] | None = None,
+         progress: Progress | None = None) -> tuple[ModelConfig, TransformerParams]:
+    """Read a released checkpoint onto devices: its config, and parameters with those shardings.
+
+    dtype: `float32` or `bfloat16` for all (FP8 dequantized), `stored` for each array as it is, with
+    FP8 matrices as `Scaled`, `fp8` the same and an error where there are none. The router's bias is
+    always float32. mtp: False leaves the MTP modules, True wants them, None takes them where they
+    are. `say` gets sentences about what was assumed (None: standard error).
+    """
+    folder = Path(path)
+    plan = hf_plan.plan(folder, dtype, mtp)
+    for remark in plan.remarks:
+        (say or _to_stderr)(f"{folder}: {remark}")
+    buffers = Buffers(plan.leaves, _sharding_of(plan, shardings))
+    for source, index, values in pieces(plan, progress or _nothing):
+        buffers.put(source.place.leaf, index, values)
+    return plan.cfg, hf_plan.tree(plan.cfg, buffers.arrays())
+
+
+def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: bool = False, *,
+         dtype: str | None = None, pow2: bool = False, like: Path | str | None = None,
+         progress: Progress | None = None) -> None:
+    """Write parameters as a released checkpoint that transformers, vLLM and SGLang load.
+
+    fp8: matrices become E4M3 with one scale a 128x128 block (powers of two with `pow2`, as V3.1),
+    `Scaled` leaves are written as they are, and the rest is bfloat16. Otherwise arrays keep their
+    dtype, or get `dtype`, and `Scaled` leaves are dequantized to bfloat16. `like` is a released
+    checkpoint whose token ids, context length and tokenizer files are taken over.
+    """
+    if dtype is not None and dtype not in hf_plan.WIDTHS:
+        raise UserError(f"dtype={dtype!r} is not a choice; use {' or '.join(hf_plan.WIDTHS)}")
+    arrays = named(cfg, params)
+    leaves = {name: np.dtype(a.dtype) for name, a in arrays.items()}
+    folder = Folder(Path(path).absolute(), None)
+
+    def read(name: str, index: Index) -> np.ndarray:
+        return region(arrays[name], index)
+
+    export(folder, cfg, leaves, read, fp8=fp8, dtype=dtype, pow2=pow2,
+           like=Path(like) if like is not None else None, progress=progress or _nothing)
+
+
+def export(folder: Folder, cfg: ModelConfig, leaves: dict[str, np.dtype], read: hf_write.Region, *,
+           fp8: bool, dtype: str | None, pow2: bool, like: Path | None,
+           progress: Progress) -> None:
+    """Write a released checkpoint from leaves that are read a part at a time, see `save`."""
+    wanted = None if dtype is None else hf_plan.WIDTHS[dtype]
+    tensors = list(hf_write.outputs(cfg, leaves, wanted, fp8))
+    data = hf_files.read_json(like / hf_files.CONFIG) if like else None
+    plain = next(t.dtype for t in tensors)
+    form = None
+    if fp8:
+        kept = [p for t in tensors if t.is_scale for p in hf_names.held(t.place)[1:]]
+        kept = [p for p in kept if p.leaf in leaves]
+        is_pow2 = all(_are_powers(read(p.leaf, p.index(0, p.shape[0]))) for p in kept)
+        form = "ue8m0" if (is_pow2 if kept else pow2) else "float"
+    config = hf_config_out.write(cfg, str(plain), form, data)
+    extras = extra_files(like) if like else []
+    hf_write.write(folder, tensors, leaves, read, config, extras, pow2, progress)
+
+
+def _are_powers(scales: np.ndarray) -> bool:
+    """Whether all scales are powers of two."""
+    return bool((np.frexp(scales.astype(np.float32))[0] == 0.5).all())
+
+
+def extra_files(folder: Path) -> list[Path]:
+    """What a checkpoint has beside config and weights: tokenizer, generation settings, code."""
+    own = (hf_files.CONFIG, hf_files.INDEX)
+    found = (p for p in folder.iterdir() if p.is_file() and p.suffix in EXTRAS)
+    return sorted(p for p in found if p.name not in own and not p.name.startswith("."))
+
+
+def pieces(plan: Plan, progress: Progress, is_done: Callable[[Source], bool] | None = None,
+           ) -> Iterator[tuple[Source, Index, np.ndarray]]:
+    """Every piece of a plan with its place in its leaf; a few are made ahead by threads."""
+    done, total = _compare(plan, progress), plan.nbytes
+
+    def tasks() -> Iterator[tuple[Source, int, int]]:
+        for source in plan.sources:
+            for start, stop in hf_pieces.spans(source.place, source.tensor.row_bytes):
+                yield source, start, stop
+
+    waiting: list[tuple[Source, int, int, Future]] = []
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="pieces") as pool:
+        try:
+            for task in tasks():
+                if is_done is not None and is_done(task[0]):
+                    done += task[0].tensor.row_bytes * (task[2] - task[1])
+                    continue
+                waiting.append((*task, pool.submit(hf_pieces.read, *task)))
+                if len(waiting) > WORKERS:
+                    done += yield from _next(waiting)
+                    progress(done, total)
+            while waiting:
+                done += yield from _next(waiting)
+                progress(done, total)
+        finally:
+            for *_, future in waiting:
+                future.cancel()
+    progress(total, total)
+
+
+def _next(waiting: list[tuple[Source, int, int, Future]]) -> Iterator[Any]:
+    """Hand out the oldest piece; returns the bytes it was read from."""
+    source, start, stop, future = waiting.pop(0)
+    yield source, source.place.index(start, stop), future.result()
+    return source.tensor.row_bytes * (stop - start)
+
+
+def _compare(plan: Plan, progress: Progress) -> int:
+    """Hold the MTP modules' embeddings and heads against the main model's; returns bytes read."""
+    done = 0
+    for copy, main in plan.copies:
+        if copy.dtype != main.dtype:
+            raise UserError(f"{copy.file}: {copy.name} is {copy.dtype}, {main.name} {main.dtype}")
+        step = max(1, hf_pieces.PIECE // max(1, copy.row_bytes))
+        for start in range(0, copy.shape[0], step):
+            stop = min(start + step, copy.shape[0])
+            if copy.rows(start, stop).tobytes() != main.rows(start, stop).tobytes():
+                raise UserError(
+                    f"{copy.file}: {copy.name} differs from {main.name}, but MTP modules share "
+                    "the main model's; load with mtp=False to leave them"
+                )
+            done += 2 * copy.row_bytes * (stop - start)
+            progress(done, plan.nbytes)
+    return done
+
+
+def named(cfg: ModelConfig, params: TransformerParams) -> dict[str, Any]:
+    """Arrays by dotted name, `X.codes` and `X.scales` for a Scaled; shapes must be the specs'."""
+    found: dict[str, Any] = {}
+
+    def take(path: tuple, spec: trees.Spec, leaf: Any) -> None:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        wanted = {name: spec.shape}
+        got = {name: leaf}
+        if isinstance(leaf, Scaled):
+            codes, scales, _ = hf_names.held_shapes(name, spec)
+            wanted = {f"{name}.codes": codes, f"{name}.scales": scales}
+            got = {f"{name}.codes": leaf.codes, f"{name}.scales": leaf.scales}
+        for part, shape in wanted.items():
+            if tuple(np.shape(got[part])) != shape:
+                raise ValueError(f"{part} has the shape {np.shape(got[part])}, but the config "
+                                 f"means {shape}; save with the config of these parameters")
+        found.update(got)
+
+    try:
+        jax.tree_util.tree_map_with_path(take, transformer.specs(cfg), params,
+                                         is_leaf=trees.is_spec)
+    except ValueError as error:
+        if "the config means" in str(error):
+            raise
+        raise ValueError(f"the parameters are not those of the config ({error})") from None
+    return found
+
+
+def _sharding_of(plan: Plan, shardings: Shardings) -> Callable[[str], Sharding | None]:
+    """The sharding of a leaf by its name."""
+    if shardings is None:
+        return lambda name: None
+    if callable(shardings):
+        return lambda name: shardings(name, plan.leaves[name][0])
+    by_name = dict(trees.paths(shardings))
+
+    def find(name: str) -> Sharding:
+        if name not in by_name:
+            raise ValueError(
+                f"there is no sharding for {name}; give a function of (name, shape), which FP8 "
+                "matrices need, whose shapes are those that products read"
+            )
+        return by_name[name]
+
+    return find
+
+
+def _nothing(done: int, total: int) -> None:
+    pass
+
+
+def _to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

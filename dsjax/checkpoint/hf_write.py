@@ -1,0 +1,208 @@
+"""Writing a released checkpoint: shards, index and config in a hidden folder, then one rename.
+
+The folder appears under its name only when it is whole. A shard holds at most half a gigabyte or
+twice the largest tensor, and is all that is in memory. With a `key` that names the source, shards
+that an interrupted run left are kept and the next run goes on after them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsjax.checkpoint import hf_files, hf_pieces
+from dsjax.checkpoint.hf_devices import Index
+from dsjax.checkpoint.hf_files import Progress
+from dsjax.checkpoint.hf_names import BLOCK, SCALE, Placement, held, placements, scale_shape
+from dsjax.checkpoint.hf_pieces import BFLOAT16, FP8
+from dsjax.config.model import ModelConfig
+from dsjax.errors import UserError
+
+Region = Callable[[str, Index], np.ndarray]
+"""Numbers of a part of a leaf, by dotted name; of `X.codes` and `X.scales` for a Scaled."""
+
+SHARD = 512 << 20
+STATE = ".state.json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    place: Placement
+    is_scale: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def outputs(cfg: ModelConfig, leaves: Mapping[str, np.dtype], dtype: np.dtype | None,
+            is_fp8: bool) -> Iterator[Output]:
+    """Every tensor of the released form; `leaves` are dtypes by name, `dtype` replaces them."""
+    is_kept = any(name.endswith(".codes") for name in leaves)
+    for place in placements(cfg):
+        own = leaves.get(place.leaf, np.dtype(BFLOAT16))
+        if is_fp8 and place.is_product:
+            scales = leaves.get(f"{place.leaf}.scales", np.dtype(np.float32))
+            shape = scale_shape(place.shape)
+            yield Output(place.name, place.shape, np.dtype(FP8), place)
+            yield Output(place.name + SCALE, shape, scales, place, is_scale=True)
+            continue
+        wanted = dtype or (np.dtype(BFLOAT16) if is_fp8 and not is_kept else own)
+        if place.leaf.endswith("router.bias"):
+            wanted = np.dtype(np.float32)
+        yield Output(place.name, place.shape, wanted, place)
+
+
+def shards(tensors: list[Output]) -> list[list[Output]]:
+    """Cut the tensors, in order, into files of bounded size; FP8 and its scales stay together."""
+    limit = max(SHARD, 2 * max(t.nbytes for t in tensors))
+    cut: list[list[Output]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if filled + tensor.nbytes > limit and cut[-1] and not tensor.is_scale:
+            cut.append([])
+            filled = 0
+        cut[-1].append(tensor)
+        filled += tensor.nbytes
+    return cut
+
+
+def make(tensor: Output, leaves: Mapping[str, np.dtype], region: Region,
+         is_pow2: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """A tensor's numbers, and its scales if it becomes FP8."""
+    place = tensor.place
+    codes = f"{place.leaf}.codes" in leaves
+    out = np.empty(place.shape, tensor.dtype)
+    scales = None
+    if tensor.dtype == FP8:
+        form = leaves.get(f"{place.leaf}.scales", np.dtype(np.float32))
+        scales = np.empty(scale_shape(place.shape), form)
+    for start, stop in hf_pieces.spans(place, place.shape[-1] * 4):
+        blocks = slice(start // BLOCK, -(-stop // BLOCK))
+        if codes:
+            rows, by_block = (
+                hf_pieces.released(p, region(p.leaf, p.index(s.start, s.stop)))
+                for p, s in zip(held(place), (slice(start, stop), blocks))
+            )
+            hf_pieces.refuse_nan(rows, place.leaf)
+            if scales is None:
+                rows = hf_pieces.dequantize(rows, by_block)
+            else:
+                scales[blocks] = by_block
+        else:
+            rows = hf_pieces.released(place, region(place.leaf, place.index(start, stop)))
+            hf_pieces.refuse_nan(rows, place.leaf)
+            if scales is not None:
+                rows, scales[blocks] = hf_pieces.quantize(rows, is_pow2)
+        out[start:stop] = rows.astype(np.float32) if rows.dtype != out.dtype else rows
+    return out, scales
+
+
+@dataclass
+class Folder:
+    """A checkpoint's folder while it is being written."""
+
+    final: Path
+    key: str | None
+    """What it is made from; None starts anew and leaves nothing behind when it fails."""
+
+    def __post_init__(self) -> None:
+        """Open the hidden folder; keep what is in it only if it has the same key."""
+        if self.final.exists() and (not self.final.is_dir() or any(self.final.iterdir())):
+            raise UserError(f"{self.final} is already there; move it away or choose another folder")
+        self.partial = self.final.parent / f".{self.final.name}.partial"
+        state = self.partial / STATE
+        is_same = self.key is not None and state.is_file()
+        if is_same:
+            is_same = json.loads(state.read_text()).get("key") == self.key
+        if not is_same:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def open(self) -> None:
+        """Make the hidden folder."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        if self.key is not None:
+            hf_files.write_json(self.partial / STATE, {"key": self.key})
+
+    def finish(self) -> None:
+        """Give the folder its name."""
+        (self.partial / STATE).unlink(missing_ok=True)
+        if self.final.is_dir():
+            self.final.rmdir()
+        os.rename(self.partial, self.final)
+
+    def failed(self, error: BaseException) -> None:
+        """Clean up, and turn a full or closed disk into a sentence."""
+        reason = hf_files.disk_error(error)
+        if self.key is None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            after = "nothing of it is left"
+        else:
+            after = f"what is done is in {self.partial.name}, from which the same command goes on"
+        if reason:
+            raise UserError(
+                f"{self.final} could not be written ({reason}); {after}; make room, or choose "
+                "another folder"
+            ) from error
+
+
+def write(folder: Folder, tensors: list[Output], leaves: Mapping[str, np.dtype], region: Region,
+          config: dict[str, Any], extras: list[Path], is_pow2: bool, progress: Progress) -> None:
+    """Write everything; `extras` are files that are copied as they are."""
+    cut = shards(tensors)
+    names = [f"model-{i + 1:05d}-of-{len(cut):05d}.safetensors" for i in range(len(cut))]
+    total = sum(t.nbytes for t in tensors)
+    done = 0
+    left = sum(t.nbytes for name, part in zip(names, cut) for t in part
+               if not (folder.partial / name).exists())
+    hf_files.check_room(folder.final, left + sum(p.stat().st_size for p in extras))
+    try:
+        folder.open()
+        for name, part in zip(names, cut):
+            if not (folder.partial / name).exists():
+                _write_shard(folder.partial / name, part, leaves, region, is_pow2,
+                             lambda n, done=done: progress(done + n, total))
+            done += sum(t.nbytes for t in part)
+            progress(done, total)
+        weight_map = {t.name: name for name, part in zip(names, cut) for t in part}
+        hf_files.write_json(
+            folder.partial / hf_files.INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+        )
+        hf_files.write_json(folder.partial / hf_files.CONFIG, config)
+        for path in extras:
+            shutil.copyfile(path, folder.partial / path.name)
+        folder.finish()
+    except BaseException as error:
+        folder.failed(error)
+        raise
+
+
+def _write_shard(path: Path, part: list[Output], leaves: Mapping[str, np.dtype], region: Region,
+                 is_pow2: bool, progress: Callable[[int], None]) -> None:
+    """Make a shard's tensors and write them."""
+    made: dict[str, np.ndarray] = {}
+    done = 0
+    for tensor in part:
+        if not tensor.is_scale:
+            made[tensor.name], scales = make(tensor, leaves, region, is_pow2)
+            if scales is not None:
+                made[tensor.name + SCALE] = scales
+        done += tensor.nbytes
+        progress(done)
+    hf_files.write_file(path, made)
+
