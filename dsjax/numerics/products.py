@@ -5,10 +5,11 @@ operands are held, and each of the three reads held operands and returns float32
 
     float32    operands as they are
     bfloat16   operands rounded to bfloat16, exact products, float32 sums
+    FP8        operands as 8-bit codes with a scale a tile (gemm.py), float32 sums
 
 Layers never ask. They call `linear` or an expert product with a weight that is a plain array or a
 `Weight`: the float32 master, which receives the gradient, beside the form that products read,
-made once per optimizer step (`hold_weights`), not once per microbatch.
+made once per optimizer step (`hold`, `attach`), not once per microbatch.
 
 Axes: M rows (tokens), K summed channels, N columns; E leads where experts are batched.
 """
@@ -16,6 +17,7 @@ Axes: M rows (tokens), K summed channels, N columns; E leads where experts are b
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,16 +25,26 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from dsjax import params
+from dsjax.numerics.layout import row_major
 from dsjax.numerics.wide import wide
 
 Held = Any  # an operand as a precision keeps it: an array, or codes with scales
 
 
+def _same(x: Array) -> Held:
+    return x
+
+
+def _read(x: Held, dtype: DTypeLike) -> Array:
+    return x.astype(dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """How one precision holds operands and multiplies them; every array is [..., M, K] or [..., K, N].
+    """How one precision holds operands and multiplies them; arrays are [..., M, K] or [..., K, N].
 
     Leading dims of all operands are equal and batched (experts), or absent. `fprop`, `dgrad` and
     `wgrad` read what `hold_input`, `hold_weight` and `hold_grad` made, and return float32.
@@ -40,11 +52,14 @@ class Products:
 
     name: str
     hold_input: Callable[[Array], Held]
-    hold_weight: Callable[[Array], Held]
+    hold_weight: Callable[..., Held]  # of a matrix made of `parts` (default 1) side by side
     hold_grad: Callable[[Array], Held]
     fprop: Callable[[Held, Held], Array]
     dgrad: Callable[[Held, Held], Array]
     wgrad: Callable[[Held, Held], Array]
+    keep: Callable[[Array], Held] = _same  # how an activation waits for the backward pass,
+    read: Callable[[Held, DTypeLike], Array] = _read  # and how it is read there
+    after_attention: Products | None = None  # of the projection after attention, where it differs
 
 
 @struct.dataclass
@@ -55,17 +70,22 @@ class Weight:
     held: Held
 
 
-def _dot(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
-    """Contract one dim of each (counted from the end), leading dims batched, wide sums out."""
+def contract(a: Array, b: Array, sum_a: int, sum_b: int,
+             precision: lax.Precision | None = None) -> Array:
+    """Sum over one dim of each (counted from the end), leading dims batched, wide sums out."""
+    is_narrow = a.dtype != wide(a.dtype)
+    if is_narrow and sum_a == 2:
+        a, sum_a = row_major(a.swapaxes(-1, -2)), 1
     batch = tuple(range(a.ndim - 2))
-    dims = (((a.ndim - contract_a,), (b.ndim - contract_b,)), (batch, batch))
-    return lax.dot_general(a, b, dims, preferred_element_type=wide(a.dtype))
+    dims = (((a.ndim - sum_a,), (b.ndim - sum_b,)), (batch, batch))
+    y = lax.dot_general(a, b, dims, precision, preferred_element_type=wide(a.dtype))
+    return row_major(y) if is_narrow else y
 
 
 def plain_products(name: str, dtype: jnp.dtype) -> Products:
     """Products whose operands are arrays of one dtype and whose sums are float32."""
 
-    def hold(x: Array) -> Array:
+    def hold(x: Array, parts: int = 1) -> Array:
         return x.astype(dtype)
 
     return Products(
@@ -73,9 +93,9 @@ def plain_products(name: str, dtype: jnp.dtype) -> Products:
         hold_input=hold,
         hold_weight=hold,
         hold_grad=hold,
-        fprop=lambda x, w: _dot(x, w, 1, 2),
-        dgrad=lambda dy, w: _dot(dy, w, 1, 1),
-        wgrad=lambda x, dy: _dot(x, dy, 2, 2),
+        fprop=lambda x, w: contract(x, w, 1, 2),
+        dgrad=lambda dy, w: contract(dy, w, 1, 1),
+        wgrad=lambda x, dy: contract(x, dy, 2, 2),
     )
 
 
@@ -83,26 +103,31 @@ FP32 = plain_products("fp32", jnp.dtype(jnp.float32))
 BF16 = plain_products("bf16", jnp.dtype(jnp.bfloat16))
 
 
-def hold_weights(tree: params.Tree, specs: params.Tree, products: Products) -> params.Tree:
-    """Wrap every product matrix of a parameter tree as a Weight, held once for the whole step.
+def hold(tree: params.Tree, specs: params.Tree, products: Products) -> params.Tree:
+    """Make, once a step, the form that products read of every product matrix; None elsewhere.
 
     Held matrices are [..., K, N]: dims that a product sums over are merged, so are its columns.
     """
 
-    def wrap(spec: params.Spec, leaf: Array) -> Array | Weight:
-        if not spec.is_product:
-            return leaf
-        return Weight(leaf, products.hold_weight(as_matrix(leaf, spec.batch_dims, spec)))
+    def make(spec: params.Spec, leaf: Array) -> Held:
+        return products.hold_weight(as_matrix(leaf, spec), spec.parts) if spec.is_product else None
 
-    return jax.tree.map(wrap, specs, tree, is_leaf=params.is_spec)
+    return jax.tree.map(make, specs, tree, is_leaf=params.is_spec)
 
 
-def as_matrix(w: Array, batch_dims: int, spec: params.Spec) -> Array:
+def attach(tree: params.Tree, held: params.Tree, specs: params.Tree) -> params.Tree:
+    """Set each held form beside its float32 master, as a Weight; other leaves stay arrays."""
+
+    def join(spec: params.Spec, leaf: Array, form: Held) -> Array | Weight:
+        return Weight(leaf, form) if spec.is_product else leaf
+
+    return jax.tree.map(join, specs, tree, held, is_leaf=params.is_spec)
+
+
+def as_matrix(w: Array, spec: params.Spec) -> Array:
     """Merge a weight's summed dims and its column dims: [..., K, N]."""
-    summed = 1
-    for n in w.shape[batch_dims : batch_dims + spec.contract_dims]:
-        summed *= n
-    return w.reshape(*w.shape[:batch_dims], summed, -1)
+    split = spec.batch_dims + spec.contract_dims
+    return w.reshape(*w.shape[: spec.batch_dims], math.prod(w.shape[spec.batch_dims : split]), -1)
 
 
 def value(w: Array | Weight) -> Array:
