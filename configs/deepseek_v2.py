@@ -1,4 +1,4 @@
-"""DeepSeek-V2: 235,741,434,880 parameters, 21.4 billion active (softmax router, three balance losses).
+"""DeepSeek-V2: 235,741,434,880 parameters, 21.4 billion active, three balance losses.
 
 8.1 trillion tokens, learning rate 2.4e-4 cut by 0.316 at 60 % and 90 %, batch 9,216 rows of 4,096
 (its ramp from 2,304 over 225 billion tokens is left out of the steps here). Experts are chosen from

@@ -8,7 +8,7 @@ trillion; fill-in-the-middle at rate 0.1; no attention mask between packed docum
 start at standard deviation 0.006. Lengths here are in steps of 15,360 x 4,096 tokens.
 
 Source: DeepSeek-V3 report (arXiv 2412.19437), sec. 2, 4.1 and 4.2; shapes of the released R1.
-Machine: 2,048 H800 for two months in the report; nothing a person has at home. `dsjax show` counts it.
+Machine: 2,048 H800 for two months in the report; `dsjax show` counts it anywhere.
 Expect: 671,026,419,200 main and 11,610,068,224 MTP parameters; 250.46 GFLOP and 70,272 cached
 bytes a token.
 Command: dsjax show deepseek_v3

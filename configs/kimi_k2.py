@@ -49,7 +49,12 @@ def config() -> RunConfig:
             activations="bfloat16",
         ),
         rate=LearningRate(
-            peak=2e-4, low=2e-5, last=2e-5, warmup_steps=500, constant_steps=149000, cosine_steps=81500
+            peak=2e-4,
+            low=2e-5,
+            last=2e-5,
+            warmup_steps=500,
+            constant_steps=149000,
+            cosine_steps=81500,
         ),
         loss=LossConfig(),
         place=PlaceConfig(remat="v3"),

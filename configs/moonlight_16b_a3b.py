@@ -2,8 +2,8 @@
 
 Same family, other hands: 27 layers of 2,048 channels, 16 heads without query compression, 64 routed
 and two shared experts, six chosen without groups, affinities normalized and scaled by 2.446, rotary
-base 50,000 at 8K without YaRN, RMSNorm epsilon 1e-5. It was trained with Muon; the optimizer here is
-V3's AdamW with the report's peak rate, so this config counts and loads it rather than retraces it.
+base 50,000 at 8K without YaRN, RMSNorm epsilon 1e-5. It was trained with Muon; the optimizer here
+is V3's AdamW with the report's peak rate: this config counts and loads it, it does not retrace it.
 
 Source: Moonlight (arXiv 2502.16982) and the released config of Moonlight-16B-A3B.
 Machine: one host with 8 accelerators trains it; 32 GB of memory run it.
@@ -12,7 +12,7 @@ Command: dsjax show moonlight_16b_a3b
 """
 
 from dsjax.config.loss import LossConfig
-from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
@@ -47,7 +47,9 @@ def config() -> RunConfig:
             precision="bf16",
             activations="bfloat16",
         ),
-        rate=LearningRate(peak=4.2e-4, low=4.2e-5, last=4.2e-5, warmup_steps=2000, cosine_steps=337865),
+        rate=LearningRate(
+            peak=4.2e-4, low=4.2e-5, last=4.2e-5, warmup_steps=2000, cosine_steps=337865
+        ),
         loss=LossConfig(),
         place=PlaceConfig(remat="v3"),
     )

@@ -6,9 +6,9 @@ auxiliary-loss-free balancing with the small sequence-wise loss, and one multi-t
 module (V3 report sec. 2). Optimized as V3: AdamW with bfloat16 moments, weight decay 0.1 on
 matrices, clip 1.0, and the five-part learning rate shrunk to the run.
 
-It learns the embedded corpus, the works of Shakespeare, with a byte-level BPE of 4,096 ids trained on
-the same text. Matrices start with standard deviation 0.02: V3's 0.006 is made for widths 28 times
-as large.
+It learns the embedded corpus, the works of Shakespeare, with a byte-level BPE of 4,096 ids trained
+on the same text. Matrices start with standard deviation 0.02: V3's 0.006 is made for a width 28
+times as large.
 
 Source: DeepSeek-V3 report (arXiv 2412.19437), sec. 2 and 4.2, scaled down.
 Machine: two CPU cores, about two minutes.

@@ -1,8 +1,9 @@
 """A run: the model, what it learns from, how it is optimized, and where it goes.
 
-`model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: they are fingerprinted with its
-checkpoints, and a run resumes only with the same. `train` and `rate` may be changed on resume by one
-who means it (more steps, another rate, other microbatches); `place` never changes what is computed.
+`model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: they are fingerprinted with
+its checkpoints, and a run resumes only with the same. `train` and `rate` may be changed on resume
+by one who means it (more steps, another rate, other microbatches); `place` never changes what is
+computed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class TrainConfig:
     """Dtype of the residual stream and of what is kept for the backward pass."""
 
     def __post_init__(self) -> None:
-        """Refuse batches that do not divide into microbatches and curricula that do not cut rows."""
+        """Refuse batches that do not divide into microbatches, and rows that do not cut."""
         for name in ("steps", "batch", "length", "microbatches", "batch_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name}={getattr(self, name)} must be at least 1")
@@ -126,7 +127,8 @@ class TrainConfig:
             raise ValueError(
                 f"batch_start={self.batch_start} is not between 1 and batch={self.batch}"
             )
-        for rows in (self.batch_start or self.batch, self.batch_multiple if self.batch_start else 0):
+        ramp = (self.batch_start, self.batch_multiple) if self.batch_start else ()
+        for rows in ramp:
             if rows % self.microbatches:
                 raise ValueError(
                     f"the batch ramp takes steps of {rows} rows, not divisible by "

@@ -48,7 +48,7 @@ class Model(nnx.Module):
 
 
 def to_params(model: Model) -> TransformerParams:
-    """The parameter tree a module holds, as the plain dataclasses that every dsjax function takes."""
+    """The parameter tree a module holds, as the dataclasses that every dsjax function takes."""
     return _tree(transformer.specs(model.cfg), model.params)
 
 

@@ -28,7 +28,9 @@ class TrainState:
     skipped_in_row: Array  # [] int32
 
 
-def optimizer(specs: TransformerParams, cfg: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    specs: TransformerParams, cfg: OptimizerConfig
+) -> optax.GradientTransformationExtraArgs:
     """AdamW with masks read from the specs; the learning rate is named at each update."""
     return adamw(
         decay_mask=params.decay_mask(specs),

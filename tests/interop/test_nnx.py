@@ -1,4 +1,4 @@
-"""A parameter tree as an nnx module is the same function, trains under nnx's tools, and comes back."""
+"""A parameter tree as an nnx module is the same function, trains under nnx, and comes back."""
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,6 @@ from dsjax.checkpoint.store import Store
 from dsjax.config.stored import run_to_json
 from dsjax.train import state as states
 from dsjax.train.metrics import read_metrics
-
 from tests.train.small_run import small_run, write_text
 
 # The child reads its run from JSON, so that each test may change any field.

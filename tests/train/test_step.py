@@ -1,4 +1,4 @@
-"""One optimizer step is the same step however its batch is cut, and only the rule moves the bias."""
+"""One optimizer step is the same however its batch is cut; only the rule moves the bias."""
 
 import dataclasses
 
@@ -13,7 +13,6 @@ from dsjax.model.loss import Batch
 from dsjax.numerics import products
 from dsjax.train import state as states
 from dsjax.train import step as steps
-
 from tests.train.small_run import MODEL, small_run
 
 ROWS, LENGTH = 8, 15
