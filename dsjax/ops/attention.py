@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dsjax.numerics.layout import row_major
+from dsjax.numerics.products import contract
 from dsjax.numerics.wide import wide
 
 UNROLLED_BLOCKS = 8  # up to this many blocks are written out, each with just the keys it may see
@@ -64,106 +66,107 @@ def attend(q: Array, k: Array, v: Array, segments: Array, scale: float, block: i
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int,
             is_low: bool) -> Array:
-    return _forward(q, k, v, segments, scale, block, is_low)[0]
+    return _attend_forward(q, k, v, segments, scale, block, is_low)[0]
 
 
-def _starts(length: int, block: int) -> list[int]:
-    return list(range(0, length, block))
+def _attend_forward(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int,
+                    is_low: bool):
+    """Keeps the operands as they are multiplied: queries scaled, and narrow when `is_low`."""
+    is_long = q.shape[2] > UNROLLED_BLOCKS * block
+    form = _forward_scanned if is_long else _forward_unrolled
+    operands = [a.astype(jnp.bfloat16 if is_low else a.dtype) for a in (q * scale, k, v)]
+    out, log_total = form(*operands, segments, block)
+    out = checkpoint_name(out.astype(v.dtype), "attention")
+    log_total = checkpoint_name(log_total, "attention")
+    return out, (*operands, segments, out, log_total)
 
 
-def _mm(equation: str, a: Array, b: Array, is_low: bool) -> Array:
-    if is_low:
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return jnp.einsum(equation, a, b, preferred_element_type=wide(a.dtype))
+def _attend_backward(scale: float, block: int, is_low: bool, kept, d_out: Array):
+    q, k, v, segments, out, log_total = kept
+    is_long = q.shape[2] > UNROLLED_BLOCKS * block
+    form = _backward_scanned if is_long else _backward_unrolled
+    dtype = wide(out.dtype)
+    inner = (d_out.astype(dtype) * out.astype(dtype)).sum(-1)
+    dq, dk, dv = form(q, k, v, segments, log_total, inner, d_out.astype(q.dtype), block)
+    return *(g.astype(out.dtype) for g in (dq * scale, dk, dv)), None
 
 
-def _forward(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int,
-             is_low: bool) -> tuple[Array, Array]:
-    """Returns the output [B, H, T, U] and the softmax's log denominators [B, H, T]."""
+def _forward_unrolled(q: Array, k: Array, v: Array, segments: Array,
+                      block: int) -> tuple[Array, Array]:
+    """Output [B, H, T, U] and the softmax's log denominators [B, H, T], by blocks of queries."""
     length = q.shape[2]
-    if length > UNROLLED_BLOCKS * block:
-        return _forward_scanned(q, k, v, segments, scale, block, is_low)
     outs, logs = [], []
-    for start in _starts(length, block):
+    for start in range(0, length, block):
         end = min(start + block, length)
-        s = _mm("bhtn,bhsn->bhts", q[:, :, start:end], k[:, :, :end], is_low) * scale
+        s = contract(q[:, :, start:end], k[:, :, :end], 1, 1)
         mask = _visible(segments[:, start:end], segments[:, :end], start, 0)
         s = jnp.where(mask[:, None], s, NEVER)
         top = s.max(axis=-1, keepdims=True)
         p = jnp.exp(s - top)
         total = p.sum(axis=-1, keepdims=True)
-        outs.append(_mm("bhts,bhsu->bhtu", p, v[:, :, :end], is_low) / total)
+        outs.append(contract(p.astype(v.dtype), v[:, :, :end], 1, 2) / total)
         logs.append((top + jnp.log(total))[..., 0])
-    return jnp.concatenate(outs, axis=2).astype(v.dtype), jnp.concatenate(logs, axis=2)
+    return jnp.concatenate(outs, axis=2), jnp.concatenate(logs, axis=2)
 
 
-def _attend_forward(q: Array, k: Array, v: Array, segments: Array, scale: float, block: int,
-                    is_low: bool):
-    out, log_total = _forward(q, k, v, segments, scale, block, is_low)
-    out = checkpoint_name(out, "attention")
-    log_total = checkpoint_name(log_total, "attention")
-    return out, (q, k, v, segments, out, log_total)
+def _backward_unrolled(q: Array, k: Array, v: Array, segments: Array, log_total: Array,
+                       inner: Array, d_out: Array, block: int) -> tuple[Array, Array, Array]:
+    """Gradients of scaled queries, keys and values, by blocks of keys.
 
-
-def _attend_backward(scale: float, block: int, is_low: bool, kept, d_out: Array):
-    q, k, v, segments, out, log_total = kept
+    Scores are made transposed, [s, t], so that every product reads its operands row by row: a
+    block of keys then needs no other block, and queries gather their gradient as [N, T].
+    """
     length = q.shape[2]
-    dtype = wide(q.dtype)
-    inner = (d_out.astype(dtype) * out.astype(dtype)).sum(-1)
-    if length > UNROLLED_BLOCKS * block:
-        grads = _backward_scanned(q, k, v, segments, log_total, inner, d_out, scale, block, is_low)
-        return *grads, None
-    dq, dk, dv = [], jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
-    for start in _starts(length, block):
-        end = min(start + block, length)
-        rows = slice(start, end)
+    k_columns = row_major(k.swapaxes(2, 3))
+    dq, dk, dv = jnp.zeros(k_columns.shape, log_total.dtype), [], []
+    for start in range(0, length, block):
+        keys, queries = slice(start, min(start + block, length)), slice(start, None)
+        mask = _visible(segments[:, queries], segments[:, keys], start, start)
         ds, p = _score_gradient(
-            q[:, :, rows], k[:, :, :end], v[:, :, :end], d_out[:, :, rows], log_total[:, :, rows],
-            inner[:, :, rows], _visible(segments[:, rows], segments[:, :end], start, 0), scale,
-            is_low)
-        dq.append(_mm("bhts,bhsn->bhtn", ds, k[:, :, :end], is_low))
-        dk = dk.at[:, :, :end].add(_mm("bhts,bhtn->bhsn", ds, q[:, :, rows], is_low))
-        dv = dv.at[:, :, :end].add(_mm("bhts,bhtu->bhsu", p, d_out[:, :, rows], is_low))
-    return (jnp.concatenate(dq, axis=2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype),
-            None)
+            k[:, :, keys], q[:, :, queries], v[:, :, keys], d_out[:, :, queries],
+            log_total[:, :, None, queries], inner[:, :, None, queries], mask.swapaxes(1, 2))
+        dk.append(contract(ds, q[:, :, queries], 1, 2))
+        dv.append(contract(p, d_out[:, :, queries], 1, 2))
+        dq = dq.at[..., queries].add(contract(k_columns[..., keys], ds, 1, 2))
+    return dq.swapaxes(2, 3), jnp.concatenate(dk, axis=2), jnp.concatenate(dv, axis=2)
 
 
-def _score_gradient(q, k, v, d_out, log_total, inner, mask, scale, is_low):
-    """The gradient of raw scores and the probabilities of one block, [B, H, t, s] each."""
-    s = _mm("bhtn,bhsn->bhts", q, k, is_low) * scale
-    p = jnp.where(mask[:, None], jnp.exp(s - log_total[..., None]), 0.0)
-    dp = _mm("bhtu,bhsu->bhts", d_out, v, is_low)
-    return p * (dp - inner[..., None]) * scale, p
+def _score_gradient(k: Array, q: Array, v: Array, d_out: Array, log_total: Array, inner: Array,
+                    mask: Array) -> tuple[Array, Array]:
+    """The gradient of one block's scores and its probabilities, [B, H, s, t], as operands."""
+    s = contract(k, q, 1, 1)
+    p = jnp.where(mask[:, None], jnp.exp(s - log_total), 0.0)
+    dp = contract(v, d_out, 1, 1)
+    return (p * (dp - inner)).astype(k.dtype), p.astype(k.dtype)
 
 
-def _forward_scanned(q, k, v, segments, scale, block, is_low):
-    """Long T: scan over query blocks, and over each one's key blocks with a running maximum."""
+def _forward_scanned(q: Array, k: Array, v: Array, segments: Array,
+                     block: int) -> tuple[Array, Array]:
+    """Long T: as `_forward_unrolled`, by blocks of keys too, with a running maximum."""
     b, h, length, _ = q.shape
     dtype = wide(q.dtype)
+    at = functools.partial(lax.dynamic_slice_in_dim, slice_size=block)
 
     def one_query_block(i: Array) -> tuple[Array, Array]:
         start = i * block
-        q_i = lax.dynamic_slice_in_dim(q, start, block, 2)
-        seg_i = lax.dynamic_slice_in_dim(segments, start, block, 1)
+        q_i, seg_i = at(q, start, axis=2), at(segments, start, axis=1)
 
         def add_key_block(j: Array, state):
             top, total, out = state
-            k_j = lax.dynamic_slice_in_dim(k, j * block, block, 2)
-            v_j = lax.dynamic_slice_in_dim(v, j * block, block, 2)
-            seg_j = lax.dynamic_slice_in_dim(segments, j * block, block, 1)
-            s = _mm("bhtn,bhsn->bhts", q_i, k_j, is_low) * scale
+            seg_j = at(segments, j * block, axis=1)
+            s = contract(q_i, at(k, j * block, axis=2), 1, 1)
             s = jnp.where(_visible(seg_i, seg_j, start, j * block)[:, None], s, NEVER)
             new_top = jnp.maximum(top, s.max(axis=-1))
             p = jnp.exp(s - new_top[..., None])
             shrink = jnp.exp(top - new_top)
-            out = out * shrink[..., None] + _mm("bhts,bhsu->bhtu", p, v_j, is_low)
-            return new_top, total * shrink + p.sum(-1), out
+            part = contract(p.astype(v.dtype), at(v, j * block, axis=2), 1, 2)
+            return new_top, total * shrink + p.sum(-1), out * shrink[..., None] + part
 
         top = jnp.full((b, h, block), NEVER, dtype)
         zero = jnp.zeros((b, h, block), dtype)
         out = jnp.zeros((b, h, block, v.shape[-1]), dtype)
         top, total, out = lax.fori_loop(0, i + 1, add_key_block, (top, zero, out))
-        return (out / total[..., None]).astype(v.dtype), top + jnp.log(total)
+        return out / total[..., None], top + jnp.log(total)
 
     outs, logs = lax.map(one_query_block, jnp.arange(length // block))
     return _join(outs), jnp.moveaxis(logs, 0, 2).reshape(b, h, length)
@@ -175,35 +178,35 @@ def _join(blocks: Array) -> Array:
     return jnp.moveaxis(blocks, 0, 2).reshape(b, h, n * t, u)
 
 
-def _backward_scanned(q, k, v, segments, log_total, inner, d_out, scale, block, is_low):
-    """Long T: scan over query blocks; key and value gradients accumulate in the carry."""
+def _backward_scanned(q: Array, k: Array, v: Array, segments: Array, log_total: Array,
+                      inner: Array, d_out: Array, block: int) -> tuple[Array, Array, Array]:
+    """Long T: as `_backward_unrolled`, by blocks of queries too; the carry gathers dq as [N, T]."""
     count, dtype = q.shape[2] // block, wide(q.dtype)
+    at = functools.partial(lax.dynamic_slice_in_dim, slice_size=block)
 
-    def one_query_block(carry, i):
-        cut = functools.partial(lax.dynamic_slice_in_dim, start_index=i * block, slice_size=block)
-        q_i, d_i = cut(q, axis=2), cut(d_out, axis=2)
-        log_i, inner_i, seg_i = cut(log_total, axis=2), cut(inner, axis=2), cut(segments, axis=1)
+    def one_key_block(dq: Array, j: Array):
+        k_j, v_j = at(k, j * block, axis=2), at(v, j * block, axis=2)
+        seg_j, k_columns = at(segments, j * block, axis=1), row_major(k_j.swapaxes(2, 3))
 
-        def one_key_block(j, state):
-            dq_i, dk, dv = state
-            at = functools.partial(lax.dynamic_slice_in_dim, start_index=j * block,
-                                   slice_size=block)
-            k_j, v_j, seg_j = at(k, axis=2), at(v, axis=2), at(segments, axis=1)
-            mask = _visible(seg_i, seg_j, i * block, j * block)
-            ds, p = _score_gradient(q_i, k_j, v_j, d_i, log_i, inner_i, mask, scale, is_low)
-            dk_j = at(dk, axis=2) + _mm("bhts,bhtn->bhsn", ds, q_i, is_low)
-            dv_j = at(dv, axis=2) + _mm("bhts,bhtu->bhsu", p, d_i, is_low)
-            dk = lax.dynamic_update_slice_in_dim(dk, dk_j, j * block, 2)
-            dv = lax.dynamic_update_slice_in_dim(dv, dv_j, j * block, 2)
-            return dq_i + _mm("bhts,bhsn->bhtn", ds, k_j, is_low), dk, dv
+        def add_query_block(i: Array, state):
+            dq, dk, dv = state
+            start = i * block
+            q_i, d_i = at(q, start, axis=2), at(d_out, start, axis=2)
+            mask = _visible(at(segments, start, axis=1), seg_j, start, j * block)
+            ds, p = _score_gradient(
+                k_j, q_i, v_j, d_i, at(log_total, start, axis=2)[:, :, None],
+                at(inner, start, axis=2)[:, :, None], mask.swapaxes(1, 2))
+            dq_i = at(dq, start, axis=3) + contract(k_columns, ds, 1, 2)
+            dq = lax.dynamic_update_slice_in_dim(dq, dq_i, start, 3)
+            return dq, dk + contract(ds, q_i, 1, 2), dv + contract(p, d_i, 1, 2)
 
-        zero = jnp.zeros(q_i.shape, dtype)
-        dq_i, dk, dv = lax.fori_loop(0, i + 1, one_key_block, (zero, *carry))
-        return (dk, dv), dq_i
+        dk, dv = jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype)
+        dq, dk, dv = lax.fori_loop(j, count, add_query_block, (dq, dk, dv))
+        return dq, (dk, dv)
 
-    start = (jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
-    (dk, dv), dq = lax.scan(one_query_block, start, jnp.arange(count))
-    return _join(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    dq, (dk, dv) = lax.scan(one_key_block, jnp.zeros(q.swapaxes(2, 3).shape, dtype),
+                            jnp.arange(count))
+    return dq.swapaxes(2, 3), _join(dk), _join(dv)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
