@@ -9,7 +9,7 @@ PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench lock clean
+.PHONY: help demo test test-fast check lint types bench lock clean
 
 help:
 	@echo "make demo       train a small DeepSeek-V3 on Shakespeare and let it speak (5 minutes)"
@@ -30,8 +30,12 @@ test: .venv/ready
 test-fast: .venv/ready
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"
 
-check: .venv/ready
+check: lint types
+
+lint: .venv/ready
 	$(PY) -m ruff check
+
+types: .venv/ready
 	$(PY) -m mypy
 
 bench: .venv/ready

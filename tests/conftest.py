@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core; NumPy shall not take them all
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
