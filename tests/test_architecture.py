@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dsjax.cli.main import available
+from experiments.common import record
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("dsjax", "configs", "experiments", "tests")
@@ -236,15 +237,13 @@ def test_nothing_names_a_place_outside_the_project() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_generated_table_has_its_record() -> None:
-    rooms = [ROOT / room for room in ("docs", "experiments")]
-    records = {p.stem for room in rooms for p in room.rglob("records/**/*.json")}
-    marks = [
-        (relative(page), name)
-        for page in pages()
-        for name in re.findall(r"<!-- record:(.+?) -->", page.read_text())
-    ]
-    assert not [f"{where}: {name}" for where, name in marks if name not in records]
+def test_every_generated_table_is_what_its_record_says() -> None:
+    for page in pages():
+        text = page.read_text()
+        assert record.fill(text) == text, (
+            f"{relative(page)} differs from its records: python -m experiments.common.record "
+            f"{relative(page)}"
+        )
 
 
 def test_the_lock_pins_every_dependency_to_one_version() -> None:

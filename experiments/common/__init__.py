@@ -1,0 +1,1 @@
+"""What experiments share: records of numbers, and the tables made from them."""

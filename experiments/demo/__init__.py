@@ -1,0 +1,1 @@
+"""What the demo reaches, as a record."""
