@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dsjax.numerics.products import contract
 from dsjax.numerics.wide import wide
 
 
@@ -36,8 +37,8 @@ def cross_entropy(x: Array, head: Array, targets: Array, weights: Array, chunk: 
     As `cross_entropy_plain`, over chunks of `chunk` positions of every row; products read operands
     of `dtype` and sum in float32.
     """
-    scan_body = functools.partial(_chunk_loss, head.astype(dtype))
-    _, (nats, hits) = lax.scan(scan_body, None, _chunks(x.astype(dtype), targets, weights, chunk))
+    body = functools.partial(_chunk_loss, head.astype(dtype))
+    _, (nats, hits) = lax.scan(body, None, _chunks(x.astype(dtype), targets, weights, chunk))
     return nats.sum(), hits.sum()
 
 
@@ -54,40 +55,39 @@ def _chunks(x: Array, targets: Array, weights: Array, chunk: int) -> tuple[Array
     return cut(x), cut(targets), cut(weights)
 
 
-def _logits(x: Array, head: Array) -> Array:
-    flat = lax.dot(x.reshape(-1, x.shape[-1]), head, preferred_element_type=wide(x.dtype))
-    return flat.reshape(*x.shape[:-1], -1)
+def _rows(chunk: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """One chunk's positions as rows: [B, t, D], [B, t], [B, t] -> [B*t, D], [B*t], [B*t]."""
+    x, targets, weights = chunk
+    return x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
 
 
-def _chunk_loss(head: Array, carry: None, inputs: tuple[Array, Array, Array]):
-    x, targets, weights = inputs
-    logits = _logits(x, head)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    nats = ((jax.nn.logsumexp(logits, axis=-1) - chosen) * weights).sum()
-    return carry, (nats, jnp.where(chosen >= logits.max(axis=-1), weights, 0).sum())
+def _readings(logits: Array, targets: Array, weights: Array) -> tuple[Array, ...]:
+    """Per row the shifted exponentials and their sum; over rows the nats and the hits."""
+    top = logits.max(axis=-1, keepdims=True)
+    exps = jnp.exp(logits - top)
+    total = exps.sum(axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+    nats = ((top + jnp.log(total) - chosen)[:, 0] * weights).sum()
+    return exps, total, nats, jnp.where(chosen[:, 0] >= top[:, 0], weights, 0).sum()
+
+
+def _chunk_loss(head: Array, carry: None, chunk: tuple[Array, Array, Array]):
+    x, targets, weights = _rows(chunk)
+    return carry, _readings(contract(x, head, 1, 2), targets, weights)[2:]
 
 
 def _forward(x: Array, head: Array, targets: Array, weights: Array, chunk: int, dtype: jnp.dtype):
     held = head.astype(dtype)
-    vocab = jnp.arange(head.shape[1], dtype=targets.dtype)[None, None]
+    vocab = jnp.arange(head.shape[1], dtype=targets.dtype)[None]
 
-    def body(d_head: Array, inputs: tuple[Array, Array, Array]):
-        x_c, targets_c, weights_c = inputs
-        logits = _logits(x_c, held)
-        top = logits.max(axis=-1)
-        p = jnp.exp(logits - top[..., None])
-        total = p.sum(axis=-1)
-        is_target = vocab == targets_c[..., None]
-        chosen = jnp.where(is_target, logits, 0.0).sum(axis=-1)
-        nats = ((top + jnp.log(total) - chosen) * weights_c).sum()
-        d_logits = (p * (weights_c / total)[..., None]
-                    - jnp.where(is_target, weights_c[..., None], 0.0)).astype(dtype)
-        rows = d_logits.reshape(-1, d_logits.shape[-1])
-        dx = lax.dot_general(rows, held, (((1,), (1,)), ((), ())),
-                             preferred_element_type=wide(dtype))
-        d_head += lax.dot_general(x_c.reshape(rows.shape[0], -1), rows, (((0,), (0,)), ((), ())),
-                                  preferred_element_type=wide(dtype))
-        return d_head, (nats, jnp.where(chosen >= top, weights_c, 0).sum(), dx.reshape(x_c.shape))
+    def body(d_head: Array, part: tuple[Array, Array, Array]):
+        rows, targets, weights = _rows(part)
+        exps, total, nats, hits = _readings(contract(rows, held, 1, 2), targets, weights)
+        is_target = vocab == targets[:, None]
+        d_logits = exps * (weights[:, None] / total) - jnp.where(is_target, weights[:, None], 0.0)
+        d_logits = d_logits.astype(dtype)
+        dx = contract(d_logits, held, 1, 1).reshape(part[0].shape)
+        return d_head + contract(rows, d_logits, 2, 2), (nats, hits, dx)
 
     start = jnp.zeros(head.shape, wide(dtype))
     cuts = _chunks(x.astype(dtype), targets, weights, chunk)
