@@ -29,7 +29,7 @@ class Spec:
     """One parameter before it exists: shape, logical axis of each dim, start value, role.
 
     `is_product` marks the matrices of a Linear, which low precision may hold (V3 report sec. 3.3.1
-    keeps embedding, head, router and norms high). `tile` are the dims one 128x128 scale spans.
+    keeps embedding, head, router and norms high).
     """
 
     shape: tuple[int, ...]
@@ -39,6 +39,7 @@ class Spec:
     is_trainable: bool = True
     batch_dims: int = 0  # leading dims that only stack equal things (layers, experts)
     contract_dims: int = 1  # dims after those that a product sums over
+    parts: int = 1  # matrices side by side in the columns; no 128x128 scale spans two
 
     def __post_init__(self) -> None:
         """Every dim has an axis name or None."""
@@ -80,7 +81,7 @@ def paths(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def init(specs: Tree, key: Array, std: float, dtype: jnp.dtype = jnp.float32) -> Tree:
-    """Draw start values; each leaf's keys are folded from its name, so adding a leaf moves no other.
+    """Draw start values; each leaf's keys come from its name, so adding a leaf moves no other.
 
     Matrices are normal with standard deviation `std` (V3 report sec. 4.2); norms start at one. All
     numbers come in chunks from one compiled draw: a program with one draw a leaf compiles slowly.

@@ -47,6 +47,7 @@ class Backend:
 
     linear: Linear
     high: Linear  # for matrices that stay out of 8 bits
+    after_attention: Linear  # the projection after attention, whose input V3 keeps in 12 bits
     attend: Attend
     dispatch: Dispatch
     constrain: Constrain
@@ -71,6 +72,7 @@ def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.flo
     return Backend(
         linear=functools.partial(linear, products=products),
         high=functools.partial(linear, products=high),
+        after_attention=functools.partial(linear, products=products.after_attention or products),
         attend=functools.partial(_attend, is_low=is_low),
         dispatch=functools.partial(grouped.experts_batched, products=products),
         constrain=leave,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 from flax import struct
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.layers.backend import Backend
 from dsjax.numerics.products import Weight
+from dsjax.ops import swiglu as op
 from dsjax.params import Spec
 
 
@@ -23,12 +22,14 @@ class SwiGLUParams:
 def swiglu_specs(d_model: int, hidden_dim: int) -> SwiGLUParams:
     """Describe one SwiGLU."""
     return SwiGLUParams(
-        w_gate_up=Spec((d_model, 2, hidden_dim), ("embed", None, "hidden"), is_product=True),
+        w_gate_up=Spec((d_model, 2, hidden_dim), ("embed", None, "hidden"), is_product=True,
+                       parts=2),
         w_down=Spec((hidden_dim, d_model), ("hidden", "embed"), is_product=True),
     )
 
 
 def swiglu(p: SwiGLUParams, x: Array, backend: Backend) -> Array:
     """silu(x W_gate) * (x W_up), times W_down. x [..., D] -> [..., D]."""
-    gate_up = checkpoint_name(backend.linear(x, p.w_gate_up), "swiglu_input")
-    return backend.linear(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], p.w_down)
+    gate_up = backend.linear(x, p.w_gate_up)
+    hidden = op.swiglu(backend.products, gate_up.reshape(*x.shape[:-1], -1))
+    return backend.linear(hidden, p.w_down)

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dsjax import params
@@ -128,6 +129,22 @@ def as_matrix(w: Array, spec: params.Spec) -> Array:
     """Merge a weight's summed dims and its column dims: [..., K, N]."""
     split = spec.batch_dims + spec.contract_dims
     return w.reshape(*w.shape[: spec.batch_dims], math.prod(w.shape[spec.batch_dims : split]), -1)
+
+
+def name(held: Held, label: str) -> Held:
+    """Name what waits for the backward pass, so that a remat policy may keep it.
+
+    8-bit arrays are named as bytes: `jax.checkpoint` passes floating-point residuals through
+    `reduce_precision`, which takes E4M3 for an IEEE format and makes its upper half infinite.
+    """
+
+    def one(a: Array) -> Array:
+        if a.dtype.itemsize > 1:
+            return checkpoint_name(a, label)
+        codes = checkpoint_name(lax.bitcast_convert_type(a, jnp.uint8), label)
+        return lax.bitcast_convert_type(codes, a.dtype)
+
+    return jax.tree.map(one, held)
 
 
 def value(w: Array | Weight) -> Array:

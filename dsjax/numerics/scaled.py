@@ -65,14 +65,19 @@ def dequantize(q: Scaled, dtype: DTypeLike = jnp.float32) -> Array:
     bfloat16 is exact where scales are powers of two.
     """
     scales = spread(scale_values(q.scales), q.tile, q.shape)
-    if dtype == jnp.bfloat16 and q.scales.dtype == UE8M0:
-        return formats.decode(q.codes, dtype) * scales.astype(dtype)
     return (formats.decode(q.codes) * scales).astype(dtype)
+
+
+def requantize(q: Scaled, tile: tuple[int, ...], pow2: bool, into: Format = E4M3) -> Scaled:
+    """Quantize again, from the codes alone, by other tiles or into another format."""
+    return quantize(dequantize(q), tile, pow2, into)
 
 
 def scale_values(scales: Array) -> Array:
     """Scales as float32."""
-    return formats.from_power_of_two(scales) if scales.dtype == UE8M0 else scales
+    if scales.dtype != UE8M0:
+        return scales
+    return lax.optimization_barrier(formats.from_power_of_two(scales))
 
 
 def tile_amax(x: Array, tile: tuple[int, ...]) -> Array:
@@ -97,7 +102,8 @@ def scales_of(amax: Array, pow2: bool, into: Format) -> tuple[Array, Array]:
     if not pow2:
         return scale, 1.0 / scale
     codes = formats.to_power_of_two(scale)
-    return codes, 1.0 / formats.from_power_of_two(codes)
+    # Scales are few: make them once, not again for every entry of the tile.
+    return codes, lax.optimization_barrier(1.0 / formats.from_power_of_two(codes))
 
 
 def spread(by_tile: Array, tile: tuple[int, ...], shape: tuple[int, ...]) -> Array:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
 
-from dsjax.numerics.products import Held, Products, Weight
+from dsjax.numerics.products import Held, Products, Weight, name
+from dsjax.ops import swiglu
 
 TILE = 64  # rows of one overflow tile
 HEADROOM = 1.125  # C over the mean load
@@ -57,19 +57,20 @@ def experts_plain(x: Array, experts: Array, weights: Array, w_gate_up: Array,
 def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
                     w_down: Array | Weight, *, products: Products) -> Array:
     """The chosen experts of every token, weighted and summed; shapes as `experts_plain`."""
-    gate_up, held_gate_up = _masters(w_gate_up, products)
+    gate_up, held_gate_up = _masters(w_gate_up, products, parts=2)
     down, held_down = _masters(w_down, products)
     capacity = _capacity(experts.size, down.shape[0])
     plan = make_plan(experts, down.shape[0], capacity)
     return _experts(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
 
 
-def _masters(w: Array | Weight, products: Products) -> tuple[Array, Held]:
+def _masters(w: Array | Weight, products: Products, parts: int = 1) -> tuple[Array, Held]:
     """A weight's float32 form [E, K, N] and the form products read."""
     master = w.master if isinstance(w, Weight) else w
     flat = master.reshape(*master.shape[:2], -1)
-    held = w.held if isinstance(w, Weight) else products.hold_weight(lax.stop_gradient(flat))
-    return flat, held
+    if isinstance(w, Weight):
+        return flat, w.held
+    return flat, products.hold_weight(lax.stop_gradient(flat), parts)
 
 
 def _capacity(assignments: int, experts: int) -> int:
@@ -113,17 +114,6 @@ def _rows(x: Array, index: Array, weights: Array) -> tuple[Array, Array]:
     return x_rows, w_rows
 
 
-def _swiglu(gate_up: Array) -> Array:
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    return jax.nn.silu(gate) * up
-
-
-def _swiglu_gradient(gate_up: Array, d_hidden: Array) -> Array:
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    s = jax.nn.sigmoid(gate)
-    return jnp.concatenate([d_hidden * up * s * (1 + gate * (1 - s)), d_hidden * gate * s], -1)
-
-
 def _combine(y: Array, slot: Array) -> Array:
     """Sum each token's K rows: y [rows, D], slot [T, K] (out of range adds nothing) -> [T, D]."""
     rows = y.at[slot.reshape(-1)].get(mode="fill", fill_value=0)
@@ -139,10 +129,9 @@ def _experts(products: Products, x: Array, weights: Array, gate_up: Array, down:
 def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan):
     count = down.shape[0]
     x_rows, w_rows = _rows(x, plan.source, weights)
-    kept = products.hold_input(x_rows.reshape(count, -1, x.shape[1]))
-    kept = jax.tree.map(lambda a: checkpoint_name(a, "expert_input"), kept)
-    hidden_in = checkpoint_name(products.fprop(kept, held_gate_up).astype(x.dtype), "swiglu_input")
-    hidden = _swiglu(hidden_in) * w_rows.reshape(count, -1, 1)
+    kept = name(products.hold_input(x_rows.reshape(count, -1, x.shape[1])), "expert_input")
+    hidden_in = products.fprop(kept, held_gate_up).astype(x.dtype)
+    hidden = swiglu.hidden(hidden_in) * w_rows.reshape(count, -1, 1)
     y_rows = products.fprop(products.hold_input(hidden), held_down).astype(x.dtype)
     y = _combine(y_rows.reshape(-1, x.shape[1]), plan.slot)
 
@@ -150,12 +139,13 @@ def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
         index, e = plan.tile_source[i], plan.tile_expert[i]
         x_tile, w_tile = _rows(x, index, weights)
         gate_up_tile = products.fprop(products.hold_input(x_tile), _expert(held_gate_up, e))
-        z = _swiglu(gate_up_tile.astype(x.dtype)) * w_tile[:, None]
+        z = swiglu.hidden(gate_up_tile.astype(x.dtype)) * w_tile[:, None]
         y_tile = products.fprop(products.hold_input(z), _expert(held_down, e))
         return y.at[index // weights.shape[1]].add(y_tile.astype(y.dtype), mode="drop")
 
     y = lax.fori_loop(0, plan.tiles_used, add_tile, y)
-    return y, (x, weights, held_gate_up, held_down, plan, kept, hidden_in)
+    kept_hidden = swiglu.keep(hidden_in, products)
+    return y, (x, weights, held_gate_up, held_down, plan, kept, kept_hidden)
 
 
 def _expert(held: Held, e: Array) -> Held:
@@ -164,16 +154,17 @@ def _expert(held: Held, e: Array) -> Held:
 
 
 def _backward(products, saved, dy):
-    x, weights, held_gate_up, held_down, plan, kept, hidden_in = saved
+    x, weights, held_gate_up, held_down, plan, kept, kept_hidden = saved
+    hidden_in = products.read(kept_hidden, x.dtype)
     count, per_token = hidden_in.shape[0], weights.shape[1]
     dy_rows, w_rows = _rows(dy, plan.source, weights)
     w_rows = w_rows.reshape(count, -1, 1)
     grad = products.hold_grad(dy_rows.reshape(count, -1, dy.shape[1]))
     d_weighted = products.dgrad(grad, held_down).astype(dy.dtype)
-    hidden = _swiglu(hidden_in)
+    hidden = swiglu.hidden(hidden_in)
     d_weight_rows = (d_weighted * hidden).sum(-1)
     d_down = products.wgrad(products.hold_input(hidden * w_rows), grad)
-    d_hidden_in = products.hold_grad(_swiglu_gradient(hidden_in, d_weighted * w_rows))
+    d_hidden_in = products.hold_grad(swiglu.gradient(hidden_in, d_weighted * w_rows))
     d_gate_up = products.wgrad(kept, d_hidden_in)
     dx_rows = products.dgrad(d_hidden_in, held_gate_up).astype(dy.dtype)
     dx = _combine(dx_rows.reshape(-1, x.shape[1]), plan.slot)
@@ -187,8 +178,8 @@ def _backward(products, saved, dy):
         h = products.fprop(kept_tile, _expert(held_gate_up, e)).astype(x.dtype)
         g = products.hold_grad(_rows(dy, index, weights)[0])
         dz = products.dgrad(g, _expert(held_down, e)).astype(x.dtype)
-        z = _swiglu(h)
-        dh = products.hold_grad(_swiglu_gradient(h, dz * w_tile[:, None]))
+        z = swiglu.hidden(h)
+        dh = products.hold_grad(swiglu.gradient(h, dz * w_tile[:, None]))
         dx_tile = products.dgrad(dh, _expert(held_gate_up, e)).astype(x.dtype)
         d_down_tile = products.wgrad(products.hold_input(z * w_tile[:, None]), g)
         return (

@@ -12,10 +12,14 @@ import jax.numpy as jnp
 from dsjax.config.run import RunConfig
 from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
-from dsjax.numerics import products
+from dsjax.numerics import gemm, products
 from dsjax.numerics.products import Products
 
-PRECISIONS: dict[str, Products] = {"fp32": products.FP32, "bf16": products.BF16}
+PRECISIONS: dict[str, Products] = {
+    "fp32": products.FP32,
+    "bf16": products.BF16,
+    "fp8": gemm.FP8,
+}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
 
 

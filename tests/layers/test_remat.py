@@ -41,7 +41,7 @@ NORMS = {(B * T, 46), (B * T, 6), (B * T, 8)}  # as the products' inputs: model,
 EXPANDED = {(B, 3, T, 9), (B, 3, T, 7)}  # q and k; v has the shape of the output, which is kept
 SWIGLU_OUTPUTS = {(B * T, 17), (B * T, 19), (B, T, 17), (B, T, 19)}
 LATENTS = {(B, T, 6), (B, T, 12)}
-SWIGLU_INPUTS = {(B, T, 2, 17), (B, T, 2, 19), (6, ROWS, 38)}
+SWIGLU_INPUTS = {(B, T, 34), (B, T, 38), (6, ROWS, 38)}
 
 
 def test_v3_keeps_latents_and_swiglu_inputs_and_makes_norms_and_expansions_again():

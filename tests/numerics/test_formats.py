@@ -55,6 +55,14 @@ def test_codes_are_those_of_ml_dtypes_below_saturation(form, key):
 
 
 @ALL
+def test_every_code_decodes_as_its_dtype_does(form):
+    codes = np.arange(2 ** (8 * form.dtype.itemsize), dtype=f"u{form.dtype.itemsize}")
+    codes = codes.view(form.dtype)
+    expected = codes.astype(np.float32)
+    np.testing.assert_array_equal(formats.decode(jnp.asarray(codes)), expected)
+
+
+@ALL
 def test_nan_stays_nan_and_infinity_saturates(form):
     x = jnp.array([jnp.nan, -jnp.nan, jnp.inf, -jnp.inf, 0.0, -0.0], jnp.float32)
     decoded = np.asarray(formats.decode(formats.encode(x, form)))

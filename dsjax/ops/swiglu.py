@@ -1,0 +1,50 @@
+"""SwiGLU between its two products, its input kept for the backward pass as a precision keeps it.
+
+The input is cached and the output made again (V3 report sec. 3.3.3); in FP8 the cache is codes in
+1x128 tiles, read in the backward pass alone. Axes: F hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dsjax.numerics.products import Held, Products, name
+
+
+def hidden(gate_up: Array) -> Array:
+    """silu(gate) * up. gate_up [..., 2F], gate first -> [..., F]."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def gradient(gate_up: Array, d_hidden: Array) -> Array:
+    """The gradient of [..., 2F] for d_hidden [..., F]."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    s = jax.nn.sigmoid(gate)
+    return jnp.concatenate([d_hidden * up * s * (1 + gate * (1 - s)), d_hidden * gate * s], -1)
+
+
+def keep(gate_up: Array, products: Products) -> Held:
+    """What of gate_up [..., 2F] waits for the backward pass, under the name remat knows it by."""
+    return name(products.keep(gate_up), "swiglu_input")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def swiglu(products: Products, gate_up: Array) -> Array:
+    """`hidden`, keeping its input in the given precision."""
+    return hidden(gate_up)
+
+
+def _forward(products: Products, gate_up: Array) -> tuple[Array, Held]:
+    return hidden(gate_up), keep(gate_up, products)
+
+
+def _backward(products: Products, kept: Held, d_hidden: Array) -> tuple[Array]:
+    return (gradient(products.read(kept, d_hidden.dtype), d_hidden),)
+
+
+swiglu.defvjp(_forward, _backward)
