@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +111,8 @@ def load(run: str | Path) -> Model:
         raise UserError(f"{run} {what}; give the folder that `dsjax train` wrote, as runs/tiny")
     config = run_from_json(folder / "config.json")
     words = tokenizer.load(folder / "tokenizer.json")
-    return Model(config, store.load_params(folder, config.model), words)
+    params = store.load_params(folder, config.model, say=functools.partial(print, file=sys.stderr))
+    return Model(config, params, words)
 
 
 def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Console | None,

@@ -24,7 +24,7 @@ from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.model import mtp, transformer
 from dsjax.model.block import Cache
 from dsjax.model.transformer import ModelCache, TransformerParams
-from dsjax.numerics.products import Products
+from dsjax.numerics.products import Products, value
 from dsjax.ops import grouped_decode
 
 
@@ -63,7 +63,7 @@ def default_backend() -> Backend:
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any, *,
               many: Dispatch, products: Products) -> Array:
-    if grouped_decode.is_few(experts.size, w_down.shape[0]):
+    if grouped_decode.is_few(experts.size, value(w_down).shape[0]):
         return grouped_decode.experts_few(
             x, experts, weights, w_gate_up, w_down, products=products
         )

@@ -109,7 +109,7 @@ def generate_with_report(params: TransformerParams, cfg: ModelConfig,
     compile_s, start = _lap(start)
     state: State = prefill(*args)
     rows = _Rows(len(prompts), depth, sampling, on_tokens)
-    rows.take_first(np.asarray(state.tokens[np.arange(len(prompts)), state.newest]))
+    rows.take_first(np.asarray(state.tokens)[np.arange(len(prompts)), [*map(len, prompts)]])
     prefill_s, start = _lap(start)
     advance = programs.compiled(programs.advance, params, state, keys, **static, steps=steps)
     more_compile_s, start = _lap(start)

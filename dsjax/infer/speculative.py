@@ -102,7 +102,7 @@ def verify(key: Array, targets: Array, drafts: Array, tokens: Array) -> tuple[Ar
     at = jnp.arange(depth)
     uniform = jax.random.uniform(accept_key, (depth,))
     is_accepted = uniform * drafts[at, tokens] < targets[at, tokens]
-    accepted = jnp.cumprod(is_accepted.astype(jnp.int32)).sum()
+    accepted = jnp.cumprod(is_accepted.astype(jnp.int32)).sum(dtype=jnp.int32)
     target = targets[accepted]
     excess = jnp.maximum(target - jnp.pad(drafts, ((0, 1), (0, 0)))[accepted], 0.0)
     law = jnp.where(excess.sum() > 0, excess, target)  # p = q up to rounding leaves no excess

@@ -1,0 +1,98 @@
+"""`dsjax generate` writes what the model of a run says, and answers bad input with a sentence."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from dsjax.checkpoint.store import Store
+from dsjax.cli import generate as command
+from dsjax.cli.main import main
+from dsjax.config.run import RunConfig, TrainConfig
+from dsjax.config.stored import run_to_json
+from dsjax.data import tokenizer
+from dsjax.infer import Sampling, generate
+from dsjax.model import transformer
+from tests import agreement
+
+TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind. " * 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of an untrained dense model with one MTP module and spare ids in its head."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    words = tokenizer.train_bpe([TEXT], 280)
+    cfg = dataclasses.replace(agreement.TINY, vocab=300, layers=1, dense_layers=1, moe=None,
+                              mtp_depth=1)
+    store = Store(folder / "checkpoints", keep=1)
+    store.save(3, {"params": agreement.draw(transformer.specs(cfg), 3)}, {})
+    store.close()
+    config = RunConfig("short", cfg, train=TrainConfig(length=40))
+    run_to_json(config, folder / "config.json")
+    words.save(folder / "tokenizer.json")
+    return folder
+
+
+def test_it_prints_the_prompt_its_continuation_and_one_line(run, capsys):
+    assert main(["generate", str(run), "--prompt", "To be", "--max-new", "9", "--draft"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("To be")
+    last = out.rstrip("\n").splitlines()[-1]
+    assert last.startswith("9 tokens; ")
+    assert "cache of 96 bytes a token" in last
+    assert last.endswith(" tokens a pass")
+
+
+def test_json_holds_the_text_that_the_library_makes(run, capsys):
+    flags = ["--prompt", "that is", "--prompt", "", "--temperature", "0", "--draft", "--json"]
+    assert main(["generate", str(run), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = command.load(run)
+    ids = [model.words.encode("that is"), [model.words.end_id]]
+    # The longest prompt leaves so much of the context of 40.
+    sampling = Sampling(temperature=0, max_new=40 - max(map(len, ids)), vocab=model.words.vocab,
+                        stop_ids=(model.words.end_id,))
+    expected = generate(model.params, model.run.model, ids, sampling, draft=True)
+    for row, done in zip(found["completions"], expected, strict=True):
+        kept = [t for t in done.tokens if t != model.words.end_id]
+        assert row["text"] == model.words.decode(kept)
+        assert row["tokens"] == len(done.tokens)
+    assert len(found["acceptance"]) == 1
+    assert found["tokens_per_pass"] >= 1
+    assert found["cache_bytes_per_token"] == 96
+
+
+def test_what_streams_is_the_whole_text_and_no_control_code_passes(run):
+    written = io.StringIO()
+    report = command.speak(run, "the mind", Console(file=written, width=20), is_drafting=True)
+    model = command.load(run)
+    ids = model.words.encode("the mind")
+    sampling = Sampling(temperature=0.8, max_new=40 - len(ids), vocab=model.words.vocab,
+                        stop_ids=(model.words.end_id,))
+    done = generate(model.params, model.run.model, [ids], sampling, draft=True)[0]
+    kept = [t for t in done.tokens if t != model.words.end_id]
+    text = model.words.decode(ids + kept).translate(command.CONTROLS)
+    assert written.getvalue().startswith(text)
+    assert command.line(report) in written.getvalue()
+    assert "\x1b" not in written.getvalue()
+
+
+def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
+    binary = tmp_path / "prompt.txt"
+    binary.write_bytes(b"\xff\xfe")
+    for argv, sentence in [
+        ([str(tmp_path / "nowhere")], "is not a folder; give the folder that `dsjax train` wrote"),
+        ([str(tmp_path)], "has no config.json"),
+        ([str(run), "--prompt-file", str(binary)], "give a UTF-8 text file"),
+        ([str(run), "--max-new", "0"], "max_new=0 generates nothing"),
+        ([str(run), "--max-new", "50"], "asks for 51 positions, but the context is 40"),
+        ([str(run), "--top-p", "0"], "top_p=0.0"),
+    ]:
+        assert main(["generate", *argv]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.startswith("dsjax: ")
+        assert error.count("\n") == 1
