@@ -20,7 +20,7 @@ of Shakespeare, compare it with a byte 5-gram, draw two pictures and let it writ
 speculative decoding by its multi-token prediction module. A few minutes on two CPU cores.
 """
 
-PROMPTS = ("HAMLET. ", "The quality of ")
+PROMPTS = ("HAMLET.\n", "To be, or not to")
 
 
 def run(argv: list[str]) -> int:
@@ -43,8 +43,8 @@ def run(argv: list[str]) -> int:
     outcome = loop.train(config, console)
     if not outcome.is_complete:
         return 128 + (outcome.signal or 0)
-    parts = [[text.encode() for text in part] for part in corpus.texts(config)]
-    five_gram = ngram.bits_per_byte(*parts)
+    training, heldout = ([text.encode() for text in part] for part in corpus.texts(config))
+    five_gram = ngram.bits_per_byte(training, heldout)
     report(config, outcome, {"byte 5-gram (Witten-Bell)": five_gram}, console)
     console.print()
     for prompt in PROMPTS:
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
     seconds = time.monotonic() - began
     summarize(outcome, five_gram, drafted, seconds)
     console.print(f"{seconds / 60:.1f} minutes. Go on with: dsjax generate {outcome.out} "
-                  '--prompt "ROMEO. " --draft', highlight=False, markup=False)
+                  '--prompt ROMEO. --draft', highlight=False, markup=False)
     return 0
 
 

@@ -25,7 +25,7 @@ from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.errors import UserError
 from dsjax.model import count
-from dsjax.model.loss import Batch
+from dsjax.model.loss import Batch, from_rows
 from dsjax.optim.ema import HostEMA
 from dsjax.train import heldout, metrics, platform, plots, state, step
 from dsjax.train.corpus import Corpus, prepare
@@ -154,7 +154,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
 def _restore(
     run: RunConfig, store: Store, stream: RowStream, console: Console
 ) -> tuple[int, TrainState, Any]:
-    abstract = {"train": state.abstract(run)}
+    abstract: dict[str, Any] = {"train": state.abstract(run)}
     if run.optimizer.ema_decay:
         abstract["ema"] = state.abstract(run).params
     number, saved, extra = store.restore(abstract, say=console.print)
@@ -208,7 +208,7 @@ def _batch(s: Session, done: int) -> Batch:
         rows = curriculum.batch_size_at(done, ramp)
     drawn = s.stream.next_batch(rows // jax.process_count())
     length = curriculum.length_at(done, train.curriculum, train.length)
-    return Batch(**(drawn if length == train.length else curriculum.recut(drawn, length)))
+    return from_rows(drawn if length == train.length else curriculum.recut(drawn, length))
 
 
 def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
@@ -225,11 +225,12 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
         "skipped": m.skipped,
         "targets": m.targets,
     }
-    if m.loads.size:
-        s.window_loads = m.loads if s.window_loads is None else s.window_loads + m.loads
+    loads = np.asarray(m.loads)
+    if loads.size:
+        s.window_loads = loads if s.window_loads is None else s.window_loads + loads
         values |= {
-            "max_vio": metrics.max_violation(m.loads).max(),
-            "dead_experts": metrics.dead_experts(m.loads),
+            "max_vio": metrics.max_violation(loads).max(),
+            "dead_experts": metrics.dead_experts(loads),
             "balance": m.balance,
         }
     if m.mtp.size:
@@ -242,7 +243,8 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
         "seconds_left": s.speed.seconds_left(s.run.train.steps - number),
     }
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")
-    s.display.update(number, {k: v for k, v in values.items() if k not in hidden} | pace)
+    shown = {k: v for k, v in values.items() if k not in hidden}
+    s.display.update(number, shown | {"loss": m.next_token} | pace)
     if m.skipped_in_row:
         s.display.note(f"step {number} skipped: its gradient is not finite")
     if m.skipped_in_row >= GIVE_UP_AFTER:
