@@ -74,11 +74,12 @@ def _attend_forward(q: Array, k: Array, v: Array, segments: Array, scale: float,
     """Keeps the operands as they are multiplied: queries scaled, and narrow when `is_low`."""
     is_long = q.shape[2] > UNROLLED_BLOCKS * block
     form = _forward_scanned if is_long else _forward_unrolled
-    operands = [a.astype(jnp.bfloat16 if is_low else a.dtype) for a in (q * scale, k, v)]
-    out, log_total = form(*operands, segments, block)
-    out = checkpoint_name(out.astype(v.dtype), "attention")
+    dtype = v.dtype
+    q, k, v = (a.astype(jnp.bfloat16 if is_low else a.dtype) for a in (q * scale, k, v))
+    out, log_total = form(q, k, v, segments, block)
+    out = checkpoint_name(out.astype(dtype), "attention")
     log_total = checkpoint_name(log_total, "attention")
-    return out, (*operands, segments, out, log_total)
+    return out, (q, k, v, segments, out, log_total)
 
 
 def _attend_backward(scale: float, block: int, is_low: bool, kept, d_out: Array):
