@@ -22,6 +22,7 @@ CHUNK = 1 << 14
 """Numbers drawn from one key."""
 
 Tree = Any  # a tree of parameter classes; leaves are Spec, Array or jax.ShapeDtypeStruct by context
+Start = Literal["normal", "ones", "zeros"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Spec:
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Start = "normal"
     is_product: bool = False
     is_trainable: bool = True
     batch_dims: int = 0  # leading dims that only stack equal things (layers, experts)
@@ -49,6 +50,14 @@ class Spec:
     def is_decayed(self) -> bool:
         """Whether weight decay applies: matrices, not gains and biases."""
         return len(self.shape) - self.batch_dims >= 2
+
+
+def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Start = "normal", *,
+         is_product: bool = False, is_trainable: bool = True, contract_dims: int = 1,
+         parts: int = 1) -> Any:
+    """A Spec for a field of a parameter class: a description stands where an array will be."""
+    return Spec(shape, axes, init, is_product, is_trainable, contract_dims=contract_dims,
+                parts=parts)
 
 
 def is_spec(leaf: Any) -> bool:

@@ -17,7 +17,7 @@ from dsjax.numerics.products import Weight
 from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.rope import Angles, rotate, softmax_scale
-from dsjax.params import Spec
+from dsjax.params import spec
 
 
 @struct.dataclass
@@ -40,12 +40,12 @@ class KVCache:
 
 def gqa_specs(d_model: int, cfg: GQAConfig) -> GQAParams:
     """Describe one grouped-query attention."""
-    kv = Spec((d_model, cfg.kv_heads, cfg.head_dim), ("embed", "head", None), is_product=True)
+    kv = spec((d_model, cfg.kv_heads, cfg.head_dim), ("embed", "head", None), is_product=True)
     return GQAParams(
-        w_q=Spec((d_model, cfg.heads, cfg.head_dim), ("embed", "head", None), is_product=True),
+        w_q=spec((d_model, cfg.heads, cfg.head_dim), ("embed", "head", None), is_product=True),
         w_k=kv,
         w_v=kv,
-        w_o=Spec((cfg.heads, cfg.head_dim, d_model), ("head", None, "embed"), is_product=True,
+        w_o=spec((cfg.heads, cfg.head_dim, d_model), ("head", None, "embed"), is_product=True,
                  contract_dims=2),
     )
 

@@ -23,7 +23,7 @@ from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles, rotate, softmax_scale
-from dsjax.params import Spec
+from dsjax.params import spec
 
 
 @struct.dataclass
@@ -53,17 +53,17 @@ def mla_specs(d_model: int, cfg: MLAConfig) -> MLAParams:
     q_axis = "embed" if cfg.q_rank is None else "rank"
     w_dq = q_norm = None
     if cfg.q_rank is not None:
-        w_dq = Spec((d_model, cfg.q_rank), ("embed", "rank"), is_product=True)
-        q_norm = Spec((cfg.q_rank,), (None,), "ones")
+        w_dq = spec((d_model, cfg.q_rank), ("embed", "rank"), is_product=True)
+        q_norm = spec((cfg.q_rank,), (None,), "ones")
     return MLAParams(
         w_dq=w_dq,
         q_norm=q_norm,
-        w_uq=Spec((q_in, cfg.heads, cfg.qk_dim), (q_axis, "head", None), is_product=True),
-        w_dkv=Spec((d_model, cfg.kv_rank + cfg.rope_dim), ("embed", "rank"), is_product=True),
-        kv_norm=Spec((cfg.kv_rank,), (None,), "ones"),
-        w_ukv=Spec((cfg.kv_rank, cfg.heads, cfg.nope_dim + cfg.value_dim), ("rank", "head", None),
+        w_uq=spec((q_in, cfg.heads, cfg.qk_dim), (q_axis, "head", None), is_product=True),
+        w_dkv=spec((d_model, cfg.kv_rank + cfg.rope_dim), ("embed", "rank"), is_product=True),
+        kv_norm=spec((cfg.kv_rank,), (None,), "ones"),
+        w_ukv=spec((cfg.kv_rank, cfg.heads, cfg.nope_dim + cfg.value_dim), ("rank", "head", None),
                    is_product=True),
-        w_o=Spec((cfg.heads, cfg.value_dim, d_model), ("head", None, "embed"), is_product=True,
+        w_o=spec((cfg.heads, cfg.value_dim, d_model), ("head", None, "embed"), is_product=True,
                  contract_dims=2),
     )
 

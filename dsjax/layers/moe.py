@@ -5,6 +5,7 @@ Axes: B rows, T tokens, D model, E experts, K experts per token, F expert hidden
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import jax
@@ -74,7 +75,7 @@ def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
     position = jnp.arange(flat_experts.size, dtype=jnp.int32) - start[flat_experts[order]]
     is_kept = jnp.zeros(flat_experts.size, bool).at[order].set(position < capacity)
     is_kept = is_kept.reshape(real.shape) & real
-    return routing.replace(weights=jnp.where(is_kept, routing.weights, 0.0))
+    return dataclasses.replace(routing, weights=jnp.where(is_kept, routing.weights, 0.0))
 
 
 def _capacity(assignments: Array, cfg: MoEConfig) -> Array:

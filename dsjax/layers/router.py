@@ -15,7 +15,7 @@ from jax import Array
 
 from dsjax.config.model import MoEConfig
 from dsjax.numerics.wide import wide
-from dsjax.params import Spec
+from dsjax.params import spec
 
 
 @struct.dataclass
@@ -47,8 +47,8 @@ class RouterStats:
 
 def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:
     """Describe one router."""
-    bias = Spec((cfg.experts,), (None,), "zeros", is_trainable=False) if cfg.has_bias else None
-    return RouterParams(Spec((d_model, cfg.experts), ("embed", None)), bias)
+    bias = spec((cfg.experts,), (None,), "zeros", is_trainable=False) if cfg.has_bias else None
+    return RouterParams(spec((d_model, cfg.experts), ("embed", None)), bias)
 
 
 def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:

@@ -8,7 +8,7 @@ from jax import Array
 from dsjax.layers.backend import Backend
 from dsjax.numerics.products import Weight
 from dsjax.ops import swiglu as op
-from dsjax.params import Spec
+from dsjax.params import spec
 
 
 @struct.dataclass
@@ -22,9 +22,9 @@ class SwiGLUParams:
 def swiglu_specs(d_model: int, hidden_dim: int) -> SwiGLUParams:
     """Describe one SwiGLU."""
     return SwiGLUParams(
-        w_gate_up=Spec((d_model, 2, hidden_dim), ("embed", None, "hidden"), is_product=True,
+        w_gate_up=spec((d_model, 2, hidden_dim), ("embed", None, "hidden"), is_product=True,
                        parts=2),
-        w_down=Spec((hidden_dim, d_model), ("hidden", "embed"), is_product=True),
+        w_down=spec((hidden_dim, d_model), ("hidden", "embed"), is_product=True),
     )
 
 

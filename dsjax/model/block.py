@@ -25,7 +25,7 @@ from dsjax.layers.router import RouterStats
 from dsjax.layers.swiglu import SwiGLUParams
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles
-from dsjax.params import Spec
+from dsjax.params import spec
 
 Cache = LatentCache | KVCache
 Mix = Callable[[Any, Array], tuple[Array, Cache]]
@@ -43,7 +43,7 @@ class BlockParams:
 
 def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
     """Describe one layer with a dense feed-forward or a mixture of experts."""
-    norm = Spec((cfg.d_model,), (None,), "ones")
+    norm = spec((cfg.d_model,), (None,), "ones")
     if isinstance(cfg.attention, MLAConfig):
         attn: Any = mla.mla_specs(cfg.d_model, cfg.attention)
     else:

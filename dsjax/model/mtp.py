@@ -24,7 +24,7 @@ from dsjax.model import block as blocks
 from dsjax.model.block import BlockParams, Cache
 from dsjax.ops import rope
 from dsjax.ops.norm import rms_norm
-from dsjax.params import Spec
+from dsjax.params import spec
 
 
 @struct.dataclass
@@ -41,11 +41,11 @@ class MTPParams:
 def mtp_specs(cfg: ModelConfig) -> MTPParams:
     """Describe the J stacked modules."""
     d = cfg.d_model
-    norm = Spec((d,), (None,), "ones")
+    norm = spec((d,), (None,), "ones")
     one = MTPParams(
         embed_norm=norm,
         hidden_norm=norm,
-        w_proj=Spec((2 * d, d), ("embed", None)),  # bfloat16 in the released FP8 checkpoint
+        w_proj=spec((2 * d, d), ("embed", None)),  # bfloat16 in the released FP8 checkpoint
         block=blocks.block_specs(cfg, is_moe=cfg.moe is not None),
         norm=norm,
     )

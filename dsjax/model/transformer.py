@@ -23,7 +23,7 @@ from dsjax.model.mtp import MTPParams, mtp_specs
 from dsjax.numerics.wide import wide
 from dsjax.ops import rope
 from dsjax.ops.norm import rms_norm
-from dsjax.params import Spec
+from dsjax.params import spec
 
 
 @struct.dataclass
@@ -56,11 +56,11 @@ def specs(cfg: ModelConfig) -> TransformerParams:
     if cfg.moe_layers:
         moe = params.stack(blocks.block_specs(cfg, is_moe=True), cfg.moe_layers)
     return TransformerParams(
-        embed=Spec((cfg.vocab, cfg.d_model), ("vocab", "embed")),
+        embed=spec((cfg.vocab, cfg.d_model), ("vocab", "embed")),
         dense=dense,
         moe=moe,
-        norm=Spec((cfg.d_model,), (None,), "ones"),
-        head=Spec((cfg.d_model, cfg.vocab), ("embed", "vocab")),
+        norm=spec((cfg.d_model,), (None,), "ones"),
+        head=spec((cfg.d_model, cfg.vocab), ("embed", "vocab")),
         mtp=mtp_specs(cfg) if cfg.mtp_depth else None,
     )
 
@@ -152,7 +152,9 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
 
     dense, moe = cache.dense, cache.moe
     if p.dense is not None:
+        assert dense is not None, "a model with dense layers has their cache"
         x, dense = lax.scan(body, x, (p.dense, dense))
     if p.moe is not None:
+        assert moe is not None, "a model with mixture layers has their cache"
         x, moe = lax.scan(body, x, (p.moe, moe))
     return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(dense, moe)
