@@ -45,7 +45,7 @@ def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
         say(f"training a byte-level BPE of {run.model.vocab:,} ids on {size:.1f} MB of text")
         words = tokenizer.train_bpe(training, run.model.vocab)
     _check_vocab(words, run)
-    words.save(kept)
+    _keep(words, out)
     stream = _joined(training, words, data.fim_rate, run.seed)
     return _pack(run, words, stream, _joined(heldout, words, 0.0, run.seed))
 
@@ -84,7 +84,7 @@ def _from_shards(run: RunConfig, out: Path) -> Corpus:
     source = Path(data.tokenizer) if data.tokenizer else Path(data.train) / "tokenizer.json"
     words = tokenizer.load(source)
     _check_vocab(words, run)
-    words.save(out / "tokenizer.json")
+    _keep(words, out)
     return _pack(run, words, shards.read(data.train, words), shards.read(data.heldout, words))
 
 
@@ -99,6 +99,12 @@ def _pack(run: RunConfig, words: Tokenizer, training: TokenStream,
         token_sizes=tokenizer.token_bytes(words),
         train_tokens=len(training),
     )
+
+
+def _keep(words: Tokenizer, out: Path) -> None:
+    """Make the run's folder, now that its input has been found good, and keep the tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    words.save(out / "tokenizer.json")
 
 
 def _check_vocab(words: Tokenizer, run: RunConfig) -> None:

@@ -106,7 +106,6 @@ def train(run: RunConfig, console: Console | None = None) -> Outcome:
     header(
         platform.describe(run, backend) | {"folder": str(out)}, f"dsjax train {run.name}", console
     )
-    out.mkdir(parents=True, exist_ok=True)
     corpus = prepare(run, out, console.print)
     step_fn = jax.jit(step.make_train_step(run, backend), donate_argnums=0)
     with Signals().listening() as signals:
