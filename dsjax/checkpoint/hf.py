@@ -15,7 +15,7 @@ of at most twice the largest tensor when saving, whatever the model's size.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from dsjax.numerics.scaled import Scaled
 Shardings = Any
 """None, a tree of shardings like the parameters, or a function of a leaf's name and shape."""
 
+Piece = tuple[Source, Index, np.ndarray]
 WORKERS = 2  # pieces made at once; reading, turning and widening release the interpreter
 EXTRAS = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".py")
 
@@ -59,7 +60,7 @@ def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = Non
     for remark in plan.remarks:
         (say or _to_stderr)(f"{folder}: {remark}")
     buffers = Buffers(plan.leaves, _sharding_of(plan, shardings))
-    for source, index, values in pieces(plan, progress or _nothing):
+    for source, index, values in pieces(plan, progress or nothing):
         buffers.put(source.place.leaf, index, values)
     return plan.cfg, hf_plan.tree(plan.cfg, buffers.arrays())
 
@@ -84,13 +85,18 @@ def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: boo
         return region(arrays[name], index)
 
     export(folder, cfg, leaves, read, fp8=fp8, dtype=dtype, pow2=pow2,
-           like=Path(like) if like is not None else None, progress=progress or _nothing)
+           like=Path(like) if like is not None else None, progress=progress or nothing)
 
 
 def export(folder: Folder, cfg: ModelConfig, leaves: dict[str, np.dtype], read: hf_write.Region, *,
            fp8: bool, dtype: str | None, pow2: bool, like: Path | None,
-           progress: Progress) -> None:
-    """Write a released checkpoint from leaves that are read a part at a time, see `save`."""
+           progress: Progress, beside: Sequence[Path] = (),
+           attributes: dict[str, Any] | None = None) -> None:
+    """Write a released checkpoint from leaves that are read a part at a time, see `save`.
+
+    beside: files that go with it. attributes: what a ModelConfig has no place for, where `like`
+    does not say it.
+    """
     wanted = None if dtype is None else hf_plan.WIDTHS[dtype]
     tensors = list(hf_write.outputs(cfg, leaves, wanted, fp8))
     data = hf_files.read_json(like / hf_files.CONFIG) if like else None
@@ -101,9 +107,9 @@ def export(folder: Folder, cfg: ModelConfig, leaves: dict[str, np.dtype], read: 
         kept = [p for p in kept if p.leaf in leaves]
         is_pow2 = all(_are_powers(read(p.leaf, p.index(0, p.shape[0]))) for p in kept)
         form = "ue8m0" if (is_pow2 if kept else pow2) else "float"
-    config = hf_config_out.write(cfg, str(plain), form, data)
-    extras = extra_files(like) if like else []
-    hf_write.write(folder, tensors, leaves, read, config, extras, pow2, progress)
+    config = hf_config_out.write(cfg, str(plain), form, data or attributes)
+    extras = {p.name: p for p in (*beside, *(extra_files(like) if like else ()))}
+    hf_write.write(folder, tensors, leaves, read, config, [*extras.values()], pow2, progress)
 
 
 def _are_powers(scales: np.ndarray) -> bool:
@@ -118,41 +124,36 @@ def extra_files(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.name not in own and not p.name.startswith("."))
 
 
-def pieces(plan: Plan, progress: Progress, is_done: Callable[[Source], bool] | None = None,
-           ) -> Iterator[tuple[Source, Index, np.ndarray]]:
+def pieces(plan: Plan, progress: Progress,
+           is_done: Callable[[Source], bool] | None = None) -> Iterator[Piece]:
     """Every piece of a plan with its place in its leaf; a few are made ahead by threads."""
-    done, total = _compare(plan, progress), plan.nbytes
-
-    def tasks() -> Iterator[tuple[Source, int, int]]:
-        for source in plan.sources:
-            for start, stop in hf_pieces.spans(source.place, source.tensor.row_bytes):
-                yield source, start, stop
-
-    waiting: list[tuple[Source, int, int, Future]] = []
+    read, total = _compare(plan, progress), plan.nbytes
+    waiting: list[tuple[Source, int, int, Future[np.ndarray]]] = []
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="pieces") as pool:
         try:
-            for task in tasks():
-                if is_done is not None and is_done(task[0]):
-                    done += task[0].tensor.row_bytes * (task[2] - task[1])
-                    continue
+            for task in _tasks(plan, is_done):
                 waiting.append((*task, pool.submit(hf_pieces.read, *task)))
-                if len(waiting) > WORKERS:
-                    done += yield from _next(waiting)
-                    progress(done, total)
-            while waiting:
-                done += yield from _next(waiting)
-                progress(done, total)
+                if len(waiting) <= WORKERS:
+                    continue
+                source, start, stop, made = waiting.pop(0)
+                yield source, source.place.index(start, stop), made.result()
+                read += source.tensor.row_bytes * (stop - start)
+                progress(read, total)
+            for source, start, stop, made in waiting:
+                yield source, source.place.index(start, stop), made.result()
         finally:
-            for *_, future in waiting:
-                future.cancel()
+            for *_, made in waiting:
+                made.cancel()
     progress(total, total)
 
 
-def _next(waiting: list[tuple[Source, int, int, Future]]) -> Iterator[Any]:
-    """Hand out the oldest piece; returns the bytes it was read from."""
-    source, start, stop, future = waiting.pop(0)
-    yield source, source.place.index(start, stop), future.result()
-    return source.tensor.row_bytes * (stop - start)
+def _tasks(plan: Plan,
+           is_done: Callable[[Source], bool] | None) -> Iterator[tuple[Source, int, int]]:
+    """Tensors and the rows of each piece, those of finished tensors left out."""
+    for source in plan.sources:
+        if is_done is None or not is_done(source):
+            for start, stop in hf_pieces.spans(source.place, source.tensor.row_bytes):
+                yield source, start, stop
 
 
 def _compare(plan: Plan, progress: Progress) -> int:
@@ -221,8 +222,8 @@ def _sharding_of(plan: Plan, shardings: Shardings) -> Callable[[str], Sharding |
     return find
 
 
-def _nothing(done: int, total: int) -> None:
-    pass
+def nothing(done: int, total: int) -> None:
+    """Show no progress."""
 
 
 def _to_stderr(sentence: str) -> None:

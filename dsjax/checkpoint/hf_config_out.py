@@ -54,8 +54,7 @@ def write(model: ModelConfig, dtype: str, quantized: str | None = None,
         "tie_word_embeddings": False,
     }
     made |= _moe_attributes(model)
-    if like and "aux_loss_alpha" in like:
-        made |= {k: like[k] for k in ("aux_loss_alpha", "seq_aux") if k in like}
+    made |= {k: like[k] for k in ("aux_loss_alpha", "seq_aux") if like and k in like}
     if quantized:
         made["quantization_config"] = {
             "activation_scheme": "dynamic",

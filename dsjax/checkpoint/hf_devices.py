@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +36,12 @@ class Buffers:
         first = SingleDeviceSharding(jax.local_devices()[0])
         self._shardings = {name: sharding_of(name) or first for name in leaves}
         self._shapes = {name: shape for name, (shape, _) in leaves.items()}
-        self._shards: dict[str, dict[jax.Device, Array | np.ndarray]] = {}
-        self._bounds: dict[str, dict[jax.Device, Index]] = {}
+        self._shards: dict[str, dict[Any, Array | np.ndarray]] = {}
+        self._bounds: dict[str, dict[Any, Index]] = {}
         self._pending = 0
         for name, (shape, dtype) in leaves.items():
             sharding = self._shardings[name]
-            bounds = sharding.addressable_devices_indices_map(shape)
+            bounds: Mapping[Any, Index | None] = sharding.addressable_devices_indices_map(shape)
             self._bounds[name] = {d: bounded(i or (), shape) for d, i in bounds.items()}
             local = sharding.shard_shape(shape)
             self._shards[name] = {
@@ -71,7 +72,7 @@ class Buffers:
 
     def arrays(self) -> dict[str, Array]:
         """The arrays, all of their numbers in place."""
-        made = {}
+        made: dict[str, Array] = {}
         while self._shards:
             name = next(iter(self._shards))
             shards = [jax.device_put(s, d) for d, s in self._shards.pop(name).items()]

@@ -55,7 +55,7 @@ class Tensor:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Read rows start..stop."""
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         at = self.offset + start * self.row_bytes
         with self.file.open("rb", buffering=0) as file:
             file.seek(at)
@@ -203,7 +203,7 @@ def disk_error(error: BaseException) -> str | None:
     return None
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes in the unit that suits them."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:

@@ -30,6 +30,11 @@ FP8, E8M0 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e8m0fnu
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+def dtype_of(name: str) -> np.dtype:
+    """The dtype a manifest names, 8-bit ones included."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
 @dataclass(frozen=True)
 class Source:
     """A released tensor, its scales if it is FP8 and to be dequantized, and where it goes."""

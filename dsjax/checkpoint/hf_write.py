@@ -174,8 +174,8 @@ def write(folder: Folder, tensors: list[Output], leaves: Mapping[str, np.dtype],
         folder.open()
         for name, part in zip(names, cut):
             if not (folder.partial / name).exists():
-                _write_shard(folder.partial / name, part, leaves, region, is_pow2,
-                             lambda n, done=done: progress(done + n, total))
+                shard = _make_shard(part, leaves, region, is_pow2, progress, done, total)
+                hf_files.write_file(folder.partial / name, shard)
             done += sum(t.nbytes for t in part)
             progress(done, total)
         weight_map = {t.name: name for name, part in zip(names, cut) for t in part}
@@ -192,17 +192,15 @@ def write(folder: Folder, tensors: list[Output], leaves: Mapping[str, np.dtype],
         raise
 
 
-def _write_shard(path: Path, part: list[Output], leaves: Mapping[str, np.dtype], region: Region,
-                 is_pow2: bool, progress: Callable[[int], None]) -> None:
-    """Make a shard's tensors and write them."""
+def _make_shard(part: list[Output], leaves: Mapping[str, np.dtype], region: Region, is_pow2: bool,
+                progress: Progress, done: int, total: int) -> dict[str, np.ndarray]:
+    """The tensors of a shard by name; `done` bytes were written before."""
     made: dict[str, np.ndarray] = {}
-    done = 0
     for tensor in part:
         if not tensor.is_scale:
             made[tensor.name], scales = make(tensor, leaves, region, is_pow2)
             if scales is not None:
                 made[tensor.name + SCALE] = scales
         done += tensor.nbytes
-        progress(done)
-    hf_files.write_file(path, made)
-
+        progress(done, total)
+    return made

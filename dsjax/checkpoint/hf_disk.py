@@ -1,0 +1,262 @@
+"""Released checkpoints and run folders into one another, disk to disk, whatever the model's size.
+
+A run folder made from a released checkpoint is one that `dsjax generate` reads: config.json,
+tokenizer.json and checkpoints/step-00000000, with the source's other files in `released/`. orbax
+writes the checkpoint's frame, a tree of one-number arrays; tensorstore, which orbax is built on,
+then makes each array anew at its size and writes it a piece at a time, one file a piece. A journal
+of the tensors that are done lets an interrupted conversion go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsjax.checkpoint import files, hf, hf_files, hf_names, hf_pieces, hf_plan, store
+from dsjax.checkpoint.hf_devices import Index
+from dsjax.checkpoint.hf_files import Progress
+from dsjax.checkpoint.hf_plan import Plan
+from dsjax.checkpoint.hf_write import Folder
+from dsjax.checkpoint.store import ARRAYS
+from dsjax.config.model import ModelConfig
+from dsjax.config.run import DataConfig, RunConfig, TrainConfig
+from dsjax.config.stored import run_from_json, run_to_json
+from dsjax.errors import UserError
+from dsjax.model import transformer
+from dsjax.params import paths
+
+RELEASED = "released"
+PREFIX = "params."
+JOURNAL = ".done"
+LENGTH = 4096  # tokens a row when training goes on; V3 report sec. 4.2
+Say = Callable[[str], None]
+
+
+def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = None, *,
+           say: Say = print, progress: Progress = hf.nothing) -> None:
+    """Make a run folder of a released checkpoint; see `hf.load` for `dtype` and `mtp`."""
+    plan = hf_plan.plan(source, dtype, mtp)
+    for remark in (*plan.remarks, *plan.released.remarks):
+        say(remark)
+    folder = Folder(run.absolute(), _fingerprint(source, dtype, mtp))
+    arrays = folder.partial / "checkpoints" / f"{files.PARTIAL}{0:08d}" / ARRAYS
+    finished = arrays.parent.parent / files.name(0)
+    hf_files.check_room(folder.final, _left(plan, arrays))
+    try:
+        folder.open()
+        if not finished.exists():
+            _write_arrays(plan, arrays, progress)
+            leaves = {PREFIX + k: (shape, str(d)) for k, (shape, d) in plan.leaves.items()}
+            (arrays / JOURNAL).unlink()
+            files.finish(arrays.parent, 0, leaves, {"source": source.absolute().name})
+        _write_rest(source, folder.partial, run.absolute().name, plan)
+        folder.finish()
+    except BaseException as error:
+        folder.failed(error)
+        raise
+
+
+def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = None, *,
+                which: str = "params", pow2: bool = False, beside: Sequence[Path] = (),
+                attributes: dict[str, Any] | None = None, say: Say = print,
+                progress: Progress = hf.nothing) -> None:
+    """Make a released checkpoint of a run folder's newest checkpoint; see `hf.save`."""
+    config = run_from_json(run / "config.json")
+    step = max(files.steps(run / "checkpoints"), default=None)
+    if step is None:
+        raise UserError(f"there is no checkpoint in {run / 'checkpoints'}; train first")
+    where = run / "checkpoints" / files.name(step)
+    try:
+        manifest = files.verify(where)
+    except files.Damaged as why:
+        raise UserError(f"{where} is damaged ({why}); use another run") from None
+    opened = Stored(where / ARRAYS, store._prefix(manifest, which, where))
+    leaves = {
+        name.removeprefix(opened.prefix): hf_pieces.dtype_of(text)
+        for name, (_, text) in manifest.leaves.items()
+        if name.startswith(opened.prefix)
+    }
+    _match(config.model, leaves, manifest, opened.prefix, where)
+    like = run / RELEASED if (run / RELEASED / hf_files.CONFIG).is_file() else None
+    digest = hashlib.sha256((where / files.MANIFEST).read_bytes()).hexdigest()
+    folder = Folder(target.absolute(), f"{digest} {fp8} {dtype} {which} {pow2}")
+    hf.export(folder, config.model, leaves, opened.read, fp8=fp8, dtype=dtype, pow2=pow2,
+              like=like, progress=progress, beside=beside, attributes=attributes)
+    say(f"{target} is checkpoint {step} of {run}")
+
+
+# From a released checkpoint
+
+
+def _fingerprint(source: Path, dtype: str, mtp: bool | None) -> str:
+    """What a half-done conversion must have been of to be gone on with."""
+    listed = [
+        (p.name, p.stat().st_size, p.stat().st_mtime_ns)
+        for p in sorted(source.iterdir())
+        if p.suffix in (".safetensors", ".json")
+    ]
+    text = json.dumps([str(source.absolute()), listed, dtype, mtp])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _left(plan: Plan, arrays: Path) -> int:
+    """Bytes still to be written."""
+    total = sum(math.prod(shape) * d.itemsize for shape, d in plan.leaves.values())
+    there = sum(p.stat().st_size for p in arrays.rglob("*") if p.is_file())
+    return max(0, total - there)
+
+
+def _write_arrays(plan: Plan, arrays: Path, progress: Progress) -> None:
+    """Every piece of every tensor into its array, those in the journal left out."""
+    journal = arrays / JOURNAL
+    done = set(journal.read_text().split()) if journal.is_file() else None
+    if done is None:
+        shutil.rmtree(arrays, ignore_errors=True)
+        _frame(plan, arrays)
+    opened = {name: _open(_state(arrays) / (PREFIX + name)) for name in plan.leaves}
+    current = None
+    with journal.open("a") as written:
+        for source, index, values in hf.pieces(
+            plan, progress, lambda s: done is not None and s.tensor.name in done
+        ):
+            if current not in (None, source.tensor.name):
+                print(current, file=written, flush=True)
+            current = source.tensor.name
+            opened[source.place.leaf][index].write(values).result()
+
+
+def _frame(plan: Plan, arrays: Path) -> None:
+    """An orbax checkpoint of the right tree, and in it every array at its full size, zeros."""
+    arrays.parent.mkdir(parents=True, exist_ok=True)
+    ocp = store._orbax()
+    saving = ocp.options.ArrayOptions.Saving(use_ocdbt=False, use_zarr3=True)
+    ones = {
+        PREFIX + name: np.zeros((1,) * len(shape), d) for name, (shape, d) in plan.leaves.items()
+    }
+    with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
+        ocp.save(arrays, ones)
+    chunks: dict[str, tuple[int, ...]] = {}
+    for source in plan.sources:
+        name = source.place.leaf
+        if name not in chunks:
+            span = next(hf_pieces.spans(source.place, source.tensor.row_bytes))
+            chunks[name] = tuple(s.stop - s.start for s in source.place.index(*span))
+    for name, (shape, dtype) in plan.leaves.items():
+        where = _state(arrays) / (PREFIX + name)
+        shutil.rmtree(where)
+        _create(where, shape, dtype, chunks[name])
+    (arrays / JOURNAL).touch()
+
+
+def _create(where: Path, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]) -> None:
+    """An array of zeros, one file a chunk, as zarr3 lays it out."""
+    import tensorstore
+
+    spec = _spec(where) | {
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+            "fill_value": 0.0,
+        }
+    }
+    tensorstore.open(spec, create=True).result()
+
+
+def _open(where: Path) -> Any:
+    """An array for writing; the manifest flushes files, so tensorstore need not."""
+    import tensorstore
+
+    context = tensorstore.Context({"file_io_sync": False})
+    return tensorstore.open(_spec(where), open=True, context=context).result()
+
+
+def _spec(where: Path) -> dict[str, Any]:
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{where.absolute()}/"}}
+
+
+def _write_rest(source: Path, partial: Path, name: str, plan: Plan) -> None:
+    """The run's config, the tokenizer, and the source's own small files."""
+    words = source / "tokenizer.json"
+    run = RunConfig(
+        name=name,
+        model=plan.cfg,
+        train=TrainConfig(length=LENGTH),
+        loss=plan.released.loss,
+        data=DataConfig(),
+    )
+    run_to_json(run, partial / "config.json")
+    if words.is_file():
+        shutil.copyfile(words, partial / words.name)
+    kept = partial / RELEASED
+    kept.mkdir(exist_ok=True)
+    for path in (source / hf_files.CONFIG, *hf.extra_files(source)):
+        shutil.copyfile(path, kept / path.name)
+
+
+# From a run folder
+
+
+@dataclass
+class Stored:
+    """The arrays of an orbax checkpoint, read a part at a time."""
+
+    folder: Path
+    prefix: str
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """Numbers of a part of an array."""
+        return self._array(name)[index].read().result()
+
+    def _array(self, name: str) -> Any:
+        return _stored_array(_state(self.folder), self.prefix + name)
+
+
+@functools.lru_cache(maxsize=8)
+def _stored_array(state: Path, name: str) -> Any:
+    """One array, opened; its last chunk is kept, for a trained run's arrays are one chunk each."""
+    import tensorstore
+
+    kvstore: dict[str, Any] = {"driver": "file", "path": f"{state}/{name}/"}
+    if (state / "manifest.ocdbt").is_file():
+        kvstore = {"driver": "ocdbt", "base": f"file://{state}/", "path": f"{name}/"}
+    spec = {"driver": "zarr3", "kvstore": kvstore, "recheck_cached_data": "open"}
+    array = tensorstore.open(spec, open=True).result()
+    shape: Any = array.chunk_layout.read_chunk.shape
+    chunk = math.prod(shape) * array.dtype.numpy_dtype.itemsize
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": int(chunk * 1.1)}})
+    return tensorstore.open(spec, open=True, context=context).result()
+
+
+def _state(arrays: Path) -> Path:
+    """The folder inside an orbax checkpoint that holds the arrays' tree."""
+    found = sorted(p.parent for p in arrays.glob("*/_METADATA"))
+    if len(found) != 1:
+        raise UserError(f"{arrays} is no checkpoint that this version of orbax knows")
+    return found[0].absolute()
+
+
+def _match(cfg: ModelConfig, leaves: dict[str, np.dtype], manifest: files.Manifest, prefix: str,
+           where: Path) -> None:
+    """Refuse a checkpoint that is not of the run's config."""
+    for name, spec in paths(transformer.specs(cfg)):
+        wanted = {name: spec.shape}
+        if f"{name}.codes" in leaves:
+            codes, scales, _ = hf_names.held_shapes(name, spec)
+            wanted = {f"{name}.codes": codes, f"{name}.scales": scales}
+        for part, shape in wanted.items():
+            found = manifest.leaves.get(prefix + part, (None, ""))[0]
+            if found != shape:
+                raise UserError(
+                    f"{where} has {part} as {found}, but the run's config.json means {shape}; "
+                    "put back the config it was trained with"
+                )

@@ -1,0 +1,145 @@
+"""`dsjax convert`: released checkpoints into run folders, and run folders into checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from dsjax.errors import UserError
+
+EVERY = 10.0  # seconds between plain lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class HfToDsjax:
+    """Make a run folder, which `dsjax generate` reads, of a released checkpoint (safetensors)."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Folder with config.json and *.safetensors."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Run folder to make."""
+    dtype: Literal["stored", "float32", "bfloat16", "fp8"] = "stored"
+    """`stored` keeps every number as it is, FP8 with its scales too; others change the dtype."""
+    mtp: Literal["auto", "yes", "no"] = "auto"
+    """Whether to take the multi-token prediction modules: where they are, surely, or not."""
+
+
+@dataclass(frozen=True)
+class DsjaxToHf:
+    """Make a released checkpoint, which transformers, vLLM and SGLang load, of a run folder."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Run folder."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Folder to make."""
+    fp8: bool = False
+    """Matrices in FP8 with one scale a 128x128 block, as released; what is FP8 stays as it is."""
+    pow2: bool = False
+    """Scales that are powers of two (UE8M0), as DeepSeek-V3.1."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the rest; by default that of the run, bfloat16 beside FP8."""
+    which: Literal["params", "ema"] = "params"
+    """The parameters, or their average where the run kept one."""
+
+
+Convert = (
+    Annotated[HfToDsjax, tyro.conf.subcommand("hf-to-dsjax")]
+    | Annotated[DsjaxToHf, tyro.conf.subcommand("dsjax-to-hf")]
+)
+
+
+def run(argv: list[str]) -> int:
+    """Convert; returns the exit status. Interrupted, the same command goes on where it stopped."""
+    args = tyro.cli(Convert, args=argv, prog="dsjax convert", description=__doc__)
+    from dsjax.checkpoint import hf_disk
+
+    with progress_bar(args.target.name) as progress:
+        if isinstance(args, HfToDsjax):
+            mtp = {"auto": None, "yes": True, "no": False}[args.mtp]
+            hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=_say, progress=progress)
+        else:
+            with tempfile.TemporaryDirectory() as made:
+                beside, attributes = _words(args.source, Path(made))
+                hf_disk.to_released(
+                    args.source, args.target, args.fp8, args.dtype, which=args.which,
+                    pow2=args.pow2, beside=beside, attributes=attributes, say=_say,
+                    progress=progress,
+                )
+    print(args.target)
+    return 0
+
+
+def _words(run: Path, made: Path) -> tuple[list[Path], dict[str, Any]]:
+    """The run's tokenizer as transformers wants it, and the ids a config names."""
+    from dsjax.data import tokenizer
+
+    path = run / "tokenizer.json"
+    if not path.is_file():
+        return [], {}
+    try:
+        words = tokenizer.load(path)
+    except UserError:  # a released run's own tokenizer of another kind; it is copied as it is
+        return [path], {}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": words.core.id_to_token(words.end_id)}
+    ids = {"eos_token_id": words.end_id}
+    if words.begin_id is not None:
+        settings["bos_token"] = words.core.id_to_token(words.begin_id)
+        ids["bos_token_id"] = words.begin_id
+    beside = made / "tokenizer_config.json"
+    beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return [path, beside], ids
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with bytes and time left on a terminal; a plain line every ten seconds elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+               TransferSpeedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(title: str) -> Callable[[int, int], None]:
+    """Progress in plain lines."""
+    began = time.monotonic()
+    last = began
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < EVERY or not done:
+            return
+        last = now
+        left = (now - began) / done * (total - done)
+        _say(f"{title}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {left:.0f} s left")
+
+    return show

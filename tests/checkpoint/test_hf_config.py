@@ -1,0 +1,204 @@
+"""Every attribute of a released config is understood, at its default, or refused by name."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from configs import deepseek_v2, deepseek_v2_lite, deepseek_v3, kimi_k2, moonlight_16b_a3b, tiny
+from dsjax.checkpoint import hf_config, hf_config_out
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.errors import UserError
+
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32,
+        "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
+SHARED = {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1,
+          "hidden_act": "silu", "initializer_range": 0.02, "kv_lora_rank": 512,
+          "max_position_embeddings": 163840, "moe_layer_freq": 1, "pretraining_tp": 1,
+          "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+          "rope_theta": 10000, "seq_aux": True, "tie_word_embeddings": False,
+          "torch_dtype": "bfloat16", "use_cache": True, "v_head_dim": 128}
+FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+       "weight_block_size": [128, 128]}
+# As released (DeepSeek-R1), with its leftovers.
+R1 = SHARED | {
+    "architectures": ["DeepseekV3ForCausalLM"], "auto_map": {"AutoConfig": "x.Y"},
+    "aux_loss_alpha": 0.001, "ep_size": 1, "first_k_dense_replace": 3, "hidden_size": 7168,
+    "intermediate_size": 18432, "model_type": "deepseek_v3", "moe_intermediate_size": 2048,
+    "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": True,
+    "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+    "quantization_config": FP8, "rope_scaling": YARN, "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid", "topk_group": 4, "topk_method": "noaux_tc",
+    "transformers_version": "4.46.3", "vocab_size": 129280,
+}
+KIMI = R1 | {
+    "model_type": "kimi_k2", "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "n_routed_experts": 384, "num_attention_heads": 64, "num_key_value_heads": 64,
+    "num_nextn_predict_layers": 0, "routed_scaling_factor": 2.827, "rope_theta": 50000.0,
+    "rope_scaling": YARN | {"factor": 32.0, "beta_fast": 1.0}, "vocab_size": 163840,
+}
+MOONLIGHT = R1 | {
+    "first_k_dense_replace": 1, "hidden_size": 2048, "intermediate_size": 11264, "n_group": 1,
+    "topk_group": 1, "n_routed_experts": 64, "n_shared_experts": 2, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
+    "moe_intermediate_size": 1408, "num_nextn_predict_layers": 0, "q_lora_rank": None,
+    "rms_norm_eps": 1e-05, "rope_theta": 50000.0, "rope_scaling": None,
+    "routed_scaling_factor": 2.446, "vocab_size": 163840, "quantization_config": None,
+}
+V2 = SHARED | {
+    "model_type": "deepseek_v2", "first_k_dense_replace": 1, "hidden_size": 5120,
+    "intermediate_size": 12288, "moe_intermediate_size": 1536, "n_group": 8, "topk_group": 3,
+    "n_routed_experts": 160, "n_shared_experts": 2, "norm_topk_prob": False,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "num_experts_per_tok": 6,
+    "num_hidden_layers": 60, "q_lora_rank": 1536, "rope_scaling": YARN,
+    "routed_scaling_factor": 16.0, "scoring_func": "softmax",
+    "topk_method": "group_limited_greedy", "vocab_size": 102400,
+}
+LITE = V2 | {
+    "aux_loss_alpha": 0.001, "hidden_size": 2048, "intermediate_size": 10944,
+    "moe_intermediate_size": 1408, "n_group": 1, "topk_group": 1, "n_routed_experts": 64,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "num_hidden_layers": 27,
+    "q_lora_rank": None, "rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    "routed_scaling_factor": 1.0, "topk_method": "greedy",
+}
+CASES = {
+    "r1": (R1, deepseek_v3), "kimi": (KIMI, kimi_k2), "moonlight": (MOONLIGHT, moonlight_16b_a3b),
+    "v2": (V2, deepseek_v2), "v2_lite": (LITE, deepseek_v2_lite),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_released_config_is_the_model_of_the_projects_own(name):
+    data, module = CASES[name]
+    ours = module.config().model
+    if name == "r1":  # the project's is pre-training at 4K, the released one is stretched
+        ours = dataclasses.replace(ours, rope=RopeConfig(yarn=YarnConfig()))
+    assert hf_config.read(data).model == dataclasses.replace(ours, init_std=0.02)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_writing_gives_back_every_attribute_that_says_something(name):
+    data, _ = CASES[name]
+    read = hf_config.read(data)
+    quantized = "float" if read.is_fp8 else None
+    written = hf_config_out.write(read.model, "bfloat16", quantized, data)
+    assert hf_config.read(written) == read
+    silent = {"pretraining_tp", "ep_size", "transformers_version"}
+    for key, value in data.items():
+        if value is not None and key not in silent:
+            assert written.get(key) == value, key
+
+
+ATTENTION = MLAConfig(3, 8, 6, 4, 5, q_rank=None)
+V3_MOE = MoEConfig(8, 2, 7, groups=4, groups_per_token=2, scale=2.5)
+WRITABLE = {
+    "tiny": tiny.config().model,
+    "dense only": ModelConfig(7, 8, 2, 2, 9, ATTENTION),
+    "no dense layer": ModelConfig(7, 8, 2, 0, 9, ATTENTION, V3_MOE, norm_eps=1e-5),
+    "no shared expert": ModelConfig(7, 8, 2, 1, 9, ATTENTION,
+                                    dataclasses.replace(V3_MOE, shared_experts=0)),
+    "odd yarn": ModelConfig(7, 8, 2, 1, 9, ATTENTION, V3_MOE, rope=RopeConfig(
+        5000.0, YarnConfig(4.0, 32, 16.0, 2.0, 0.7, 1.3))),
+}
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_a_model_survives_writing_and_reading(name):
+    written = json.loads(json.dumps(hf_config_out.write(WRITABLE[name], "float32")))
+    assert hf_config.read(written).model == WRITABLE[name]
+
+
+def test_both_spellings_of_the_rotary_attributes_mean_the_same():
+    newer = {k: v for k, v in KIMI.items() if k not in ("rope_theta", "rope_scaling")}
+    scaling = {k: v for k, v in KIMI["rope_scaling"].items() if k != "type"}
+    newer["rope_parameters"] = scaling | {"rope_type": "yarn", "rope_theta": 50000.0}
+    assert hf_config.read(newer) == hf_config.read(KIMI)
+    both = KIMI | {"rope_parameters": newer["rope_parameters"]}
+    assert hf_config.read(both) == hf_config.read(KIMI)
+    plain = {k: v for k, v in newer.items() if k != "rope_parameters"}
+    plain["rope_parameters"] = {"rope_type": "default", "rope_theta": 7.0}
+    assert hf_config.read(plain).model.rope == RopeConfig(7.0)
+
+
+def test_a_missing_balance_loss_is_the_reports_and_not_zero():
+    bare = {k: v for k, v in R1.items() if k != "aux_loss_alpha"}
+    assert hf_config.read(R1).loss.balance == 0.001
+    read = hf_config.read(bare)
+    assert read.loss.balance == 0.0001
+    assert "0.0001, the V3 report's" in read.remarks[0]
+    v2 = hf_config.read(V2)
+    assert v2.loss == deepseek_v2.config().loss
+    assert "0.003" in v2.remarks[0]
+    assert hf_config.read(LITE).loss == deepseek_v2_lite.config().loss
+    assert not hf_config.read(LITE).remarks
+
+
+def test_missing_attributes_have_their_released_meaning():
+    bare = {k: v for k, v in MOONLIGHT.items()
+            if k not in ("q_lora_rank", "num_nextn_predict_layers", "scoring_func", "topk_method",
+                         "n_group", "topk_group", "norm_topk_prob", "rope_scaling")}
+    assert hf_config.read(bare) == hf_config.read(MOONLIGHT)
+
+
+def test_power_of_two_scales_are_known_by_the_config():
+    v31 = R1 | {"quantization_config": FP8 | {"scale_fmt": "ue8m0"}}
+    assert hf_config.read(v31).is_pow2
+    assert not hf_config.read(R1).is_pow2
+
+
+WRONG = {
+    "unknown": ({"index_topk": 2048}, "attribute index_topk='2048', which dsjax does not know"),
+    "misspelled": ({"n_grup": 8}, "did you mean n_group"),
+    "another type": ({"model_type": "llama"}, "model_type 'llama'; dsjax reads deepseek_v2"),
+    "no size": ({"kv_lora_rank": None}, "lacks 'kv_lora_rank'; add it"),
+    "no count": ({"hidden_size": "big"}, "hidden_size='big', which is not a count"),
+    "tied": ({"tie_word_embeddings": True}, "computes tie_word_embeddings=False only"),
+    "bias": ({"attention_bias": True}, "attention_bias=True"),
+    "halves": ({"rope_interleave": False}, "rope_interleave=False"),
+    "gelu": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    "every other layer": ({"moe_layer_freq": 2}, "moe_layer_freq=2"),
+    "kv heads": ({"num_key_value_heads": 8}, "num_key_value_heads=8, but latent attention"),
+    "mixed router": ({"topk_method": "greedy"}, "scoring_func='sigmoid' with topk_method='greedy'"),
+    "linear rope": ({"rope_scaling": {"type": "linear", "factor": 2}}, "by 'linear'"),
+    "no factor": ({"rope_scaling": {"type": "yarn", "factor": 2}}, "without 'original_max"),
+    "two thetas": ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}},
+                   "rope_theta=10000 and, in rope_parameters, 5.0"),
+    "two scalings": ({"rope_parameters": YARN | {"factor": 2, "rope_theta": 10000}}, "that differ"),
+    "half an mscale": ({"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": None}},
+                       "mscale=0.7 without mscale_all_dim"),
+    "attention factor": ({"rope_scaling": YARN | {"attention_factor": 1.0}}, "attention_factor"),
+    "int8": ({"quantization_config": FP8 | {"quant_method": "gptq"}}, "quant_method='gptq'"),
+    "per tensor": ({"quantization_config": FP8 | {"weight_block_size": None}}, "weight_block_size"),
+    "no division": ({"n_group": 7}, "experts=256 is not divisible by groups=7"),
+    "two names": ({"num_mtp_layers": 2}, "num_nextn_predict_layers=1 and num_mtp_layers=2"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_dsjax_would_compute_otherwise_is_refused_in_one_sentence(name):
+    change, sentence = WRONG[name]
+    with pytest.raises(UserError, match=re.escape(sentence)) as raised:
+        hf_config.read(R1 | change, "here/config.json")
+    assert str(raised.value).startswith("here/config.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_normalized_softmax_is_refused_for_its_two_readings():
+    with pytest.raises(UserError, match="transformers ignores"):
+        hf_config.read(V2 | {"norm_topk_prob": True})
+
+
+UNWRITABLE = {
+    "sigmoid without bias": dataclasses.replace(V3_MOE, has_bias=False),
+    "softmax with bias": dataclasses.replace(V3_MOE, score="softmax", group_score="max"),
+    "sigmoid by best expert": dataclasses.replace(V3_MOE, group_score="max"),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITABLE)
+def test_routers_that_no_released_model_has_are_not_written(name):
+    cfg = ModelConfig(7, 8, 2, 1, 9, ATTENTION, UNWRITABLE[name])
+    with pytest.raises(UserError, match="has no released form"):
+        hf_config_out.write(cfg, "float32")
