@@ -56,17 +56,18 @@ def _length(argv: list[str]) -> tuple[int, list[str]]:
 
 def table(name: str, sizes: Count) -> Table:
     """Draw the sizes."""
-    title = f"{name}, rows of {sizes.length:,} tokens"
-    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_footer=True)
+    title = f"{name}: training FLOPs and cache bytes are a token's, in rows of {sizes.length:,}"
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                  show_footer=True)
     columns = [
         ("part", "main model", "left"),
         ("parameters", f"{sizes.params_total:,}", "right"),
         ("active", f"{sizes.params_active:,}", "right"),
-        ("MFLOP a token", f"{sizes.flops_per_token / 1e6:,.2f}", "right"),
-        ("cache bytes a token", f"{sizes.kv_bytes_per_token:,}", "right"),
+        ("MFLOP", f"{sizes.flops_per_token / 1e6:,.2f}", "right"),
+        ("cache B", f"{sizes.kv_bytes_per_token:,}", "right"),
     ]
     for head, foot, justify in columns:
-        drawn.add_column(head, foot, justify=justify)  # type: ignore[arg-type]
+        drawn.add_column(head, foot, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for part in sizes.parts:
         drawn.add_row(
             part.name,
