@@ -11,6 +11,8 @@ Axes: B rows, T time, D model, L mixture layers, E experts, G groups, J MTP dept
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -32,6 +34,11 @@ class Batch:
     tokens: Array  # [B, T+1] int32
     segments: Array  # [B, T+1] int32, document within the row, 0 padding
     weights: Array  # [B, T+1] float32, how much each token counts as a target
+
+
+def from_rows(rows: dict[str, Any]) -> Batch:
+    """Rows as the host reads them, by name; NumPy arrays move to the device with the step."""
+    return Batch(**rows)
 
 
 @struct.dataclass

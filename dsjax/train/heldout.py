@@ -22,7 +22,7 @@ from dsjax.config.model import ModelConfig
 from dsjax.layers.backend import Backend
 from dsjax.model import loss as losses
 from dsjax.model import mtp, transformer
-from dsjax.model.loss import Batch
+from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
 from dsjax.ops.cross_entropy import cross_entropy
 from dsjax.train.metrics import bits_per_byte
@@ -104,7 +104,7 @@ def evaluate(step: HeldoutStep, p: TransformerParams,
     """Sum over (batch, bytes of its targets) and divide once."""
     sums, total_bytes = [], 0
     for batch, size in batches:
-        sums.append(step(p, Batch(**batch)))
+        sums.append(step(p, from_rows(batch)))
         total_bytes += size
     total = jax.tree.map(lambda *parts: np.sum([np.asarray(a, np.float64) for a in parts], axis=0),
                          *sums)

@@ -9,6 +9,7 @@ Axes: B rows, T time, M microbatches, L mixture layers, J MTP depth, E experts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from dsjax.layers.backend import Backend
 from dsjax.layers.moe import MoEParams
 from dsjax.model import loss as losses
 from dsjax.model import transformer
+from dsjax.model.block import BlockParams
 from dsjax.model.loss import Batch, LossParts
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import products
@@ -122,13 +124,14 @@ def _accumulate(grad: Callable, p: TransformerParams, batch: Batch,
 
 def schedule_mtp_weight(run: RunConfig, step: Array) -> Array:
     """lambda: `mtp_weight` early, `mtp_weight_late` from its fraction of the run on."""
-    is_late = step >= run.loss.mtp_late_from * run.train.steps
+    is_late = step.astype(jnp.float32) >= run.loss.mtp_late_from * run.train.steps
     return jnp.where(is_late, run.loss.mtp_weight_late, run.loss.mtp_weight)
 
 
 def bias_speed(run: RunConfig, step: Array) -> Array:
     """gamma: `bias_speed`, and 0 from its fraction of the run on."""
-    return jnp.where(step < run.loss.bias_until * run.train.steps, run.loss.bias_speed, 0.0)
+    is_moving = step.astype(jnp.float32) < run.loss.bias_until * run.train.steps
+    return jnp.where(is_moving, run.loss.bias_speed, 0.0)
 
 
 def move_biases(p: TransformerParams, loads: Array, speed: Array,
@@ -139,15 +142,18 @@ def move_biases(p: TransformerParams, loads: Array, speed: Array,
     delta = losses.bias_step(loads, speed)
     main = run.model.moe_layers
     if p.moe is not None:
-        p = p.replace(moe=p.moe.replace(ffn=_moved(p.moe.ffn, delta[:main])))
+        p = dataclasses.replace(p, moe=_moved(p.moe, delta[:main]))
     if p.mtp is not None:
-        block = p.mtp.block
-        p = p.replace(mtp=p.mtp.replace(block=block.replace(ffn=_moved(block.ffn, delta[main:]))))
+        block = _moved(p.mtp.block, delta[main:])
+        p = dataclasses.replace(p, mtp=dataclasses.replace(p.mtp, block=block))
     return p
 
 
-def _moved(p: MoEParams, delta: Array) -> MoEParams:
-    return p.replace(router=p.router.replace(bias=p.router.bias + delta))
+def _moved(block: BlockParams, delta: Array) -> BlockParams:
+    assert isinstance(block.ffn, MoEParams), "only a mixture has a router"
+    assert block.ffn.router.bias is not None, "has_bias gives every router a bias"
+    router = dataclasses.replace(block.ffn.router, bias=block.ffn.router.bias + delta)
+    return dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, router=router))
 
 
 def _metrics(total: Array, parts: LossParts, norm: Array, rate: Array, batch: Batch,
