@@ -175,13 +175,13 @@ def _newest(folder: Path, say: Say, *, is_ours: bool) -> Manifest:
         except Damaged as why:
             damaged[step] = why
             continue
-        for bad, why in damaged.items():
+        for bad, reason in damaged.items():
             aside = f" and is kept as {files.set_aside(folder, bad).name}" if is_ours else ""
-            say(f"checkpoint {bad} is damaged ({why}){aside}; going back to checkpoint {step}")
+            say(f"checkpoint {bad} is damaged ({reason}){aside}; going back to checkpoint {step}")
         return manifest
     if not damaged:
         raise UserError(f"there is no checkpoint in {folder}; train first or give another run")
-    reasons = ", ".join(f"checkpoint {bad}: {why}" for bad, why in damaged.items())
+    reasons = ", ".join(f"checkpoint {bad}: {reason}" for bad, reason in damaged.items())
     raise UserError(
         f"no checkpoint in {folder} can be read ({reasons}); move the folder away to start again"
     )

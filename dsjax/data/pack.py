@@ -43,7 +43,10 @@ class TokenStream(Protocol):
 class Rows(Protocol):
     """A numbered set of rows: tokens and segments int32 [T+1], weights float32 [T+1]."""
 
-    length: int
+    @property
+    def length(self) -> int:
+        """T, the number of targets a row can hold."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -104,7 +107,7 @@ class ArrayRows:
         }
 
 
-def joined(documents: Iterable[Sequence[int]], end_id: int) -> np.ndarray:
+def joined(documents: Iterable[Sequence[int] | np.ndarray], end_id: int) -> np.ndarray:
     """Return the stream `end d0 end d1 end ...` as int32 ids."""
     end = np.array([end_id], np.int32)
     parts = [end]
