@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Bad input, in one sentence with cause, values and remedy; the CLI prints it and exits with 2."""
+    """Bad input: a sentence with cause, values and remedy; the CLI prints it and exits with 2."""

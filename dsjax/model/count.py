@@ -1,10 +1,10 @@
 """Parameters, active parameters, FLOPs and cache bytes, counted from the Specs (V3 sec. 4.2).
 
 Conventions, which reproduce the published figures (V3 671B / 37B and 250 GFLOP, V2 155 GFLOP a
-token at 4,096; ISCA'25 paper, Tables 1 and 2): active counts everything a token touches, both embedding
-matrices included. Training FLOPs are 6 for each active parameter except the embedding's look-up,
-plus 6 for each channel of score and value and each visible key, which is half the length on
-average. MTP modules are counted apart. The cache is what decoding keeps, in 2-byte numbers.
+token at 4,096; ISCA'25 paper, Tables 1 and 2): active counts everything a token touches, both
+embedding matrices included. Training FLOPs are 6 for each active parameter except the embedding's
+look-up, plus 6 for each channel of score and value and each visible key, which is half the length
+on average. MTP modules are counted apart. The cache is what decoding keeps, in 2-byte numbers.
 """
 
 from __future__ import annotations
