@@ -103,6 +103,20 @@ def decode(codes: Array, dtype: DTypeLike = jnp.float32) -> Array:
     return lax.bitcast_convert_type(signed, jnp.float32).astype(dtype)
 
 
+def rounded(x: Array, form: Format) -> Array:
+    """`decode(encode(x))` without the codes, in half the time on a CPU. x float32, any shape.
+
+    Adding and subtracting a number whose last place is that of the format leaves x rounded to it.
+    """
+    x = jnp.clip(x, -form.largest, form.largest)
+    exponent = lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000
+    lowest = (FLOAT32_BIAS + form.lowest_exponent) << FLOAT32_MANTISSA
+    up = (FLOAT32_MANTISSA - form.mantissa) << FLOAT32_MANTISSA
+    anchor = lax.bitcast_convert_type(jnp.maximum(exponent, lowest) + up, jnp.float32)
+    anchor = jnp.copysign(anchor, x)
+    return (x + anchor) - anchor
+
+
 def to_power_of_two(scale: Array) -> Array:
     """Round positive normal float32 up to powers of two, as UE8M0 codes; NaN for NaN and inf."""
     bits = lax.bitcast_convert_type(scale, jnp.int32)

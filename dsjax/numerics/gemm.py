@@ -31,12 +31,10 @@ from jax import Array, lax
 
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3, E5M6, UE8M0, Format
-from dsjax.numerics.products import Products, contract
+from dsjax.numerics.products import Held, Products, contract
 from dsjax.numerics.scaled import Scaled
 
 Tile = tuple[int, int]
-Multiply = Callable[[Scaled, Scaled, int, int], Array]
-"""a, b, the dim each sums over counted from the end -> float32; leading dims batched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,26 +54,35 @@ V3_1 = Recipe()
 V3 = Recipe(name="fp8_v3", pow2=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """How a machine holds an operand that is used at once, and multiplies two."""
+
+    hold: Callable[[Array, Tile, bool, Format], Held]
+    multiply: Callable[[Held, Held, int, int], Array]
+    """a, b, the dim each sums over counted from the end -> float32; leading dims batched."""
+
+
 @struct.dataclass
 class Grad:
     """An output gradient, quantized once for each product that reads it."""
 
-    by_row: Scaled  # 1x128, for Dgrad
-    by_column: Scaled  # 128x1, for Wgrad
+    by_row: Held  # 1x128, for Dgrad
+    by_column: Held  # 128x1, for Wgrad
 
 
-def products(recipe: Recipe = V3_1, multiply: Multiply | None = None) -> Products:
-    """The FP8 products of a recipe; `multiply` is `emulated` unless a machine's own is given."""
-    multiply = multiply or emulated
-    base = _products(recipe, multiply, recipe.pow2, E4M3)
-    return dataclasses.replace(base, after_attention=_products(recipe, multiply, True, E5M6))
+def products(recipe: Recipe = V3_1, machine: Machine | None = None) -> Products:
+    """The FP8 products of a recipe, on a machine without FP8 unless another is given."""
+    machine = machine or EMULATED
+    base = _products(recipe, machine, recipe.pow2, E4M3)
+    return dataclasses.replace(base, after_attention=_products(recipe, machine, True, E5M6))
 
 
-def _products(recipe: Recipe, multiply: Multiply, pow2: bool, held: Format) -> Products:
-    """Products whose input is held in one format, with scales of one kind."""
+def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Products:
+    """Products whose input waits in one format, with scales of one kind."""
 
     def hold_input(x: Array) -> Scaled:
-        return scaled.quantize(x, recipe.input_tile, pow2, held)
+        return scaled.quantize(x, recipe.input_tile, pow2, kept)
 
     def hold_weight(w: Array, parts: int = 1) -> Scaled:
         rows, columns = recipe.weight_tile
@@ -85,17 +92,26 @@ def _products(recipe: Recipe, multiply: Multiply, pow2: bool, held: Format) -> P
         return scaled.quantize(apart, (rows, 1, columns), recipe.pow2)
 
     def hold_grad(dy: Array) -> Grad:
-        return Grad(scaled.quantize(dy, recipe.grad_tile, pow2, recipe.grad_format),
-                    scaled.quantize(dy, recipe.turned_tile, pow2, recipe.grad_format))
+        return Grad(machine.hold(dy, recipe.grad_tile, pow2, recipe.grad_format),
+                    machine.hold(dy, recipe.turned_tile, pow2, recipe.grad_format))
+
+    def hold_once(x: Array) -> Held:
+        if kept is not E4M3:
+            x = scaled.rounded(x, recipe.input_tile, pow2, kept)
+        return machine.hold(x, recipe.input_tile, pow2, E4M3)
+
+    def hold_turned(x: Array) -> Held:
+        return machine.hold(x, recipe.turned_tile, pow2, E4M3)
 
     def fprop(x: Scaled, w: Scaled) -> Array:
-        if held is not E4M3:
-            x = scaled.requantize(x, recipe.input_tile, pow2)
-        return multiply(x, w, 1, 2)
+        if isinstance(x, Scaled) and kept is not E4M3:
+            x = hold_once(scaled.dequantize(x))
+        return machine.multiply(x, w, 1, 2)
 
-    def wgrad(x: Scaled, grad: Grad) -> Array:
-        turned = scaled.requantize(x, recipe.turned_tile, pow2)
-        return multiply(turned, grad.by_column, 2, 2)
+    def wgrad(x: Held, grad: Grad) -> Array:
+        is_waiting = isinstance(x, Scaled) and x.tile == recipe.input_tile
+        turned = hold_turned(scaled.dequantize(x)) if is_waiting else x
+        return machine.multiply(turned, grad.by_column, 2, 2)
 
     return Products(
         name=recipe.name,
@@ -103,24 +119,35 @@ def _products(recipe: Recipe, multiply: Multiply, pow2: bool, held: Format) -> P
         hold_weight=hold_weight,
         hold_grad=hold_grad,
         fprop=fprop,
-        dgrad=lambda grad, w: multiply(grad.by_row, w, 1, 1),
+        dgrad=lambda grad, w: machine.multiply(grad.by_row, w, 1, 1),
         wgrad=wgrad,
+        hold_once=hold_once,
+        hold_turned=hold_turned,
         keep=lambda x: scaled.quantize(x, recipe.input_tile, pow2),
-        read=lambda q, dtype: scaled.dequantize(q, dtype),
+        read=scaled.dequantize,
     )
 
 
-def emulated(a: Scaled, b: Scaled, sum_a: int, sum_b: int) -> Array:
+def _hold_value(x: Array, tile: Tile, pow2: bool, into: Format) -> Array:
+    """What an operand's codes would stand for."""
+    return scaled.rounded(x, tile, pow2, into, jnp.bfloat16 if pow2 else jnp.float32)
+
+
+def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
     """Multiply what the codes stand for, exactly, with float32 sums."""
-    is_exact = a.scales.dtype == UE8M0 and b.scales.dtype == UE8M0
-    dtype = jnp.bfloat16 if is_exact else jnp.float32
-    return contract(_matrix(a, dtype), _matrix(b, dtype), sum_a, sum_b, lax.Precision.HIGHEST)
+    a, b = _value(a), _value(b)
+    if a.dtype != b.dtype:
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return contract(a, b, sum_a, sum_b, lax.Precision.HIGHEST)
 
 
-def _matrix(q: Scaled, dtype: jnp.dtype | type) -> Array:
-    """The value of an operand; parts that were tiled apart are put side by side again."""
-    value = scaled.dequantize(q, dtype)
+def _value(q: Held) -> Array:
+    """The value of an operand as a matrix; parts tiled apart are put side by side again."""
+    if not isinstance(q, Scaled):
+        return q
+    value = scaled.dequantize(q, jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32)
     return value if len(q.tile) == 2 else value.reshape(*value.shape[:-2], -1)
 
 
+EMULATED = Machine(_hold_value, _multiply_values)
 FP8 = products(V3_1)

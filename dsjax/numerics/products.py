@@ -58,6 +58,8 @@ class Products:
     fprop: Callable[[Held, Held], Array]
     dgrad: Callable[[Held, Held], Array]
     wgrad: Callable[[Held, Held], Array]
+    hold_once: Callable[[Array], Held] = _same  # as hold_input, for `fprop` alone
+    hold_turned: Callable[[Array], Held] = _same  # an input for `wgrad` alone
     keep: Callable[[Array], Held] = _same  # how an activation waits for the backward pass,
     read: Callable[[Held, DTypeLike], Array] = _read  # and how it is read there
     after_attention: Products | None = None  # of the projection after attention, where it differs
@@ -97,6 +99,8 @@ def plain_products(name: str, dtype: jnp.dtype) -> Products:
         fprop=lambda x, w: contract(x, w, 1, 2),
         dgrad=lambda dy, w: contract(dy, w, 1, 1),
         wgrad=lambda x, dy: contract(x, dy, 2, 2),
+        hold_once=hold,
+        hold_turned=hold,
     )
 
 

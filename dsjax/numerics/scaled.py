@@ -68,6 +68,15 @@ def dequantize(q: Scaled, dtype: DTypeLike = jnp.float32) -> Array:
     return (formats.decode(q.codes) * scales).astype(dtype)
 
 
+def rounded(x: Array, tile: tuple[int, ...], pow2: bool, into: Format = E4M3,
+            dtype: DTypeLike = jnp.float32) -> Array:
+    """`dequantize(quantize(x))` without the codes: what is used at once and never kept."""
+    x = x.astype(jnp.float32)
+    scales, inverse = scales_of(tile_amax(x, tile), pow2, into)
+    value = formats.rounded(x * spread(inverse, tile, x.shape), into)
+    return (value * spread(scale_values(scales), tile, x.shape)).astype(dtype)
+
+
 def requantize(q: Scaled, tile: tuple[int, ...], pow2: bool, into: Format = E4M3) -> Scaled:
     """Quantize again, from the codes alone, by other tiles or into another format."""
     return quantize(dequantize(q), tile, pow2, into)

@@ -106,12 +106,21 @@ def make_plan(experts: Array, count: int, capacity: int) -> Plan:
     )
 
 
-def _rows(x: Array, index: Array, weights: Array) -> tuple[Array, Array]:
-    """Tokens and routing weights of the assignments `index`, zero where a row is empty."""
-    per_token = weights.shape[1]
-    x_rows = x.at[index // per_token].get(mode="fill", fill_value=0)
+def _rows(x: Held, index: Array, weights: Array) -> tuple[Held, Array]:
+    """Tokens and routing weights of the assignments `index`, zero where a row is empty.
+
+    Tokens are held before they are dispatched: in FP8 bytes move (V3 report sec. 3.3.3).
+    """
+    token = index // weights.shape[1]
+
+    def gather(a: Array) -> Array:
+        if a.dtype.itemsize > 1:
+            return a.at[token].get(mode="fill", fill_value=0)
+        rows = lax.bitcast_convert_type(a, jnp.uint8).at[token].get(mode="fill", fill_value=0)
+        return lax.bitcast_convert_type(rows, a.dtype)
+
     w_rows = weights.reshape(-1).at[index].get(mode="fill", fill_value=0)
-    return x_rows, w_rows
+    return jax.tree.map(gather, x), w_rows
 
 
 def _combine(y: Array, slot: Array) -> Array:
@@ -128,24 +137,29 @@ def _experts(products: Products, x: Array, weights: Array, gate_up: Array, down:
 
 def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan):
     count = down.shape[0]
-    x_rows, w_rows = _rows(x, plan.source, weights)
-    kept = name(products.hold_input(x_rows.reshape(count, -1, x.shape[1])), "expert_input")
-    hidden_in = products.fprop(kept, held_gate_up).astype(x.dtype)
+    kept = name(products.hold_input(x), "expert_input")
+    x_rows, w_rows = _rows(kept, plan.source, weights)
+    hidden_in = products.fprop(_by_expert(x_rows, count), held_gate_up).astype(x.dtype)
     hidden = swiglu.hidden(hidden_in) * w_rows.reshape(count, -1, 1)
-    y_rows = products.fprop(products.hold_input(hidden), held_down).astype(x.dtype)
+    y_rows = products.fprop(products.hold_once(hidden), held_down).astype(x.dtype)
     y = _combine(y_rows.reshape(-1, x.shape[1]), plan.slot)
 
     def add_tile(i: Array, y: Array) -> Array:
         index, e = plan.tile_source[i], plan.tile_expert[i]
-        x_tile, w_tile = _rows(x, index, weights)
-        gate_up_tile = products.fprop(products.hold_input(x_tile), _expert(held_gate_up, e))
+        x_tile, w_tile = _rows(kept, index, weights)
+        gate_up_tile = products.fprop(x_tile, _expert(held_gate_up, e))
         z = swiglu.hidden(gate_up_tile.astype(x.dtype)) * w_tile[:, None]
-        y_tile = products.fprop(products.hold_input(z), _expert(held_down, e))
+        y_tile = products.fprop(products.hold_once(z), _expert(held_down, e))
         return y.at[index // weights.shape[1]].add(y_tile.astype(y.dtype), mode="drop")
 
     y = lax.fori_loop(0, plan.tiles_used, add_tile, y)
     kept_hidden = swiglu.keep(hidden_in, products)
-    return y, (x, weights, held_gate_up, held_down, plan, kept, kept_hidden)
+    return y, (weights, held_gate_up, held_down, plan, kept, kept_hidden)
+
+
+def _by_expert(held: Held, count: int) -> Held:
+    """Rows [E * C, ...] of a held input as [E, C, ...]."""
+    return jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), held)
 
 
 def _expert(held: Held, e: Array) -> Held:
@@ -154,8 +168,8 @@ def _expert(held: Held, e: Array) -> Held:
 
 
 def _backward(products, saved, dy):
-    x, weights, held_gate_up, held_down, plan, kept, kept_hidden = saved
-    hidden_in = products.read(kept_hidden, x.dtype)
+    weights, held_gate_up, held_down, plan, kept, kept_hidden = saved
+    hidden_in = products.read(kept_hidden, dy.dtype)
     count, per_token = hidden_in.shape[0], weights.shape[1]
     dy_rows, w_rows = _rows(dy, plan.source, weights)
     w_rows = w_rows.reshape(count, -1, 1)
@@ -163,30 +177,30 @@ def _backward(products, saved, dy):
     d_weighted = products.dgrad(grad, held_down).astype(dy.dtype)
     hidden = swiglu.hidden(hidden_in)
     d_weight_rows = (d_weighted * hidden).sum(-1)
-    d_down = products.wgrad(products.hold_input(hidden * w_rows), grad)
+    d_down = products.wgrad(products.hold_turned(hidden * w_rows), grad)
     d_hidden_in = products.hold_grad(swiglu.gradient(hidden_in, d_weighted * w_rows))
-    d_gate_up = products.wgrad(kept, d_hidden_in)
+    x_rows = _by_expert(_rows(kept, plan.source, weights)[0], count)
+    d_gate_up = products.wgrad(x_rows, d_hidden_in)
     dx_rows = products.dgrad(d_hidden_in, held_gate_up).astype(dy.dtype)
-    dx = _combine(dx_rows.reshape(-1, x.shape[1]), plan.slot)
+    dx = _combine(dx_rows.reshape(-1, dy.shape[1]), plan.slot)
     d_weights = d_weight_rows.reshape(-1).at[plan.slot].get(mode="fill", fill_value=0)
 
     def add_tile(i: Array, state):
         dx, d_weights, d_gate_up, d_down = state
         index, e = plan.tile_source[i], plan.tile_expert[i]
-        x_tile, w_tile = _rows(x, index, weights)
-        kept_tile = products.hold_input(x_tile)
-        h = products.fprop(kept_tile, _expert(held_gate_up, e)).astype(x.dtype)
+        x_tile, w_tile = _rows(kept, index, weights)
+        h = products.fprop(x_tile, _expert(held_gate_up, e)).astype(dy.dtype)
         g = products.hold_grad(_rows(dy, index, weights)[0])
-        dz = products.dgrad(g, _expert(held_down, e)).astype(x.dtype)
+        dz = products.dgrad(g, _expert(held_down, e)).astype(dy.dtype)
         z = swiglu.hidden(h)
         dh = products.hold_grad(swiglu.gradient(h, dz * w_tile[:, None]))
-        dx_tile = products.dgrad(dh, _expert(held_gate_up, e)).astype(x.dtype)
-        d_down_tile = products.wgrad(products.hold_input(z * w_tile[:, None]), g)
+        dx_tile = products.dgrad(dh, _expert(held_gate_up, e)).astype(dy.dtype)
+        d_down_tile = products.wgrad(products.hold_turned(z * w_tile[:, None]), g)
         return (
             dx.at[index // per_token].add(dx_tile, mode="drop"),
             d_weights.reshape(-1).at[index].add((dz * z).sum(-1), mode="drop").reshape(
                 weights.shape),
-            _add_at(d_gate_up, e, products.wgrad(kept_tile, dh)),
+            _add_at(d_gate_up, e, products.wgrad(x_tile, dh)),
             _add_at(d_down, e, d_down_tile),
         )
 

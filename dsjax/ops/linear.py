@@ -33,14 +33,13 @@ def linear(x: Array, w: Array | Weight, contract: int = 1, *, products: Products
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(products: Products, x: Array, master: Array, held: Held) -> Array:
     """x [M, K] against held [K, N]; the gradient of the weight goes to `master`."""
-    return products.fprop(products.hold_input(x), held).astype(x.dtype)
+    return products.fprop(products.hold_once(x), held).astype(x.dtype)
 
 
 def _product_forward(
     products: Products, x: Array, master: Array, held: Held
 ) -> tuple[Array, tuple[Held, Held]]:
-    kept = products.hold_input(x)
-    return products.fprop(kept, held).astype(x.dtype), (kept, held)
+    return _product(products, x, master, held), (products.hold_input(x), held)
 
 
 def _product_backward(

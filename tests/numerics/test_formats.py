@@ -31,6 +31,7 @@ def test_every_number_and_every_middle_rounds_as_the_definition_says(form):
     table = reference.numbers(form.name)
     expected = np.copysign(table[reference.nearest(x, form.name)], x)
     codes = jax.jit(lambda x: formats.encode(x, form))(x)
+    np.testing.assert_array_equal(jax.jit(lambda x: formats.rounded(x, form))(x), expected)
     decoded = np.asarray(formats.decode(codes))
     # A CPU reads numbers below 2^-126 as zero; the formats end far above.
     np.testing.assert_array_equal(decoded, expected)

@@ -29,6 +29,8 @@ def test_codes_and_scales_are_bit_equal_to_the_definition(form, tile, pow2):
         q = quantize(jnp.asarray(x), tile, pow2, form)
         np.testing.assert_array_equal(scaled.scale_values(q.scales), scales)
         np.testing.assert_array_equal(formats.decode(q.codes), values)
+        at_once = scaled.rounded(jnp.asarray(x), tile, pow2, form)
+        np.testing.assert_array_equal(at_once, scaled.dequantize(q))
         assert q.scales.dtype == (formats.UE8M0 if pow2 else jnp.float32)
 
 
