@@ -6,10 +6,11 @@
 DeepSeek-V2, V2-Lite, V3, V3.1, R1, Moonlight and Kimi-K2, in float32, bfloat16 or FP8 with its
 scales, MTP modules included. Reading order: hf_names (which tensor is which parameter), hf_config
 and hf_config_out (config.json), hf_files (tensors on disk), hf_plan (what goes where, or why not),
-hf_pieces (the numbers of a piece), hf_devices (onto and from devices), hf_write (files).
+hf_pieces (the numbers of a piece), hf_devices (onto and from devices), hf_write (files), hf_disk
+(run folders, from disk to disk).
 
-Peak host memory beyond the parameters themselves is a few pieces of 16 MB when loading and one file
-of at most twice the largest tensor when saving, whatever the model's size.
+Peak host memory beyond the parameters themselves is a few pieces of 16 MB when loading and twice a
+file of the largest tensor's size when saving, whatever the model's size (experiments/weights_io).
 """
 
 from __future__ import annotations

@@ -164,7 +164,10 @@ def write_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     plain = {name: np.ascontiguousarray(a) for name, a in tensors.items()}
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(plain, partial, metadata={"format": "pt"})
+        partial.chmod(mode)  # the library makes files that only their owner may read
         with partial.open("rb") as file:
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):

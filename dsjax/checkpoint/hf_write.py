@@ -1,8 +1,8 @@
 """Writing a released checkpoint: shards, index and config in a hidden folder, then one rename.
 
-The folder appears under its name only when it is whole. A shard holds at most half a gigabyte or
-twice the largest tensor, and is all that is in memory. With a `key` that names the source, shards
-that an interrupted run left are kept and the next run goes on after them.
+The folder appears under its name only when it is whole. A shard holds at most 256 MB or the largest
+tensor, and is, twice while it is written, all that is in memory. With a `key` that names the
+source, shards that an interrupted run left are kept and the next run goes on after them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsjax.errors import UserError
 Region = Callable[[str, Index], np.ndarray]
 """Numbers of a part of a leaf, by dotted name; of `X.codes` and `X.scales` for a Scaled."""
 
-SHARD = 512 << 20
+SHARD = 256 << 20
 STATE = ".state.json"
 
 
@@ -69,7 +69,7 @@ def outputs(cfg: ModelConfig, leaves: Mapping[str, np.dtype], dtype: np.dtype | 
 
 def shards(tensors: list[Output]) -> list[list[Output]]:
     """Cut the tensors, in order, into files of bounded size; FP8 and its scales stay together."""
-    limit = max(SHARD, 2 * max(t.nbytes for t in tensors))
+    limit = max(SHARD, *(t.nbytes for t in tensors))
     cut: list[list[Output]] = [[]]
     filled = 0
     for tensor in tensors:
