@@ -1,0 +1,219 @@
+"""`dsjax bench`: the speed of training and decoding on this machine, as one JSON line.
+
+Two fixed shapes without multi-token prediction: the loss over whole rows, AdamW over every
+parameter, nothing rematerialized, random tokens from a seed. Useful FLOPs are counted by hand from
+the shape (forward and backward products, causal scores and values; recomputation, routing, softmax,
+norms and the optimizer are not counted), and `mfu` is their rate over the best matmul rate measured
+in the same process, with operands of the same dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dsjax.config import load
+from dsjax.config.model import MLAConfig
+from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.schedule import LearningRate
+from dsjax.errors import UserError
+
+USAGE = """usage: dsjax bench train|decode [--shape tiny|small] [--dtype float32|bfloat16|fp8]
+                   [--steps N] [--batch N] [--seq N] [--seed N]
+
+Measure training steps or decoding on this machine and print one JSON line: tok_s (median),
+tok_per_cpu_s, ms_median, gflop_s, mfu, compile_s, peak_rss_mib, versions and the load average.
+
+  --shape   tiny: 8.2M parameters, 8 x 256 tokens; small: 108M, 4 x 512
+  --dtype   what products read; sums are float32
+  --steps   timed steps (train) or new tokens a row (decode)
+"""
+
+ROWS = {"tiny": (8, 256), "small": (4, 512)}
+PRECISION: dict[str, Literal["fp32", "bf16", "fp8"]] = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "fp8": "fp8",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Arguments; None is the mode's own default."""
+
+    shape: str = "tiny"
+    dtype: str = "float32"
+    steps: int | None = None
+    batch: int | None = None
+    seq: int | None = None
+    seed: int = 0
+
+
+def run(argv: list[str]) -> int:
+    """Measure and print; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    modes: dict[str, Callable[[Bench], dict[str, Any]]] = {"train": train, "decode": decode}
+    if argv[0] not in modes:
+        raise UserError(f"there is no benchmark {argv[0]!r}; choose train or decode")
+    args = _arguments([a for a in argv[1:] if a != "--json"])
+    print(json.dumps(modes[argv[0]](args)), flush=True)
+    return 0
+
+
+def _arguments(argv: list[str]) -> Bench:
+    """Read `--name value` pairs."""
+    fields = {f.name for f in dataclasses.fields(Bench)}
+    values: dict[str, Any] = {}
+    for flag, value in zip(argv[::2], [*argv[1::2], None], strict=False):
+        name = flag.removeprefix("--")
+        if name not in fields or value is None:
+            raise UserError(f"{flag} is no flag with a value; choose from --{' --'.join(fields)}")
+        is_word = name in ("shape", "dtype")
+        if not is_word and not value.isdigit():
+            raise UserError(f"{flag} {value} is not a whole number")
+        values[name] = value if is_word else int(value)
+    for name, choices in (("shape", ROWS), ("dtype", PRECISION)):
+        if values.get(name, next(iter(choices))) not in choices:
+            raise UserError(f"--{name} {values[name]}: choose from {', '.join(choices)}")
+    if 0 in values.values() and values.get("seed") != 0:
+        raise UserError("a benchmark of nothing says nothing; use numbers above 0")
+    return Bench(**values)
+
+
+def shape_run(args: Bench) -> RunConfig:
+    """The run of a shape: its config without MTP, one microbatch, nothing rematerialized."""
+    batch, length = ROWS[args.shape]
+    model = dataclasses.replace(load.load(args.shape).model, mtp_depth=0)
+    return RunConfig(
+        name=args.shape,
+        model=model,
+        train=TrainConfig(
+            batch=args.batch or batch,
+            length=args.seq or length,
+            precision=PRECISION[args.dtype],
+        ),
+        rate=LearningRate(peak=1e-4, constant_steps=1000),
+        place=PlaceConfig(remat="none", unroll=model.layers),
+        seed=args.seed,
+    )
+
+
+def train(args: Bench) -> dict[str, Any]:
+    """Time whole optimizer steps, each until its new state is ready."""
+    import jax
+    import jax.numpy as jnp
+
+    from dsjax.model.loss import Batch
+    from dsjax.train import metrics, platform, state, step
+
+    run_config = shape_run(args)
+    rows, length = run_config.train.batch, run_config.train.length
+    backend = platform.choose_backend(run_config)
+    key = jax.random.key(args.seed)
+    tokens = jax.random.randint(key, (rows, length + 1), 0, run_config.model.vocab)
+    batch = Batch(tokens, jnp.ones_like(tokens), jnp.ones(tokens.shape, jnp.float32))
+    held = jax.jit(lambda k: state.init(run_config, k))(key)
+    began = time.perf_counter()
+    lowered = jax.jit(step.make_train_step(run_config, backend), donate_argnums=0).lower(
+        held, batch)
+    trace_s, began = time.perf_counter() - began, time.perf_counter()
+    compiled = lowered.compile()
+    compile_s = time.perf_counter() - began
+
+    def one() -> None:
+        nonlocal held
+        held, _ = compiled(held, batch)
+        jax.block_until_ready(held)
+
+    wall, cpu = _timed(one, args.steps or 20)
+    peak = metrics.matmul_peak("float32" if args.dtype == "float32" else "bfloat16")
+    flops = train_flops(run_config)
+    return _result("train", args, rows, length) | _pace(wall, cpu, rows * length) | {
+        "gflop_s": round(flops / statistics.median(wall) / 1e9, 1),
+        "mfu": round(peak.share(flops / statistics.median(wall)), 4),
+        "peak_gflop_s": round(peak.flop_s / 1e9, 1),
+        "trace_s": round(trace_s, 2),
+        "compile_s": round(compile_s, 2),
+        "peak_rss_mib": _peak_rss(),
+        "versions": platform.versions(),
+    }
+
+
+def decode(args: Bench) -> dict[str, Any]:
+    """Time greedy decoding from a latent cache of `seq` tokens."""
+    import jax
+
+    from dsjax.infer.bench import decode_bench
+    from dsjax.infer.decode import decoding
+    from dsjax.model import transformer
+    from dsjax.train import platform
+
+    run_config = shape_run(args)
+    params = transformer.init(run_config.model, jax.random.key(args.seed))
+    batch, context = args.batch or 1, args.seq or 512
+    backend = decoding(platform.choose_backend(run_config))
+    found = decode_bench(params, run_config.model, batch, context, args.steps or 64,
+                         backend=backend)
+    return _result("decode", args, batch, context) | found | {
+        "peak_rss_mib": _peak_rss(),
+        "versions": platform.versions(),
+    }
+
+
+def train_flops(run: RunConfig) -> float:
+    """Useful FLOPs of one step: thrice the forward products, scores and values causal."""
+    from dsjax.model.count import count
+
+    a = run.model.attention
+    assert isinstance(a, MLAConfig), "the benchmark's shapes have latent attention"
+    skipped = ("embedding", "norms", "router biases")
+    matmuls = sum(p.params_active for p in count(run.model).parts if p.name not in skipped)
+    matmuls -= run.model.layers * (a.kv_rank + (a.q_rank or 0))  # the latents' norms
+    tokens = run.train.batch * run.train.length
+    pairs = run.train.batch * run.train.length * (run.train.length + 1) // 2
+    attention = run.model.layers * a.heads * (a.qk_dim + a.value_dim) * pairs
+    return 3.0 * 2.0 * (matmuls * tokens + attention)
+
+
+def _timed(one: Callable[[], None], steps: int) -> tuple[list[float], list[float]]:
+    """Wall and CPU seconds of each step after two that are not counted."""
+    wall, cpu = [], []
+    for i in range(steps + 2):
+        c, w = time.process_time(), time.perf_counter()
+        one()
+        if i >= 2:
+            wall.append(time.perf_counter() - w)
+            cpu.append(time.process_time() - c)
+    return wall, cpu
+
+
+def _pace(wall: list[float], cpu: list[float], tokens: int) -> dict[str, Any]:
+    return {
+        "steps": len(wall),
+        "tok_s": round(tokens / statistics.median(wall), 1),
+        "tok_s_best": round(tokens / min(wall), 1),
+        "tok_per_cpu_s": round(tokens / statistics.median(cpu), 1),
+        "ms_median": round(statistics.median(wall) * 1e3, 2),
+        "ms_min": round(min(wall) * 1e3, 2),
+        "ms_max": round(max(wall) * 1e3, 2),
+    }
+
+
+def _result(mode: str, args: Bench, batch: int, seq: int) -> dict[str, Any]:
+    return {"mode": mode, "shape": args.shape, "dtype": args.dtype, "batch": batch, "seq": seq,
+            "seed": args.seed, "load1": round(os.getloadavg()[0], 2)}
+
+
+def _peak_rss() -> float:
+    """Peak resident memory of this process in MiB."""
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
