@@ -7,8 +7,10 @@ Layers and experts are separate tensors there and stacked here; gate and up are 
 
 MTP module k is layer `num_hidden_layers + k` there (DeepSeek-V3, README_WEIGHTS). eh_proj reads
 [enorm(embedding); hnorm(hidden)], embedding first: the report's eq. 21 prints the other order, but
-every engine that runs the released weights joins them so (DeepSeek-V3 issue 712). The module's
-embedding and head are copies of the main model's, written when saving and compared when loading.
+every engine that runs the released weights joins them so (DeepSeek-V3 issue 712). The hidden state
+is the one after the main model's final norm (vLLM PR 47448), the module's own norm is
+shared_head.norm; transformers' MtpModel computes the same. The module's embedding and head are
+copies of the main model's, written when saving and compared when loading.
 
 FP8 tensors have a second one, `..._scale_inv`: float32, one number a 128x128 block, blocks at an
 edge smaller. Kept in 8 bits, a matrix is `Scaled`: codes [..., K, N] as products read them, tiled

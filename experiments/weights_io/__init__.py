@@ -1,0 +1,1 @@
+"""What converting released checkpoints takes of memory and time."""
