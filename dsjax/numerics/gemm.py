@@ -34,7 +34,7 @@ from dsjax.numerics.formats import E4M3, E5M6, UE8M0, Format
 from dsjax.numerics.products import Held, Products, contract
 from dsjax.numerics.scaled import Scaled
 
-Tile = tuple[int, int]
+Tile = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +84,12 @@ def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Pro
     def hold_input(x: Array) -> Scaled:
         return scaled.quantize(x, recipe.input_tile, pow2, kept)
 
-    def hold_weight(w: Array, parts: int = 1) -> Scaled:
+    def hold_weight(w: Array, parts: int = 1) -> Held:
         rows, columns = recipe.weight_tile
         if parts == 1:
-            return scaled.quantize(w, (rows, columns), recipe.pow2)
+            return machine.hold(w, (rows, columns), recipe.pow2, E4M3)
         apart = w.reshape(*w.shape[:-1], parts, -1)
-        return scaled.quantize(apart, (rows, 1, columns), recipe.pow2)
+        return machine.hold(apart, (rows, 1, columns), recipe.pow2, E4M3)
 
     def hold_grad(dy: Array) -> Grad:
         return Grad(machine.hold(dy, recipe.grad_tile, pow2, recipe.grad_format),
@@ -129,8 +129,9 @@ def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Pro
 
 
 def _hold_value(x: Array, tile: Tile, pow2: bool, into: Format) -> Array:
-    """What an operand's codes would stand for."""
-    return scaled.rounded(x, tile, pow2, into, jnp.bfloat16 if pow2 else jnp.float32)
+    """What an operand's codes would stand for; parts tiled apart are side by side again."""
+    value = scaled.rounded(x, tile, pow2, into, jnp.bfloat16 if pow2 else jnp.float32)
+    return value if len(tile) == 2 else value.reshape(*value.shape[:-2], -1)
 
 
 def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
@@ -142,11 +143,10 @@ def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
 
 
 def _value(q: Held) -> Array:
-    """The value of an operand as a matrix; parts tiled apart are put side by side again."""
+    """The value of an operand."""
     if not isinstance(q, Scaled):
         return q
-    value = scaled.dequantize(q, jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32)
-    return value if len(q.tile) == 2 else value.reshape(*value.shape[:-2], -1)
+    return scaled.dequantize(q, jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32)
 
 
 EMULATED = Machine(_hold_value, _multiply_values)
