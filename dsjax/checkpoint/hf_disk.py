@@ -79,7 +79,7 @@ def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = 
         manifest = files.verify(where)
     except files.Damaged as why:
         raise UserError(f"{where} is damaged ({why}); use another run") from None
-    opened = Stored(where / ARRAYS, store._prefix(manifest, which, where))
+    opened = Stored(where / ARRAYS, store.prefix_of(manifest, which, where))
     leaves = {
         name.removeprefix(opened.prefix): hf_pieces.dtype_of(text)
         for name, (_, text) in manifest.leaves.items()
@@ -137,7 +137,7 @@ def _write_arrays(plan: Plan, arrays: Path, progress: Progress) -> None:
 def _frame(plan: Plan, arrays: Path) -> None:
     """An orbax checkpoint of the right tree, and in it every array at its full size, zeros."""
     arrays.parent.mkdir(parents=True, exist_ok=True)
-    ocp = store._orbax()
+    ocp = store.orbax()
     saving = ocp.options.ArrayOptions.Saving(use_ocdbt=False, use_zarr3=True)
     ones = {
         PREFIX + name: np.zeros((1,) * len(shape), d) for name, (shape, d) in plan.leaves.items()

@@ -21,15 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dsjax import params as trees
 from dsjax.checkpoint import files
 from dsjax.checkpoint.files import Damaged, Manifest
+from dsjax.checkpoint.hf_names import held_shapes
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
+from dsjax.numerics import scaled
+from dsjax.numerics.formats import E4M3
+from dsjax.numerics.scaled import Scaled
 
 Tree = Any
 Say = Callable[[str], None]
@@ -71,7 +76,7 @@ class Store:
             partial.mkdir(parents=True)
             _want_room(self.folder, sum(a.nbytes for a in flat.values()))
             host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
-            written = _orbax().save_async(partial / ARRAYS, host)
+            written = orbax().save_async(partial / ARRAYS, host)
         except Exception as error:
             raise self._failed(step, partial, error) from error
         self._pending = self._thread.submit(self._finish, step, partial, written, leaves, extra)
@@ -136,21 +141,38 @@ def load_params(
     """Read only a model's parameters from a run's newest readable checkpoint, for inference.
 
     which: `params`, or `ema` for the average where the run kept one: the name of the subtree, at
-    the root of the saved state or one level down. Nothing in the folder is changed.
+    the root of the saved state or one level down. What the run holds in FP8 comes in bfloat16, the
+    rest as stored. Nothing in the folder is changed.
     """
     folder = Path(run_dir).absolute() / "checkpoints"
     manifest = _newest(folder, say, is_ours=False)
     where = folder / files.name(manifest.step)
-    prefix = _prefix(manifest, which, where)
-    plain = trees.abstract(transformer.specs(cfg))
-    wanted = {prefix + name: leaf for name, leaf in _flatten(plain).items()}
+    prefix = prefix_of(manifest, which, where)
+    specs = transformer.specs(cfg)
+    wanted: dict[str, Any] = {}
+    for name, spec in trees.paths(specs):
+        if f"{prefix}{name}.codes" in manifest.leaves:  # FP8 as released, see hf_disk
+            codes, scales, _ = held_shapes(name, spec)
+            wanted[f"{prefix}{name}.codes"] = jax.ShapeDtypeStruct(codes, E4M3.dtype)
+            wanted[f"{prefix}{name}.scales"] = jax.ShapeDtypeStruct(scales, np.float32)
+        else:
+            wanted[prefix + name] = jax.ShapeDtypeStruct(spec.shape, np.float32)
     _match(manifest, wanted, where, is_whole=False)
     stored = {name: jax.ShapeDtypeStruct(*manifest.leaves[name]) for name in wanted}
-    flat = _read(where, manifest, stored)
-    return jax.tree.unflatten(jax.tree.structure(plain), list(flat.values()))
+    flat = {name.removeprefix(prefix): a for name, a in _read(where, manifest, stored).items()}
+
+    def leaf(path: Any, spec: trees.Spec) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in flat:
+            return flat[name]
+        tile = held_shapes(name, spec)[2]
+        held = Scaled(flat.pop(f"{name}.codes"), flat.pop(f"{name}.scales"), tile)
+        return scaled.dequantize(held, jnp.dtype(jnp.bfloat16)).reshape(spec.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, specs, is_leaf=trees.is_spec)
 
 
-def _prefix(manifest: Manifest, which: str, where: Path) -> str:
+def prefix_of(manifest: Manifest, which: str, where: Path) -> str:
     """What the names of a subtree's leaves begin with."""
     parts = (name.split(".") for name in manifest.leaves)
     found = {".".join(p[: p.index(which) + 1]) + "." for p in parts if which in p[:2]}
@@ -239,7 +261,7 @@ def _text(shape: tuple[int, ...], dtype: str) -> str:
 
 def _read(where: Path, manifest: Manifest, wanted: dict[str, Any]) -> dict[str, Any]:
     """Read the wanted leaves, and none of the others, onto the devices they are wanted on."""
-    ocp = _orbax()
+    ocp = orbax()
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     ask: dict[str, Any] = dict.fromkeys(manifest.leaves, ocp.PLACEHOLDER)
     for name, leaf in wanted.items():
@@ -266,7 +288,7 @@ def _cause(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
-def _orbax() -> Any:
+def orbax() -> Any:
     """Import orbax when it is needed (0.4 s) and keep its remarks from the terminal.
 
     Its failures arrive here as exceptions; what it logs about them besides is a traceback.

@@ -19,7 +19,7 @@ from dsjax.checkpoint import hf, hf_disk, hf_files, hf_pieces, store
 from dsjax.cli import convert, main
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.data import tokenizer
-from tests.checkpoint.test_hf import CFG, PARAMS, draw, same, same_files
+from tests.checkpoint.test_hf import CFG, LITE, PARAMS, draw, same, same_files
 
 QUIET = {"say": lambda sentence: None}
 
@@ -81,6 +81,22 @@ def test_a_trained_run_becomes_a_checkpoint_with_its_tokenizer(tmp_path):
     assert config["eos_token_id"] == words.end_id
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings["eos_token"] == "<|end_of_text|>"
+
+
+def test_a_run_in_fp8_is_read_in_bfloat16_and_generates(tmp_path, capsys):
+    words = tokenizer.train_bpe(["to be or not to be " * 9], 300)
+    cfg = dataclasses.replace(LITE, vocab=300, layers=2)
+    hf.save(tmp_path / "source", cfg, jax.tree.map(lambda a: 0.08 * a, draw(cfg)), fp8=True)
+    words.save(tmp_path / "source" / "tokenizer.json")
+    assert run("hf-to-dsjax", tmp_path / "source", tmp_path / "run") == 0
+    got = store.load_params(tmp_path / "run", cfg)
+    assert got.moe.ffn.experts.w_down.dtype == got.dense.attn.w_uq.dtype == jax.numpy.bfloat16
+    same(jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), got),
+         hf.load(tmp_path / "source", "bfloat16", **QUIET)[1])
+    capsys.readouterr()
+    flags = ["--prompt", "to be", "--max-new", "9", "--temperature", "0", "--json"]
+    assert main.main(["generate", str(tmp_path / "run"), *flags]) == 0
+    assert 1 <= json.loads(capsys.readouterr().out)["new_tokens"] <= 9
 
 
 class Stop(Exception):  # noqa: N818
