@@ -23,7 +23,8 @@ from tests.reference.config import ReferenceConfig
 RTOL = 1e-10
 FP64 = plain_products("fp64", jnp.dtype(jnp.float64))
 
-MLA = MLAConfig(heads=3, kv_rank=8, nope_dim=5, rope_dim=4, value_dim=7, q_rank=6)
+MLA = MLAConfig(heads=3, kv_rank=8, nope_dim=5, rope_dim=4, value_dim=7, q_rank=6,
+                latent_norm_eps=1e-3)  # far from norm_eps, so that neither stands for the other
 MLA_DIRECT = dataclasses.replace(MLA, q_rank=None)
 GQA = GQAConfig(heads=6, kv_heads=2, head_dim=4)
 MHA = GQAConfig(heads=3, kv_heads=3, head_dim=4)
@@ -87,7 +88,7 @@ def reference_config(cfg: ModelConfig) -> ReferenceConfig:
     attention: dict[str, Any] = {"heads": a.heads}
     if isinstance(a, MLAConfig):
         attention |= {"nope": a.nope_dim, "rope": a.rope_dim, "value": a.value_dim,
-                      "q_rank": a.q_rank, "kv_rank": a.kv_rank}
+                      "q_rank": a.q_rank, "kv_rank": a.kv_rank, "latent_eps": a.latent_norm_eps}
     else:
         attention |= {"nope": a.head_dim}
     routing: dict[str, Any] = {}

@@ -6,9 +6,9 @@ it would be loaded as another one. Both spellings of the rotary attributes are r
 with `rope_scaling`, and transformers' newer `rope_parameters`; the first is written, for every
 engine reads it.
 
-Three attributes are leftovers in released files. `initializer_range` (0.02; the V3 report trains
-from 0.006) is read as it stands. `aux_loss_alpha` too, and a missing one is not zero: see
-`loss_of`. `rms_norm_eps` is every norm's here; released code norms the latents with 1e-6.
+Two attributes are leftovers in released files. `initializer_range` (0.02; the V3 report trains from
+0.006) is read as it stands. `aux_loss_alpha` too, and a missing one is not zero: see `loss_of`.
+`rms_norm_eps` is of every norm but the latents', which have 1e-6: see `MLAConfig.latent_norm_eps`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,11 @@ def write(model: ModelConfig, dtype: str, quantized: str | None = None,
     """
     a, moe = model.attention, model.moe
     assert isinstance(a, MLAConfig), "placements() refused this"
+    if a.latent_norm_eps != 1e-6:
+        raise UserError(
+            f"latent_norm_eps={a.latent_norm_eps} has no released form; released code norms the "
+            "latents with 1e-06, whatever the config says"
+        )
     is_v2 = moe is not None and moe.score == "softmax"
     made: Json = {
         "architectures": [f"Deepseek{'V2' if is_v2 else 'V3'}ForCausalLM"],

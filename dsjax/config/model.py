@@ -75,6 +75,9 @@ class MLAConfig:
     """Channels of a head's value."""
     q_rank: int | None = None
     """d_c': size of the query latent; None projects queries directly (V2-Lite)."""
+    latent_norm_eps: float = 1e-6
+    """Epsilon of the RMSNorms on both latents: DeepSeek's modeling_deepseek.py gives them none, and
+    so takes its RMSNorm's default, whatever rms_norm_eps says (Moonlight's is 1e-5)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that are not positive and odd rotary channels."""
@@ -213,7 +216,7 @@ class ModelConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     """Rotary frequencies."""
     norm_eps: float = 1e-6
-    """Epsilon of every RMSNorm."""
+    """Epsilon of every RMSNorm but those of the latents, see MLAConfig."""
     init_std: float = 0.006
     """Standard deviation of every matrix at the start (V3 report sec. 4.2)."""
 

@@ -119,24 +119,23 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
 def queries(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,
             backend: Backend) -> tuple[Array, Array]:
     """Make q without and with position: [B, T, H, N], [B, T, H, R] (eqs. 6-9)."""
-    nope = _mla_config(cfg).nope_dim
+    a = _mla_config(cfg)
     if p.w_dq is not None:
         c_q = checkpoint_name(backend.linear(x, p.w_dq), "latents")
         assert p.q_norm is not None, "query compression has a norm"
-        x = rms_norm(c_q, p.q_norm, cfg.norm_eps)
+        x = rms_norm(c_q, p.q_norm, a.latent_norm_eps)
     q = backend.linear(x, p.w_uq)
     by = Angles(angles.cos[..., None, :], angles.sin[..., None, :])
-    return q[..., :nope], rotate(q[..., nope:], by)
+    return q[..., : a.nope_dim], rotate(q[..., a.nope_dim :], by)
 
 
 def latents(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,
             backend: Backend) -> LatentCache:
     """Make the normalized latent and the shared rotated key (eqs. 1 and 3)."""
-    rank = _mla_config(cfg).kv_rank
+    a = _mla_config(cfg)
     c = checkpoint_name(backend.linear(x, p.w_dkv), "latents")
-    return LatentCache(
-        rms_norm(c[..., :rank], p.kv_norm, cfg.norm_eps), rotate(c[..., rank:], angles)
-    )
+    latent = rms_norm(c[..., : a.kv_rank], p.kv_norm, a.latent_norm_eps)
+    return LatentCache(latent, rotate(c[..., a.kv_rank :], angles))
 
 
 def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype) -> LatentCache:

@@ -190,6 +190,15 @@ def test_a_normalized_softmax_is_refused_for_its_two_readings():
         hf_config.read(V2 | {"norm_topk_prob": True})
 
 
+def test_the_latents_have_an_epsilon_of_their_own_that_no_attribute_says():
+    model = hf_config.read(MOONLIGHT).model
+    assert model.norm_eps == 1e-5
+    assert model.attention.latent_norm_eps == 1e-6
+    other = dataclasses.replace(ATTENTION, latent_norm_eps=1e-5)
+    with pytest.raises(UserError, match="latent_norm_eps=1e-05 has no released form"):
+        hf_config_out.write(dataclasses.replace(model, attention=other), "float32")
+
+
 UNWRITABLE = {
     "sigmoid without bias": dataclasses.replace(V3_MOE, has_bias=False),
     "softmax with bias": dataclasses.replace(V3_MOE, score="softmax", group_score="max"),

@@ -111,7 +111,7 @@ def attend_one_head(q: Array, k: Array, v: Array, segments: Array, scale: float)
 def mla_queries(p: dict, x: Array, cfg: ReferenceConfig) -> Array:
     """Queries [T, H, N+R] before rotation, through the query latent where one is (eq. 6-9)."""
     if "w_dq" in p:
-        x = rms_norm(x @ p["w_dq"], p["q_norm"], cfg.eps)
+        x = rms_norm(x @ p["w_dq"], p["q_norm"], cfg.latent_eps)
     return np.stack([x @ p["w_uq"][:, h] for h in range(cfg.heads)], axis=1)
 
 
@@ -121,7 +121,7 @@ def mla_latent_and_key(
     """What is cached: the normed latent [T, C] and the rotated shared key [T, R] (eq. 1, 3)."""
     down = x @ p["w_dkv"]
     rank = down.shape[1] - cfg.rope
-    latent = rms_norm(down[:, :rank], p["kv_norm"], cfg.eps)
+    latent = rms_norm(down[:, :rank], p["kv_norm"], cfg.latent_eps)
     return latent, rope_all(down[:, rank:], positions, cfg)
 
 

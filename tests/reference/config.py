@@ -17,6 +17,7 @@ class ReferenceConfig:
     theta: float = 10000.0
     yarn: dict | None = None
     eps: float = 1e-6
+    latent_eps: float = 1e-6
     experts: int = 0
     experts_per_token: int = 0
     groups: int = 1

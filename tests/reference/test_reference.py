@@ -110,7 +110,7 @@ def test_epsilon_is_added_to_the_mean_square_under_the_root():
 
 
 def test_norms_remove_the_scale_of_activations_and_of_the_latents(rng):
-    cfg = replace(TINY, eps=0.0)
+    cfg = replace(TINY, latent_eps=0.0)
     p, x = sample.mla_params(rng, cfg, DIM), rng.standard_normal((5, DIM))
     weight = rng.standard_normal(DIM)
     np.testing.assert_allclose(
