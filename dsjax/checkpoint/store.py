@@ -240,7 +240,8 @@ def _match(manifest: Manifest, wanted: dict[str, Any], where: Path, *, is_whole:
 
     is_whole: the dtypes must agree too, and no leaf may be left over.
     """
-    remedy = "use the config it was written with, or another --place.out"
+    other = "--place.out" if is_whole else "run"
+    remedy = f"use the config it was written with, or another {other}"
     for name, leaf in wanted.items():
         if name not in manifest.leaves:
             raise UserError(f"{where} has no {name}, which this config needs; {remedy}")

@@ -19,6 +19,7 @@ started again goes on where the newest checkpoint stops.
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
   dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard True
+  dsjax train my.py --start-from runs/moonlight --data.tokenizer runs/moonlight/tokenizer.json
 """
 
 

@@ -3,7 +3,7 @@
 `model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: they are fingerprinted with
 its checkpoints, and a run resumes only with the same. `train` and `rate` may be changed on resume
 by one who means it (more steps, another rate, other microbatches); `place` never changes what is
-computed.
+computed, and `start_from` is read once, where there is no checkpoint yet.
 """
 
 from __future__ import annotations
@@ -177,6 +177,9 @@ class RunConfig:
     place: PlaceConfig = field(default_factory=PlaceConfig)
     seed: int = 0
     """Seed of start values, data order and tokenizer training."""
+    start_from: str | None = None
+    """Folder of a run, e.g. one made by dsjax convert, whose newest parameters this one starts
+    from; None draws them."""
 
 
 def fingerprint(part: object) -> str:

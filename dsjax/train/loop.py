@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dsjax.checkpoint.store import Store
+from dsjax.checkpoint.store import Store, load_params
 from dsjax.config.load import run_to_json
 from dsjax.config.run import RunConfig, identity
 from dsjax.data import curriculum
@@ -127,7 +127,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
             raise UserError(f"{out} already holds a run; name another --place.out or resume it")
         resumed, start, average = _restore(run, store, stream, console)
     else:
-        start = jax.jit(lambda key: state.init(run, key))(jax.random.key(run.seed))
+        start = _start(run, console)
     run_to_json(run, out / "config.json")
     host = None
     if run.optimizer.ema_decay:
@@ -148,6 +148,16 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
         peak=metrics.matmul_peak(dtype),
         heldout_step=jax.jit(heldout.make_heldout_step(run.model, backend)),
     )
+
+
+def _start(run: RunConfig, console: Console) -> TrainState:
+    """The state before the first step: parameters drawn, or another run's as float32 masters."""
+    if run.start_from is None:
+        return jax.jit(lambda key: state.init(run, key))(jax.random.key(run.seed))
+    found = load_params(run.start_from, run.model, say=console.print)
+    console.print(f"starting from the parameters of {run.start_from}")
+    masters = jax.tree.map(lambda a: a.astype(np.float32), found)
+    return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(masters)
 
 
 def _restore(

@@ -46,8 +46,12 @@ def optimizer(
 
 def init(run: RunConfig, key: Array) -> TrainState:
     """Draw the start of a run; call it under jit to be born where its arrays belong."""
+    return begin(run, transformer.init(run.model, key))
+
+
+def begin(run: RunConfig, start: TransformerParams) -> TrainState:
+    """The state of a run before its first step, from parameters in float32."""
     specs = transformer.specs(run.model)
-    start = transformer.init(run.model, key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, start, optimizer(specs, run.optimizer).init(start), zero, zero)
 

@@ -4,6 +4,8 @@ Also: what a run says and leaves behind when it is told to stop, meets another m
 loses its gradients. Processes are real and so are the signals.
 """
 
+import dataclasses
+import io
 import json
 import os
 import signal
@@ -13,11 +15,18 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dsjax.checkpoint.store import Store
+from dsjax.config.loss import LossConfig
+from dsjax.config.run import identity
+from dsjax.config.schedule import LearningRate
 from dsjax.config.stored import run_to_json
+from dsjax.errors import UserError
+from dsjax.train import loop
 from dsjax.train import state as states
 from dsjax.train.metrics import read_metrics
 from tests.train.small_run import small_run, write_text
@@ -130,6 +139,38 @@ def test_another_models_checkpoint_is_refused_in_a_sentence(uninterrupted, tmp_p
     assert "24" in last
     assert "28" in last
     assert "--place.out" in last
+
+
+def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupted):
+    """In bfloat16, as imported ones are; a step that moves nothing leaves them as they came."""
+    source, _ = uninterrupted
+    given = jax.tree.map(lambda a: a.astype(jnp.bfloat16), final_state(source)[1]["train"].params)
+    kept = Store(tmp_path / "source" / "checkpoints", 1)
+    kept.save(0, {"params": given}, {})
+    kept.close()
+    run = dataclasses.replace(
+        small_run(tmp_path / "out", text, steps=1), start_from=str(tmp_path / "source"),
+        rate=LearningRate(peak=1e-30, constant_steps=1), loss=LossConfig(bias_speed=0.0),
+    )
+    outcome = loop.train(run, Console(file=io.StringIO()))
+    got = final_state(run)[1]["train"].params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b, np.float32), atol=1e-20),
+                 got, given)
+    assert {a.dtype for a in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+    # bfloat16 moves weights by 2^-9 of their size; an untrained model is above log(300) = 5.7
+    final = read_metrics(Path(source.place.out) / "metrics.jsonl", "final")[0]
+    assert outcome.heldout.nats == pytest.approx(final["nats"], rel=0.01)
+    assert identity(run) == identity(dataclasses.replace(run, start_from=None))
+
+
+def test_another_models_parameters_are_no_start(tmp_path, text, uninterrupted):
+    source, _ = uninterrupted
+    run = small_run(tmp_path / "out", text)
+    wide = dataclasses.replace(run, model=dataclasses.replace(run.model, d_model=28),
+                               start_from=source.place.out)
+    with pytest.raises(UserError, match=r"embed is float32\[300, 24\] there") as raised:
+        loop.train(wide, Console(file=io.StringIO()))
+    assert str(raised.value).endswith("or another run")
 
 
 def test_ten_lost_gradients_in_a_row_end_the_run_with_the_last_good_state(tmp_path, text):
