@@ -1,0 +1,1 @@
+"""How fast a training step is, beside a fast peer on the same machine."""

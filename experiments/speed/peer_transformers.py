@@ -1,0 +1,141 @@
+"""The peer: the same shape trained by transformers on torch, in its best form on CPU.
+
+Runs in an environment of its own (`python -m venv peer; peer/bin/pip install torch==2.13.0
+transformers==5.23.0`), which has no dsjax, so `run.py` hands the shape over as JSON. Forms: experts
+(grouped_mm, batched_mm, eager), attention (sdpa, eager), torch.compile or not, AdamW fused or
+foreach. Prints one JSON line with the same keys as `dsjax bench train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from typing import Any
+
+import torch
+import transformers
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+WARMUP = 3
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    shape = json.loads(args.model)
+    model = DeepseekV3ForCausalLM(config(shape, args)).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1,
+        fused=args.optimizer == "fused", foreach=args.optimizer == "foreach",
+    )
+    forward = torch.compile(model) if args.compile else model
+    tokens = torch.randint(0, shape["vocab"], (args.batch, args.seq + 1))
+
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(),
+                                                 tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    began = time.perf_counter()
+    nats = [step()]
+    first_s = time.perf_counter() - began
+    wall, cpu = timed(step, args.steps, nats)
+    print(json.dumps(report(args, model, wall, cpu, nats, first_s)), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="dsjax's ModelConfig as JSON")
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--experts", default="grouped_mm")
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
+    parser.add_argument("--compile", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--optimizer", choices=("fused", "foreach"), default="fused")
+    return parser.parse_args()
+
+
+def config(shape: dict[str, Any], args: argparse.Namespace) -> DeepseekV3Config:
+    """The same model in the peer's words."""
+    a, moe = shape["attention"], shape["moe"]
+    made = DeepseekV3Config(
+        vocab_size=shape["vocab"],
+        hidden_size=shape["d_model"],
+        intermediate_size=shape["dense_dim"],
+        moe_intermediate_size=moe["expert_dim"],
+        num_hidden_layers=shape["layers"],
+        first_k_dense_replace=shape["dense_layers"],
+        num_attention_heads=a["heads"],
+        num_key_value_heads=a["heads"],
+        q_lora_rank=a["q_rank"],
+        kv_lora_rank=a["kv_rank"],
+        qk_nope_head_dim=a["nope_dim"],
+        qk_rope_head_dim=a["rope_dim"],
+        v_head_dim=a["value_dim"],
+        n_routed_experts=moe["experts"],
+        num_experts_per_tok=moe["experts_per_token"],
+        n_shared_experts=moe["shared_experts"],
+        n_group=moe["groups"],
+        topk_group=moe["groups_per_token"],
+        routed_scaling_factor=moe["scale"],
+        norm_topk_prob=moe["is_normalized"],
+        initializer_range=shape["init_std"],
+        max_position_embeddings=args.seq,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation=args.attention,
+    )
+    made._experts_implementation = args.experts
+    return made
+
+
+def timed(step: Any, steps: int, nats: list[float]) -> tuple[list[float], list[float]]:
+    """Wall and CPU seconds a step after the warm-up."""
+    wall, cpu = [], []
+    for _ in range(WARMUP + steps):
+        cpu_began, began = time.process_time(), time.perf_counter()
+        nats.append(step())
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - cpu_began)
+    return wall[WARMUP:], cpu[WARMUP:]
+
+
+def report(args: argparse.Namespace, model: torch.nn.Module, wall: list[float], cpu: list[float],
+           nats: list[float], first_s: float) -> dict[str, Any]:
+    tokens = args.batch * args.seq
+    return {
+        "mode": "train",
+        "dtype": args.dtype,
+        "form": f"{args.experts}, {args.attention}, compile {args.compile}, {args.optimizer}",
+        "batch": args.batch,
+        "seq": args.seq,
+        "tok_s": round(tokens / statistics.median(wall), 1),
+        "tok_s_best": round(tokens / min(wall), 1),
+        "tok_per_cpu_s": round(tokens / statistics.median(cpu), 1),
+        "first_step_s": round(first_s, 2),
+        "params": sum(p.numel() for p in model.parameters()),
+        "nats_first_last": [round(nats[0], 4), round(nats[-1], 4)],
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "load": round(os.getloadavg()[0], 2),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+if __name__ == "__main__":
+    main()
