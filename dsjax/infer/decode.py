@@ -77,13 +77,13 @@ def prefill(p: TransformerParams, tokens: Array, lengths: Array, keys: Array, *,
     tokens [B, T] padded on the right, lengths [B], keys [B] one a row. `room` is S; `depth` is the
     number of MTP modules that will draft, 0 for plain decoding.
     """
-    at = jnp.arange(tokens.shape[1])
+    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     segments = (at[None] < lengths[:, None]).astype(jnp.int32)
     main = transformer.hidden(p, tokens, segments, cfg, backend, keep_cache=True)
     row = jnp.arange(tokens.shape[0])
     last = main.x[row, lengths - 1]
     first = choose(_keys_at(keys, lengths), distribution(transformer.head(p, last), law), law)
-    recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth)[None]
+    recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
     return State(
         tokens=_fit(tokens, room, 1).at[row, lengths].set(first),
         newest=lengths,

@@ -45,16 +45,16 @@ def speculative_round(p: TransformerParams, state: State, keys: Array, cfg: Mode
     draft_keys, verify_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     state, shares = draft(p, state, draft_keys, cfg, backend, law)
 
-    positions = state.newest[:, None] + jnp.arange(depth + 1)[None]
+    positions = state.newest[:, None] + jnp.arange(depth + 1, dtype=jnp.int32)[None]
     tokens = state.tokens[row, positions]
     x, cache = transformer.hidden_cached(p, tokens, positions, state.cache, cfg, backend)
     targets = distribution(transformer.head(p, x), law)
     accepted, extra = jax.vmap(verify)(verify_keys, targets, shares, tokens[:, 1:])
 
     kept = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    is_extra = jnp.arange(depth + 1)[None] == accepted[:, None]
+    is_extra = jnp.arange(depth + 1, dtype=jnp.int32)[None] == accepted[:, None]
     emitted = Emitted(jnp.where(is_extra, extra[:, None], kept), accepted + 1)
-    window = accepted[:, None] + 1 + jnp.arange(2 * depth)[None]
+    window = accepted[:, None] + 1 + jnp.arange(2 * depth, dtype=jnp.int32)[None]
     state = dataclasses.replace(
         state,
         tokens=state.tokens.at[row, positions + 1].set(emitted.tokens),
@@ -74,7 +74,7 @@ def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig, bac
     assert p.mtp is not None, "drafting needs MTP parameters"
     depth, room = len(state.mtp), state.tokens.shape[1]
     row = jnp.arange(state.tokens.shape[0])
-    window = state.newest[:, None] - 2 * depth + jnp.arange(2 * depth)[None]
+    window = state.newest[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
     positions = jnp.where(window < 0, room, window)  # before the row: out of range, so dropped
     previous, tokens, shares, pasts = state.recent, state.tokens, [], []
     for k in range(1, depth + 1):

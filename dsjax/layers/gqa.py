@@ -74,7 +74,8 @@ def gqa_cached(p: GQAParams, x: Array, angles: Angles, positions: Array, cache: 
     grouped = q.reshape(*q.shape[:2], a.kv_heads, -1, a.head_dim)
     k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
     scores = jnp.einsum("btygn,bsyn->bygts", grouped, k, preferred_element_type=wide(x.dtype))
-    is_past = jnp.arange(cache.k.shape[1])[None, None] <= positions[..., None]
+    at = jnp.arange(cache.k.shape[1], dtype=positions.dtype)
+    is_past = at[None, None] <= positions[..., None]
     scores = jnp.where(is_past[:, None, None], scores * softmax_scale(cfg.rope, a.head_dim), NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
     out = jnp.einsum("bygts,bsyn->btygn", weights, v).reshape(q.shape)

@@ -109,7 +109,8 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     scores = jnp.einsum("bthc,bsc->bhts", q_latent, latent, preferred_element_type=dtype)
     scores += jnp.einsum("bthr,bsr->bhts", q_rope, k_rope, preferred_element_type=dtype)
     scores *= softmax_scale(cfg.rope, a.qk_dim)
-    is_past = jnp.arange(cache.latent.shape[1])[None, None] <= positions[..., None]
+    at = jnp.arange(cache.latent.shape[1], dtype=positions.dtype)
+    is_past = at[None, None] <= positions[..., None]
     weights = jax.nn.softmax(jnp.where(is_past[:, None], scores, NEVER), axis=-1)
     out = jnp.einsum("bhts,bsc->bthc", weights.astype(x.dtype), latent)
     heads = jnp.einsum("bthc,chu->bthu", out, w_uv)

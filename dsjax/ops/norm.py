@@ -16,4 +16,5 @@ def rms_norm(x: Array, gain: Array, eps: float) -> Array:
     """
     x32 = x.astype(wide(x.dtype))
     scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * scale * gain.reshape((1,) * (x.ndim - 1) + gain.shape)).astype(x.dtype)
+    gain = gain.reshape((1,) * (x.ndim - 1) + gain.shape)
+    return (x32 * scale * gain.astype(x32.dtype)).astype(x.dtype)
