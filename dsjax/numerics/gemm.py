@@ -124,7 +124,7 @@ def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Pro
         hold_once=hold_once,
         hold_turned=hold_turned,
         keep=lambda x: scaled.quantize(x, recipe.input_tile, pow2),
-        read=scaled.dequantize,
+        read=_value,
     )
 
 
@@ -143,7 +143,7 @@ def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
 
 
 def _value(q: Held) -> Array:
-    """The value of an operand."""
+    """The value of an operand, in bfloat16 where that is exact."""
     if not isinstance(q, Scaled):
         return q
     return scaled.dequantize(q, jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32)

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 
 from dsjax import params
 from dsjax.numerics.layout import row_major
@@ -35,12 +34,8 @@ from dsjax.numerics.wide import wide
 Held = Any  # an operand as a precision keeps it: an array, or codes with scales
 
 
-def _same(x: Array) -> Held:
+def _same(x: Any) -> Any:
     return x
-
-
-def _read(x: Held, dtype: DTypeLike) -> Array:
-    return x.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Products:
     hold_once: Callable[[Array], Held] = _same  # as hold_input, for `fprop` alone
     hold_turned: Callable[[Array], Held] = _same  # an input for `wgrad` alone
     keep: Callable[[Array], Held] = _same  # how an activation waits for the backward pass,
-    read: Callable[[Held, DTypeLike], Array] = _read  # and how it is read there
+    read: Callable[[Held], Array] = _same  # and how it, or a held input, is read there
     after_attention: Products | None = None  # of the projection after attention, where it differs
 
 

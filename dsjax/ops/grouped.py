@@ -137,8 +137,8 @@ def _experts(products: Products, x: Array, weights: Array, gate_up: Array, down:
 
 def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan):
     count = down.shape[0]
-    kept = name(products.hold_input(x), "expert_input")
-    x_rows, w_rows = _rows(kept, plan.source, weights)
+    kept, once = name(products.hold_input(x), "expert_input"), products.hold_once(x)
+    x_rows, w_rows = _rows(once, plan.source, weights)
     hidden_in = products.fprop(_by_expert(x_rows, count), held_gate_up).astype(x.dtype)
     hidden = swiglu.hidden(hidden_in) * w_rows.reshape(count, -1, 1)
     y_rows = products.fprop(products.hold_once(hidden), held_down).astype(x.dtype)
@@ -146,7 +146,7 @@ def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
 
     def add_tile(i: Array, y: Array) -> Array:
         index, e = plan.tile_source[i], plan.tile_expert[i]
-        x_tile, w_tile = _rows(kept, index, weights)
+        x_tile, w_tile = _rows(once, index, weights)
         gate_up_tile = products.fprop(x_tile, _expert(held_gate_up, e))
         z = swiglu.hidden(gate_up_tile.astype(x.dtype)) * w_tile[:, None]
         y_tile = products.fprop(products.hold_once(z), _expert(held_down, e))
@@ -169,7 +169,8 @@ def _expert(held: Held, e: Array) -> Held:
 
 def _backward(products, saved, dy):
     weights, held_gate_up, held_down, plan, kept, kept_hidden = saved
-    hidden_in = products.read(kept_hidden, dy.dtype)
+    hidden_in = products.read(kept_hidden).astype(dy.dtype)
+    x = products.read(kept)
     count, per_token = hidden_in.shape[0], weights.shape[1]
     dy_rows, w_rows = _rows(dy, plan.source, weights)
     w_rows = w_rows.reshape(count, -1, 1)
@@ -179,8 +180,8 @@ def _backward(products, saved, dy):
     d_weight_rows = (d_weighted * hidden).sum(-1)
     d_down = products.wgrad(products.hold_turned(hidden * w_rows), grad)
     d_hidden_in = products.hold_grad(swiglu.gradient(hidden_in, d_weighted * w_rows))
-    x_rows = _by_expert(_rows(kept, plan.source, weights)[0], count)
-    d_gate_up = products.wgrad(x_rows, d_hidden_in)
+    x_rows = _by_expert(_rows(x, plan.source, weights)[0], count)
+    d_gate_up = products.wgrad(products.hold_turned(x_rows), d_hidden_in)
     dx_rows = products.dgrad(d_hidden_in, held_gate_up).astype(dy.dtype)
     dx = _combine(dx_rows.reshape(-1, dy.shape[1]), plan.slot)
     d_weights = d_weight_rows.reshape(-1).at[plan.slot].get(mode="fill", fill_value=0)
@@ -188,8 +189,8 @@ def _backward(products, saved, dy):
     def add_tile(i: Array, state):
         dx, d_weights, d_gate_up, d_down = state
         index, e = plan.tile_source[i], plan.tile_expert[i]
-        x_tile, w_tile = _rows(kept, index, weights)
-        h = products.fprop(x_tile, _expert(held_gate_up, e)).astype(dy.dtype)
+        x_tile, w_tile = _rows(x, index, weights)
+        h = products.fprop(products.hold_once(x_tile), _expert(held_gate_up, e)).astype(dy.dtype)
         g = products.hold_grad(_rows(dy, index, weights)[0])
         dz = products.dgrad(g, _expert(held_down, e)).astype(dy.dtype)
         z = swiglu.hidden(h)
@@ -200,7 +201,7 @@ def _backward(products, saved, dy):
             dx.at[index // per_token].add(dx_tile, mode="drop"),
             d_weights.reshape(-1).at[index].add((dz * z).sum(-1), mode="drop").reshape(
                 weights.shape),
-            _add_at(d_gate_up, e, products.wgrad(x_tile, dh)),
+            _add_at(d_gate_up, e, products.wgrad(products.hold_turned(x_tile), dh)),
             _add_at(d_down, e, d_down_tile),
         )
 

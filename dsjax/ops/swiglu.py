@@ -44,7 +44,7 @@ def _forward(products: Products, gate_up: Array) -> tuple[Array, Held]:
 
 
 def _backward(products: Products, kept: Held, d_hidden: Array) -> tuple[Array]:
-    return (gradient(products.read(kept, d_hidden.dtype), d_hidden),)
+    return (gradient(products.read(kept).astype(d_hidden.dtype), d_hidden),)
 
 
 swiglu.defvjp(_forward, _backward)
