@@ -53,12 +53,13 @@ def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:
 
 def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:
     """Choose K experts per token, from the best groups only. x [B, T, D]."""
-    scores = jnp.einsum("btd,de->bte", x.astype(wide(x.dtype)), p.centroids,
+    dtype = wide(x.dtype)
+    scores = jnp.einsum("btd,de->bte", x.astype(dtype), p.centroids.astype(dtype),
                         precision=jax.lax.Precision.HIGHEST)
     affinity = jax.nn.sigmoid(scores) if cfg.score == "sigmoid" else jax.nn.softmax(scores, -1)
     choice = jax.lax.stop_gradient(affinity)
     if p.bias is not None:
-        choice = choice + jax.lax.stop_gradient(p.bias)[None, None]
+        choice = choice + jax.lax.stop_gradient(p.bias).astype(dtype)[None, None]
     experts = jax.lax.top_k(open_groups(choice, cfg), cfg.experts_per_token)[1]
     weights = jnp.take_along_axis(affinity, experts, axis=-1)
     if cfg.is_normalized:
