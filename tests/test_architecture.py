@@ -34,6 +34,7 @@ FLOORS = {
 SIDEWAYS = {
     ("__main__", "cli"),  # `python -m dsjax` is the command
     ("experiments", "configs"),  # an arm is a difference from a config
+    ("experiments", "cli"),  # a benchmark command's shapes, measured beside others
     ("kernels", "numerics"),  # a kernel is the twin of a plain function
     ("plan", "parallel"),  # what a schedule costs
     ("cli", "__init__"),

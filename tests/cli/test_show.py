@@ -1,4 +1,4 @@
-"""`dsjax show` prints a model's sizes exactly, as a table no number of which is cut, and as JSON."""
+"""`dsjax show` prints a model's sizes exactly, as a table that cuts no number and as JSON."""
 
 import json
 
