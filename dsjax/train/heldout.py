@@ -75,7 +75,7 @@ def make_heldout_step(cfg: ModelConfig, backend: Backend) -> HeldoutStep:
             is_same = _guess(previous, p.head, backend.loss_chunk) == losses.shift(
                 jnp.pad(chosen, ((0, 0), (0, 1))), ahead, length)
             rows.append((_nats(p, previous, batch, ahead + 1, backend), counts.sum(),
-                         (is_same * counts).sum()))
+                         (is_same.astype(counts.dtype) * counts).sum()))
         sums = [jnp.stack(column) for column in zip(*rows, strict=True)] if rows else [
             jnp.zeros((0,))] * 3
         return HeldoutSums(_nats(p, main, batch, 1, backend), weights.sum(), *sums)

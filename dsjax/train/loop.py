@@ -24,6 +24,7 @@ from dsjax.config.run import RunConfig, identity
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.errors import UserError
+from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch, from_rows
 from dsjax.optim.ema import HostEMA
@@ -98,11 +99,16 @@ def folder(run: RunConfig) -> Path:
     return Path(run.place.out or Path("runs") / run.name)
 
 
-def train(run: RunConfig, console: Console | None = None) -> Outcome:
-    """Train a model from its config, or go on where the folder's newest checkpoint stops."""
+def train(
+    run: RunConfig, console: Console | None = None, backend: Backend | None = None
+) -> Outcome:
+    """Train a model from its config, or go on where the folder's newest checkpoint stops.
+
+    `backend` is the platform's choice for the run's precision, unless an experiment gives its own.
+    """
     console = console or Console()
     out = folder(run)
-    backend = platform.choose_backend(run)
+    backend = backend or platform.choose_backend(run)
     header(
         platform.describe(run, backend) | {"folder": str(out)}, f"dsjax train {run.name}", console
     )
@@ -121,11 +127,11 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
     stream = RowStream(
         corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
     )
-    resumed, average = None, None
+    resumed, average, loads = None, None, None
     if store.latest() is not None:
         if not run.place.resume:
             raise UserError(f"{out} already holds a run; name another --place.out or resume it")
-        resumed, start, average = _restore(run, store, stream, console)
+        resumed, start, average, loads = _restore(run, store, stream, console)
     else:
         start = _start(run, console)
     run_to_json(run, out / "config.json")
@@ -147,6 +153,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
         speed=metrics.Throughput(),
         peak=metrics.matmul_peak(dtype),
         heldout_step=jax.jit(heldout.make_heldout_step(run.model, backend)),
+        window_loads=loads,
     )
 
 
@@ -162,7 +169,8 @@ def _start(run: RunConfig, console: Console) -> TrainState:
 
 def _restore(
     run: RunConfig, store: Store, stream: RowStream, console: Console
-) -> tuple[int, TrainState, Any]:
+) -> tuple[int, TrainState, Any, np.ndarray | None]:
+    """Step, state, average and loads since the last evaluation of the newest checkpoint."""
     abstract: dict[str, Any] = {"train": state.abstract(run)}
     if run.optimizer.ema_decay:
         abstract["ema"] = state.abstract(run).params
@@ -175,7 +183,8 @@ def _restore(
             )
     stream.restore(extra["stream"])
     console.print(f"resuming after step {number}")
-    return number, saved["train"], saved.get("ema")
+    loads = None if extra["loads"] is None else np.asarray(extra["loads"], np.float32)
+    return number, saved["train"], saved.get("ema"), loads
 
 
 def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
@@ -292,7 +301,9 @@ def _save(s: Session, done: int) -> None:
     kept: dict[str, Any] = {"train": s.state}
     if s.average is not None:
         kept["ema"] = s.average.arrays()
-    s.store.save(done, kept, {"identity": identity(s.run), "stream": s.stream.state()})
+    loads = None if s.window_loads is None else s.window_loads.tolist()
+    extra = {"identity": identity(s.run), "stream": s.stream.state(), "loads": loads}
+    s.store.save(done, kept, extra)
     s.speed.restart()
 
 
