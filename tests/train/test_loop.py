@@ -181,10 +181,11 @@ def test_ten_lost_gradients_in_a_row_end_the_run_with_the_last_good_state(tmp_pa
     assert process.returncode == 2, output
     assert "10 steps in a row had a non-finite gradient" in output
     step, kept, _ = final_state(run)
-    assert int(kept["train"].skipped) >= 10
     assert all(bool(np.isfinite(a).all()) for a in jax.tree.leaves(kept["train"].params))
     skipped = [e for e in read_metrics(tmp_path / "out" / "metrics.jsonl", "train")
                if e["grad_norm"] is None]
-    assert len(skipped) == int(kept["train"].skipped)
+    assert len(skipped) == 10
+    # metrics are read one step late: one more step had been dispatched, and was skipped too
+    assert int(kept["train"].skipped) == 11
     assert json.loads((tmp_path / "out" / "config.json").read_text())["name"] == run.name
     assert step == int(kept["train"].step)
