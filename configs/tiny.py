@@ -1,4 +1,4 @@
-"""tiny: the complete DeepSeek-V3 architecture at 9 million parameters, for a laptop's CPU.
+"""tiny: the complete DeepSeek-V3 architecture at 10 million parameters, for a laptop's CPU.
 
 What it is: multi-head latent attention with query compression, one dense layer and three mixture
 layers of 16 experts in 4 groups (2 open, 4 chosen) with one shared expert, sigmoid affinities,
