@@ -186,7 +186,7 @@ class MoEConfig:
                 f"group_score='top2' needs two experts a group, but experts={self.experts} in "
                 f"groups={self.groups} leaves one; use group_score='max'"
             )
-        if self.capacity_factor is not None and self.capacity_factor <= 0:
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
             raise ValueError(
                 f"capacity_factor={self.capacity_factor} would drop every token; "
                 "use None (drop nothing) or a number above 0"
@@ -238,6 +238,9 @@ class ModelConfig:
                 f"moe=None leaves {self.layers - self.dense_layers} blocks without a feed-forward; "
                 f"set dense_layers={self.layers} or give a MoEConfig"
             )
+        for name in ("norm_eps", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if self.mtp_depth < 0:
             raise ValueError(f"mtp_depth={self.mtp_depth} is negative; use 0 for none")
 

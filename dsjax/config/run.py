@@ -71,6 +71,16 @@ class OptimizerConfig:
                 raise ValueError(
                     f"OptimizerConfig.{name}={getattr(self, name)} must be from 0 to below 1"
                 )
+        for name in ("eps", "clip", "ema_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"OptimizerConfig.{name}={getattr(self, name)} must be above 0; "
+                    "the default is a good start"
+                )
+        if not self.weight_decay >= 0:
+            raise ValueError(
+                f"OptimizerConfig.weight_decay={self.weight_decay} is negative; use 0 for none"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,14 @@ class SequenceStage:
 
     from_step: int
     length: int
+
+    def __post_init__(self) -> None:
+        """Refuse rows of nothing and stages before the first step."""
+        if self.length < 1 or self.from_step < 0:
+            raise ValueError(
+                f"curriculum stage {self.from_step}:{self.length} needs a step from 0 and a length "
+                "of at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,13 @@ class TrainConfig:
             raise ValueError(
                 f"batch_start={self.batch_start} is not between 1 and batch={self.batch}"
             )
+        if self.batch_start is not None and (
+            self.batch_start % self.batch_multiple or self.batch % self.batch_multiple
+        ):
+            raise ValueError(
+                f"batch_multiple={self.batch_multiple} does not divide "
+                f"batch_start={self.batch_start} and batch={self.batch}; choose a common divisor"
+            )
         ramp = (self.batch_start, self.batch_multiple) if self.batch_start else ()
         for rows in ramp:
             if rows % self.microbatches:
@@ -160,6 +185,17 @@ class PlaceConfig:
     """Also write TensorBoard event files."""
     resume: bool = True
     """Continue from the newest checkpoint of `out` when there is one."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that mean nothing."""
+        for name in ("unroll", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PlaceConfig.{name}={getattr(self, name)} must be at least 1")
+        for name in ("eval_every", "eval_batches", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"PlaceConfig.{name}={getattr(self, name)} is negative; 0 has its own meaning"
+                )
 
 
 @dataclass(frozen=True)
