@@ -1,4 +1,4 @@
-"""Tests run on eight virtual CPU devices; silent rank promotion is an error; keys are fixed.
+"""Tests run on eight virtual CPU devices; no rank or dtype is promoted silently; keys are fixed.
 
 This is the only place where tests set JAX options. Processes that a test starts inherit none of
 them but the platform: they see the machine as a user's process does.
@@ -28,6 +28,7 @@ CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Programs that took long to compile are kept between runs. Processes share the folder without a
 # lock: a half-written entry is reported by a warning (ignored in pyproject.toml) and compiled anew.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
