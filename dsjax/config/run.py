@@ -1,9 +1,9 @@
 """A run: the model, what it learns from, how it is optimized, and where it goes.
 
-`model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: they are fingerprinted with
-its checkpoints, and a run resumes only with the same. `train` and `rate` may be changed on resume
-by one who means it (more steps, another rate, other microbatches); `place` never changes what is
-computed, and `start_from` is read once, where there is no checkpoint yet.
+`model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: a run resumes only with those
+in its folder's config.json, where a field added since has its default. `train` and `rate` may be
+changed on resume by one who means it (more steps, another rate, other microbatches); `place` never
+changes what is computed, and `start_from` is read once, where there is no checkpoint yet.
 """
 
 from __future__ import annotations
@@ -218,13 +218,28 @@ class RunConfig:
     from; None draws them."""
 
 
+IDENTITY = ("model", "data", "optimizer", "loss", "seed")
+"""The parts of a run that its checkpoints depend on."""
+
+
 def fingerprint(part: object) -> str:
-    """Twelve hex digits that change when any field of a config does."""
+    """Twelve hex digits that change when any field of a config does, or when a class gains one."""
     text = json.dumps(dataclasses.asdict(part), sort_keys=True)  # type: ignore[call-overload]
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def identity(run: RunConfig) -> dict[str, str]:
-    """Fingerprints of what a checkpoint depends on, part by part."""
-    parts = {"model": run.model, "data": run.data, "optimizer": run.optimizer, "loss": run.loss}
-    return {name: fingerprint(part) for name, part in parts.items()} | {"seed": str(run.seed)}
+def difference(there: object, here: object, name: str) -> str | None:
+    """The first field in which two configs differ, as `name.field=1, not 2`; None for equals."""
+    if there == here:
+        return None
+    if type(there) is not type(here) or not dataclasses.is_dataclass(there):
+        there, here = (
+            type(part).__name__ if dataclasses.is_dataclass(part) else repr(part)
+            for part in (there, here)
+        )
+        return f"{name}={there}, not {here}"
+    found = (
+        difference(getattr(there, f.name), getattr(here, f.name), f"{name}.{f.name}")
+        for f in dataclasses.fields(there)
+    )
+    return next(said for said in found if said is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from dsjax.errors import UserError
 
 
 def run_to_json(run: RunConfig, path: Path | str) -> None:
-    """Write a run; a field that may hold one of several classes names its class under `kind`."""
-    Path(path).write_text(json.dumps(_plain(run), indent=2) + "\n", encoding="utf-8")
+    """Write a run, whole or not at all: a resumed one is compared with it.
+
+    A field that may hold one of several classes names its class under `kind`.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(_plain(run), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def run_from_json(path: Path | str) -> RunConfig:

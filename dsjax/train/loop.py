@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dsjax.checkpoint.store import Store, load_params
+from dsjax.checkpoint.store import Store
 from dsjax.config.load import run_to_json
-from dsjax.config.run import RunConfig, identity
+from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.errors import UserError
@@ -28,7 +28,7 @@ from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch, from_rows
 from dsjax.optim.ema import HostEMA
-from dsjax.train import heldout, metrics, platform, plots, state, step
+from dsjax.train import heldout, metrics, platform, plots, resume, step
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
 from dsjax.train.heldout import Heldout, HeldoutStep
@@ -131,9 +131,9 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
     if store.latest() is not None:
         if not run.place.resume:
             raise UserError(f"{out} already holds a run; name another --place.out or resume it")
-        resumed, start, average, loads = _restore(run, store, stream, console)
+        resumed, start, average, loads = resume.restore(run, out, store, stream, console.print)
     else:
-        start = _start(run, console)
+        start = resume.begin(run, console.print)
     run_to_json(run, out / "config.json")
     host = None
     if run.optimizer.ema_decay:
@@ -155,36 +155,6 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
         heldout_step=jax.jit(heldout.make_heldout_step(run.model, backend)),
         window_loads=loads,
     )
-
-
-def _start(run: RunConfig, console: Console) -> TrainState:
-    """The state before the first step: parameters drawn, or another run's as float32 masters."""
-    if run.start_from is None:
-        return jax.jit(lambda key: state.init(run, key))(jax.random.key(run.seed))
-    found = load_params(run.start_from, run.model, say=console.print)
-    console.print(f"starting from the parameters of {run.start_from}")
-    masters = jax.tree.map(lambda a: a.astype(np.float32), found)
-    return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(masters)
-
-
-def _restore(
-    run: RunConfig, store: Store, stream: RowStream, console: Console
-) -> tuple[int, TrainState, Any, np.ndarray | None]:
-    """Step, state, average and loads since the last evaluation of the newest checkpoint."""
-    abstract: dict[str, Any] = {"train": state.abstract(run)}
-    if run.optimizer.ema_decay:
-        abstract["ema"] = state.abstract(run).params
-    number, saved, extra = store.restore(abstract, say=console.print)
-    for part, mine in identity(run).items():
-        if extra["identity"].get(part) != mine:
-            raise UserError(
-                f"the checkpoint in {store.folder} was made with another {part} config; "
-                "give the config it was made with, or another --place.out"
-            )
-    stream.restore(extra["stream"])
-    console.print(f"resuming after step {number}")
-    loads = None if extra["loads"] is None else np.asarray(extra["loads"], np.float32)
-    return number, saved["train"], saved.get("ema"), loads
 
 
 def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
@@ -302,7 +272,7 @@ def _save(s: Session, done: int) -> None:
     if s.average is not None:
         kept["ema"] = s.average.arrays()
     loads = None if s.window_loads is None else s.window_loads.tolist()
-    extra = {"identity": identity(s.run), "stream": s.stream.state(), "loads": loads}
+    extra = {"stream": s.stream.state(), "loads": loads}
     s.store.save(done, kept, extra)
     s.speed.restart()
 

@@ -1,0 +1,70 @@
+"""Where a run starts: from nothing, from another run's parameters, or where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsjax.checkpoint.store import Store, load_params
+from dsjax.config.run import IDENTITY, RunConfig, difference
+from dsjax.config.stored import run_from_json
+from dsjax.data.loader import RowStream
+from dsjax.errors import UserError
+from dsjax.train import state
+from dsjax.train.state import TrainState
+
+Say = Callable[[str], Any]
+
+
+def begin(run: RunConfig, say: Say) -> TrainState:
+    """The state before the first step: parameters drawn, or another run's as float32 masters."""
+    if run.start_from is None:
+        return jax.jit(lambda key: state.init(run, key))(jax.random.key(run.seed))
+    found = load_params(run.start_from, run.model, say=say)
+    say(f"starting from the parameters of {run.start_from}")
+    masters = jax.tree.map(lambda a: a.astype(np.float32), found)
+    return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(masters)
+
+
+def restore(
+    run: RunConfig, out: Path, store: Store, stream: RowStream, say: Say
+) -> tuple[int, TrainState, Any, np.ndarray | None]:
+    """Step, state, average and loads since the last evaluation of the newest checkpoint.
+
+    `stream` is moved to where the checkpoint was made.
+    """
+    refuse_another(run, out)
+    abstract: dict[str, Any] = {"train": state.abstract(run)}
+    if run.optimizer.ema_decay:
+        abstract["ema"] = state.abstract(run).params
+    number, saved, extra = store.restore(abstract, say=say)
+    stream.restore(extra["stream"])
+    say(f"resuming after step {number}")
+    loads = None if extra["loads"] is None else np.asarray(extra["loads"], np.float32)
+    return number, saved["train"], saved.get("ema"), loads
+
+
+def refuse_another(run: RunConfig, out: Path) -> None:
+    """Refuse a folder whose checkpoints are another run's, by the first field that differs.
+
+    What the run was is read from its config.json, where a field that a later version has added
+    takes its default: the identity of a run does not change when the program grows.
+    """
+    path = out / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{out} holds checkpoints but no config.json, which says what they are of; put it back "
+            "or name another --place.out"
+        )
+    kept = run_from_json(path)
+    for part in IDENTITY:
+        said = difference(getattr(kept, part), getattr(run, part), part)
+        if said is not None:
+            raise UserError(
+                f"the run in {out} was made with {said}; give the config it was made with, "
+                "or another --place.out"
+            )
