@@ -124,7 +124,7 @@ def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Pro
         hold_once=hold_once,
         hold_turned=hold_turned,
         keep=lambda x: scaled.quantize(x, recipe.input_tile, pow2),
-        read=_value,
+        read=operand_value,
     )
 
 
@@ -136,13 +136,13 @@ def _hold_value(x: Array, tile: Tile, pow2: bool, into: Format) -> Array:
 
 def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
     """Multiply what the codes stand for, exactly, with float32 sums."""
-    a, b = _value(a), _value(b)
+    a, b = operand_value(a), operand_value(b)
     if a.dtype != b.dtype:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return contract(a, b, sum_a, sum_b, lax.Precision.HIGHEST)
 
 
-def _value(q: Held) -> Array:
+def operand_value(q: Held) -> Array:
     """The value of an operand, in bfloat16 where that is exact."""
     if not isinstance(q, Scaled):
         return q
