@@ -5,7 +5,7 @@ Every class is frozen and validates itself at construction in one sentence: caus
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -150,8 +150,9 @@ class MoEConfig:
     has_bias: bool = True
     """Whether a selection bias steers the choice (auxiliary-loss-free balancing)."""
     capacity_factor: float | None = None
-    """None drops no token (V3); a number keeps ceil(factor * T * K / E) tokens an expert, the
-    heaviest first, and drops the rest (V2's training, for ablations)."""
+    """None drops no token (V3); in training a number keeps ceil(factor * T * K / E) tokens an
+    expert, the heaviest first, and drops the rest (V2, for ablations); evaluation and generation
+    drop none."""
 
     def __post_init__(self) -> None:
         """Refuse group layouts that do not divide or cannot supply K experts."""
@@ -248,3 +249,10 @@ class ModelConfig:
     def moe_layers(self) -> int:
         """Blocks of the main model whose feed-forward is a mixture of experts."""
         return self.layers - self.dense_layers
+
+
+def dropless(cfg: ModelConfig) -> ModelConfig:
+    """The model outside training: no expert's capacity is limited (V2 report sec. 2.2.4)."""
+    if cfg.moe is None or cfg.moe.capacity_factor is None:
+        return cfg
+    return replace(cfg, moe=replace(cfg.moe, capacity_factor=None))

@@ -8,7 +8,6 @@ its neighbors.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dsjax.config.model import ModelConfig
+from dsjax.config.model import ModelConfig, dropless
 from dsjax.errors import UserError
 from dsjax.infer import programs
 from dsjax.infer.decode import State, cache_bytes_per_token, default_backend
@@ -134,8 +133,7 @@ def generate_with_report(params: TransformerParams, cfg: ModelConfig,
 def ready(params: TransformerParams, cfg: ModelConfig,
           backend: Backend) -> tuple[TransformerParams, ModelConfig]:
     """Hold weights in the backend's precision once, and lift the training capacity of experts."""
-    if cfg.moe is not None and cfg.moe.capacity_factor is not None:
-        cfg = dataclasses.replace(cfg, moe=dataclasses.replace(cfg.moe, capacity_factor=None))
+    cfg = dropless(cfg)
     if backend.products.name not in HIGH:
         specs = transformer.specs(cfg)
         held = numerics.hold(params, specs, backend.products)

@@ -67,7 +67,8 @@ def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
     T counts real tokens; padding neither competes nor is kept. Of equal weights the earlier stays.
     """
     flat_experts = routing.experts.reshape(-1)
-    capacity = _capacity(is_real.sum(dtype=jnp.int32) * cfg.experts_per_token, cfg)
+    assigned = is_real.sum(dtype=jnp.int32) * cfg.experts_per_token
+    capacity = _capacity(assigned, flat_experts.size, cfg)
     real = jnp.broadcast_to(is_real[..., None], routing.experts.shape)
     weight = jnp.where(real, jax.lax.stop_gradient(routing.weights), -1.0).reshape(-1)
     order = jnp.lexsort((-weight, flat_experts))
@@ -78,8 +79,13 @@ def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
     return dataclasses.replace(routing, weights=jnp.where(is_kept, routing.weights, 0.0))
 
 
-def _capacity(assignments: Array, cfg: MoEConfig) -> Array:
-    """What one expert keeps of `assignments` [], in integers: a rounded product has no ceiling."""
+def _capacity(assignments: Array, most: int, cfg: MoEConfig) -> Array:
+    """What one expert keeps of `assignments` [], at most `most` of them: ceil(factor * A / E).
+
+    In integers, as a rounded product has no ceiling: the factor is the decimal that was written, or
+    the nearest fraction whose product with `most` has 31 bits.
+    """
     assert cfg.capacity_factor is not None, "a capacity needs a capacity_factor"
-    factor = Fraction(cfg.capacity_factor).limit_denominator(100) / cfg.experts
-    return -(-assignments * factor.numerator // factor.denominator)
+    share = min(Fraction(str(cfg.capacity_factor)) / cfg.experts, Fraction(1))
+    share = 1 / (1 / share).limit_denominator(max((2**31 - 1) // most, 1))
+    return -(-assignments * share.numerator // min(share.denominator, 2**31 - 1))

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 
-from dsjax.config.model import ModelConfig
+from dsjax.config.model import ModelConfig, dropless
 from dsjax.layers.backend import Backend
 from dsjax.model import loss as losses
 from dsjax.model import mtp, transformer
@@ -54,7 +54,8 @@ HeldoutStep = Callable[[TransformerParams, Batch], HeldoutSums]
 
 
 def make_heldout_step(cfg: ModelConfig, backend: Backend) -> HeldoutStep:
-    """Build the function that sums one batch; jit it."""
+    """Build the function that sums one batch; jit it. No token is dropped for lack of capacity."""
+    cfg = dropless(cfg)
 
     def heldout_step(p: TransformerParams, batch: Batch) -> HeldoutSums:
         length = batch.tokens.shape[1] - 1

@@ -108,9 +108,20 @@ def test_padding_neither_competes_nor_counts_towards_capacity():
 
 
 def test_capacity_of_a_decimal_factor_has_no_rounding():
-    cfg = dataclasses.replace(V3_MOE, experts=10, groups=1, groups_per_token=1, capacity_factor=1.1)
-    assert int(layer._capacity(jnp.int32(100), cfg)) == 11  # 1.1 * 10 is above 11 in floats
-    assert int(layer._capacity(jnp.int32(101), cfg)) == 12
+    def capacity(factor, assignments):
+        cfg = dataclasses.replace(V3_MOE, experts=10, groups=1, groups_per_token=1,
+                                  capacity_factor=factor)
+        return int(layer._capacity(jnp.int32(assignments), assignments, cfg))
+
+    assert capacity(1.1, 100) == 11  # 1.1 * 10 is above 11 in floats
+    assert capacity(1.1, 101) == 12
+    assert capacity(0.003, 10_000) == 3  # small factors are no rounder
+    assert capacity(0.003, 10_001) == 4
+    assert capacity(1e-12, 10_000) == 1
+    assert capacity(30.0, 10_000) == 10_000  # all of them
+    large = 2**26  # the product with the decimal's numerator has more than 31 bits
+    assert capacity(1.2345678, large) == pytest.approx(1.2345678 * large / 10, rel=0.5 / 2**4)
+    assert capacity(0.003, large) == -(-3 * large // 10_000)
 
 
 def test_permuting_tokens_permutes_outputs_and_leaves_counts():
