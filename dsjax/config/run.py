@@ -174,7 +174,8 @@ class PlaceConfig:
     eval_every: int = 100
     """Steps between held-out evaluations; 0 for none but the last."""
     eval_batches: int = 8
-    """Held-out batches an evaluation reads; 0 for all."""
+    """Held-out batches an evaluation reads, spread over the held-out text; 0 for all, as after the
+    last step."""
     save_every: int = 200
     """Steps between checkpoints; 0 for none but the last."""
     keep: int = 3

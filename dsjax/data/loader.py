@@ -96,16 +96,20 @@ class RowStream:
 
 
 def heldout_batches(
-    rows: Rows, n: int, token_sizes: np.ndarray, *, host: int = 0, hosts: int = 1
+    rows: Rows, n: int, token_sizes: np.ndarray, *, most: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[tuple[Row, int]]:
     """Yield this process's (batch of n rows, bytes of text its targets stand for), in fixed order.
 
     `token_sizes` [V] is `tokenizer.token_bytes`. The last batch is filled up with rows of weight 0;
-    every process yields equally many. Bits per byte = sum of nats / ln 2 / sum of bytes.
+    every process yields equally many. Bits per byte = sum of nats / ln 2 / sum of bytes. Where
+    there are more than `most` batches (0: no limit), so many are read, spread evenly over all.
     """
     if n < 1:
         raise ValueError(f"a batch of {n} rows is none; ask for at least 1")
-    for base in range(0, len(rows), n * hosts):
+    bases = range(0, len(rows), n * hosts)
+    if 0 < most < len(bases):
+        bases = [bases[(2 * i + 1) * len(bases) // (2 * most)] for i in range(most)]
+    for base in bases:
         first = base + host * n
         read = [rows[i] for i in range(first, min(first + n, len(rows)))]
         batch = _stack(read + [_nothing(rows)] * (n - len(read)))

@@ -246,7 +246,9 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
 
 def _evaluate(s: Session, done: int) -> Heldout:
     found = _heldout(s, s.state.params, s.run.place.eval_batches)
-    values: dict[str, Any] = {"bits_per_byte": found.bits_per_byte, "nats": found.nats}
+    values: dict[str, Any] = {
+        "bits_per_byte": found.bits_per_byte, "nats": found.nats, "heldout_tokens": found.targets
+    }
     if found.acceptance:
         values |= {"mtp_nats": found.mtp_nats[0], "mtp_acceptance": found.acceptance[0]}
     written = dict(values)
@@ -260,10 +262,11 @@ def _evaluate(s: Session, done: int) -> Heldout:
     return found
 
 
-def _heldout(s: Session, params: Any, limit: int) -> Heldout:
-    batches = heldout_batches(s.corpus.heldout, s.run.train.batch, s.corpus.token_sizes)
-    chosen = (b for i, b in enumerate(batches) if not limit or i < limit)
-    return heldout.evaluate(s.heldout_step, params, chosen)
+def _heldout(s: Session, params: Any, most: int) -> Heldout:
+    """Evaluate on `most` batches spread over the held-out text, or on all of it when 0."""
+    rows, sizes = s.corpus.heldout, s.corpus.token_sizes
+    batches = heldout_batches(rows, s.run.train.batch, sizes, most=most)
+    return heldout.evaluate(s.heldout_step, params, batches)
 
 
 def _save(s: Session, done: int) -> None:
@@ -283,7 +286,10 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
     done = int(s.state.step)
     if completed:
         found = _heldout(s, s.state.params, 0)
-        values = {"bits_per_byte": found.bits_per_byte, "nats": found.nats}
+        values = {
+            "bits_per_byte": found.bits_per_byte, "nats": found.nats,
+            "heldout_tokens": found.targets,
+        }
         if s.average is not None:
             average = _heldout(s, s.average.arrays(), 0)
             values["bits_per_byte_average"] = average.bits_per_byte

@@ -63,11 +63,13 @@ def loss_curve(
     train, baselines = read_metrics(metrics, "train"), baselines or {}
     key = "next_token" if any("next_token" in event for event in train) else "loss"
     loss, rate = _series(train, key), _series(train, "rate")
-    bits, final = (_series(read_metrics(metrics, k), "bits_per_byte") for k in ("eval", "final"))
+    evals, finals = (read_metrics(metrics, kind) for kind in ("eval", "final"))
+    bits, final = _series(evals, "bits_per_byte"), _series(finals, "bits_per_byte")
     reached = final if len(final[0]) else bits
+    marks = _tokens("while training", evals), _tokens("at the end" if finals else "last", finals)
     panels = [
         (3.0, loss, lambda axes: _draw_loss(axes, *loss, key)),
-        (2.2, reached, lambda axes: _draw_bits(axes, bits, reached, baselines)),
+        (2.2, reached, lambda axes: _draw_bits(axes, bits, reached, marks, baselines)),
         (0.9, rate, lambda axes: _draw_rate(axes, *rate)),
     ]
     panels = [panel for panel in panels if len(panel[1][0])]
@@ -169,10 +171,19 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> N
     axes.legend(frameon=False, loc="upper right")
 
 
-def _draw_bits(axes: Axes, bits: Series, reached: Series, baselines: Mapping[str, float]) -> None:
-    axes.plot(*bits, color=INK, linewidth=1.4, marker="o", markersize=3.5)
+def _tokens(when: str, events: list[dict[str, Any]]) -> str:
+    """What a mark stands for: when it was measured, and on how many held-out tokens."""
+    count = events[-1].get("heldout_tokens") if events else None
+    return when if count is None else f"{when}, on {count:,} tokens"
+
+
+def _draw_bits(axes: Axes, bits: Series, reached: Series, marks: tuple[str, str],
+               baselines: Mapping[str, float]) -> None:
+    axes.plot(*bits, color=INK, linewidth=1.4, marker="o", markersize=3.5,
+              label=marks[0] if len(bits[0]) else None)
     step, value = reached[0][-1], reached[1][-1]
-    axes.plot(step, value, color=BLUE, marker="D", markersize=5.5)
+    axes.plot(step, value, color=BLUE, marker="D", markersize=5.5, linestyle="", label=marks[1])
+    _legend_above(axes)
     axes.annotate(f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points",
                   ha="right", fontweight="bold", color=BLUE)  # fmt: skip
     for label, other in baselines.items():
@@ -236,5 +247,12 @@ def _draw_violation(
     axes.set_ylim(bottom=0)
     axes.set_ylabel("MaxVio")
     axes.set_xlabel("optimizer step" if steps is not None else "record")
-    if len(labels) <= 6:
-        axes.legend(frameon=False, ncols=3, loc="upper right")
+    shown = range(len(labels)) if len(labels) <= 6 else (0, len(labels) // 2, len(labels) - 1)
+    _legend_above(axes, [axes.lines[i] for i in shown])
+
+
+def _legend_above(axes: Axes, lines: Sequence[Any] | None = None) -> None:
+    """One row of labels over the right end of the panel, where it covers nothing."""
+    lines = [line for line in axes.lines if line.get_label()[0] != "_"] if lines is None else lines
+    axes.legend(handles=lines, frameon=False, ncols=len(lines), fontsize=8, borderpad=0,
+                borderaxespad=0.3, handlelength=1.6, loc="lower right", bbox_to_anchor=(1, 1))

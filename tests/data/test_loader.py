@@ -116,5 +116,14 @@ def test_heldout_batches_count_every_byte_of_text_once(hosts, cut):
     assert total == sum(len(t.encode()) for t in texts) - unseen
     targets = sum(b["weights"].sum() for batches in per_host for b, _ in batches)
     assert targets == sum(rows[i]["weights"].sum() for i in range(len(rows)))
-    again = list(loader.heldout_batches(rows, 4, sizes, hosts=hosts))
+    again = list(loader.heldout_batches(rows, 4, sizes, hosts=hosts, most=99))
     assert all(same(a, b) for (a, _), (b, _) in zip(again, per_host[0], strict=True))
+
+
+@pytest.mark.parametrize(("most", "middles"), [(1, [18]), (3, [6, 18, 30]), (36, range(36))])
+def test_a_part_of_the_heldout_batches_is_spread_over_all(most, middles):
+    sizes = np.ones(251, np.int64)
+    every = list(loader.heldout_batches(ROWS, 4, sizes))
+    assert len(every) == 36
+    part = list(loader.heldout_batches(ROWS, 4, sizes, most=most))
+    assert all(same(a, every[i][0]) for (a, _), i in zip(part, middles, strict=True))

@@ -32,15 +32,24 @@ def _record(path, final=None, steps=60):
         loss = None if step == 7 else 3 + 5 / step  # a skipped step
         writer.write(step, "train", {"next_token": loss, "loss": 99.0, "rate": 0.001 * step})
         if step % 20 == 0:
-            writer.write(step, "eval", {"bits_per_byte": 2 + 1 / step})
+            writer.write(step, "eval", {"bits_per_byte": 2 + 1 / step, "heldout_tokens": 1600})
     if final is not None:
-        writer.write(steps, "final", {"bits_per_byte": final})
+        writer.write(steps, "final", {"bits_per_byte": final, "heldout_tokens": 4321})
     writer.close()
     return path
 
 
 def _texts(axes):
     return [text.get_text() for text in axes.texts]
+
+
+def _legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def _legend_covers(figure, axes):
+    figure.canvas.draw()
+    return axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_the_loss_curve_shows_the_recorded_loss_evaluations_baselines_and_rate(tmp_path, drawn):
@@ -67,6 +76,16 @@ def test_the_title_states_the_measurement_on_all_held_out_text_when_there_is_one
     title = plots.loss_curve(path, tmp_path / "a.png", {"5-gram": 2.5}, name="small")
     assert title == "small: 2.75 bits per byte held out, above the 5-gram (2.50)"
     assert "2.750" in _texts(drawn[0].axes[1])
+
+
+def test_both_held_out_marks_say_when_and_on_how_much_they_were_measured(tmp_path, drawn):
+    path = _record(tmp_path / "metrics.jsonl", final=2.75)
+    plots.loss_curve(path, tmp_path / "a.png", {"5-gram": 2.5, "unigram": 4.1})
+    bits = drawn[0].axes[1]
+    assert _legend(bits) == ["while training, on 1,600 tokens", "at the end, on 4,321 tokens"]
+    assert not _legend_covers(drawn[0], bits)
+    plots.loss_curve(_record(tmp_path / "unfinished.jsonl"), tmp_path / "a.png")
+    assert _legend(drawn[1].axes[1]) == ["while training, on 1,600 tokens", "last"]
 
 
 def test_panels_without_data_are_left_out_and_an_empty_file_is_refused(tmp_path, drawn):
@@ -113,6 +132,16 @@ def test_loads_over_time_show_the_last_and_the_course_of_maxvio(tmp_path, drawn)
     course = drawn[0].axes[1]
     np.testing.assert_allclose(course.lines[0].get_data(), [[5, 10, 15], [1, 0.5, 0]])
     np.testing.assert_allclose(course.lines[1].get_ydata(), [0, 0.5, 0])
+    assert _legend(course) == ["layer 0", "layer 1"]
+    assert not _legend_covers(drawn[0], course)
+
+
+def test_of_many_layers_the_first_middle_and_last_are_named(tmp_path, drawn):
+    plots.expert_loads(np.arange(1, 109).reshape(2, 18, 3), tmp_path / "c.png")
+    course = drawn[0].axes[1]
+    assert _legend(course) == ["layer 0", "layer 9", "layer 17"]
+    colors = [line.get_color() for line in (course.get_legend().get_lines()[1], course.lines[9])]
+    np.testing.assert_array_equal(*colors)
 
 
 def test_a_layer_without_any_token_is_drawn_and_wrong_shapes_are_refused(tmp_path, drawn):
