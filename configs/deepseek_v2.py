@@ -3,7 +3,11 @@
 8.1 trillion tokens, learning rate 2.4e-4 cut by 0.316 at 60 % and 90 %, batch 9,216 rows of 4,096
 (its ramp from 2,304 over 225 billion tokens is left out of the steps here). Experts are chosen from
 the three best of eight groups, a group's score is its best expert; affinities are a softmax, not
-normalized, scaled by 16; balance losses 0.003, 0.05 and 0.02. YaRN is on, as released for 128K.
+normalized, scaled by 16; balance losses 0.003, 0.05 and 0.02.
+
+YaRN is off: configs are pre-training, which had none. The released weights carry it (factor 40, as
+extended to 128K after pre-training) and `dsjax convert` reads it from them; here
+`--model.rope.yarn.factor 40` adds it. It has no parameters.
 
 Source: DeepSeek-V2 report (arXiv 2405.04434), sec. 2, 3.1.2 and config_236B.json of DeepSeek-V3.
 Machine: a cluster; `dsjax show` counts it anywhere.
@@ -12,13 +16,13 @@ Command: dsjax show deepseek_v2
 """
 
 from dsjax.config.loss import LossConfig
-from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import StepDecay
 
 
 def config() -> RunConfig:
-    """The model as released, the run as reported."""
+    """The pre-training as reported."""
     return RunConfig(
         name="deepseek_v2",
         model=ModelConfig(
@@ -43,7 +47,6 @@ def config() -> RunConfig:
                 scale=16.0,
                 has_bias=False,
             ),
-            rope=RopeConfig(yarn=YarnConfig()),
         ),
         train=TrainConfig(
             steps=214577,

@@ -2,7 +2,12 @@
 
 5.7 trillion tokens, learning rate 4.2e-4 cut by 0.316 at 80 % and 90 %, batch 4,608 rows of 4,096.
 64 routed and two shared experts, six chosen greedily, softmax affinities as they are; one balance
-loss of 0.001. YaRN is on as released, with mscale 0.707.
+loss of 0.001.
+
+YaRN is off: configs are pre-training, which had none. The released weights carry it (factor 40,
+both mscales 0.707) and `dsjax convert` reads it from them; here `--model.rope.yarn.factor 40
+--model.rope.yarn.mscale 0.707 --model.rope.yarn.mscale-all-dim 0.707` adds it. It has no
+parameters.
 
 Source: DeepSeek-V2 report (arXiv 2405.04434), App. B, and config_16B.json of DeepSeek-V3.
 Machine: one host with 8 accelerators trains it; 32 GB of memory run it.
@@ -11,13 +16,13 @@ Command: dsjax show deepseek_v2_lite
 """
 
 from dsjax.config.loss import LossConfig
-from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import StepDecay
 
 
 def config() -> RunConfig:
-    """The model as released, the run as reported."""
+    """The pre-training as reported."""
     return RunConfig(
         name="deepseek_v2_lite",
         model=ModelConfig(
@@ -39,7 +44,6 @@ def config() -> RunConfig:
                 is_normalized=False,
                 has_bias=False,
             ),
-            rope=RopeConfig(yarn=YarnConfig(mscale=0.707, mscale_all_dim=0.707)),
         ),
         train=TrainConfig(
             steps=301997,

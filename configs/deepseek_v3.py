@@ -5,7 +5,17 @@ The pre-training recipe of the report: 14.8 trillion tokens in rows of 4,096, ba
 2.2e-4 in 2,000 steps, constant to 10 trillion tokens, cosine to 2.2e-5 over 4.3 trillion, then 333
 billion at 2.2e-5 and 167 billion at 7.3e-6; MTP weight 0.3 then 0.1, bias speed 0.001 until 14.3
 trillion; fill-in-the-middle at rate 0.1; no attention mask between packed documents. Parameters
-start at standard deviation 0.006. Lengths here are in steps of 15,360 x 4,096 tokens.
+start at standard deviation 0.006.
+
+The report does not give the ramp's shape. Here it has four equal parts of 3,072, 6,144, 9,216 and
+12,288 rows: 7,680 rows a step on average, so 469 billion tokens take 469e9 / (7,680 x 4,096) =
+14,909 steps. The other 14.33 trillion take 227,785 steps of 15,360 x 4,096 tokens, 242,694 in all;
+what the report dates by tokens (rate, MTP weight, bias speed) is placed at the step that reaches
+them.
+
+YaRN is off: configs are pre-training, which had none. The released weights carry it (factor 40, as
+extended to 128K after pre-training) and `dsjax convert` reads it from them; here
+`--model.rope.yarn.factor 40` adds it. It has no parameters.
 
 Source: DeepSeek-V3 report (arXiv 2412.19437), sec. 2, 4.1 and 4.2; shapes of the released R1.
 Machine: 2,048 H800 for two months in the report; `dsjax show` counts it anywhere.
@@ -14,19 +24,25 @@ bytes a token.
 Command: dsjax show deepseek_v3
 """
 
+from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import DataConfig, PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
-STEP_TOKENS = 15360 * 4096
-CONSTANT, COSINE, LOW, LAST = 10.0e12, 4.3e12, 333e9, 167e9  # tokens of the rate's parts, sec. 4.2
+LENGTH = 4096
+START, BATCH = 3072, 15360  # rows before and after the ramp
+RAMP, CONSTANT, COSINE, LOW, LAST = 469e9, 10.0e12, 4.3e12, 333e9, 167e9  # tokens, sec. 4.2
 
 
 def config() -> RunConfig:
-    """The model as released, the run as reported."""
-    constant, cosine, low, last = (
-        round(part / STEP_TOKENS) for part in (CONSTANT, COSINE, LOW, LAST)
+    """The pre-training as reported."""
+    parts = list(range(START, BATCH, START))  # the ramp's rows; its last step comes before BATCH
+    ramp = round(RAMP / (sum(parts) / len(parts) * LENGTH))
+    full, cosine, low, last = (
+        round(part / (BATCH * LENGTH)) for part in (CONSTANT - RAMP, COSINE, LOW, LAST)
     )
+    constant = ramp + full
+    steps = constant + cosine + low + last
     return RunConfig(
         name="deepseek_v3",
         model=ModelConfig(
@@ -50,12 +66,12 @@ def config() -> RunConfig:
             mtp_depth=1,
         ),
         train=TrainConfig(
-            steps=round((CONSTANT + COSINE + LOW + LAST) / STEP_TOKENS),
-            batch=15360,
-            length=4096,
-            batch_start=3072,
-            batch_ramp_steps=round(469e9 / STEP_TOKENS),
-            batch_multiple=3072,
+            steps=steps,
+            batch=BATCH,
+            length=LENGTH,
+            batch_start=START,
+            batch_ramp_steps=ramp,
+            batch_multiple=START,
             precision="bf16",
             activations="bfloat16",
         ),
@@ -69,6 +85,7 @@ def config() -> RunConfig:
             low_steps=low,
             last_steps=last,
         ),
+        loss=LossConfig(mtp_late_from=constant / steps, bias_until=(constant + cosine) / steps),
         data=DataConfig(fim_rate=0.1),
         place=PlaceConfig(remat="v3"),
     )

@@ -1,9 +1,12 @@
 """Kimi-K2: V3's architecture with 384 experts, 64 heads and one dense layer; a trillion parameters.
 
 61 layers of 7,168 channels, eight of 384 experts chosen without groups and one shared, affinities
-normalized and scaled by 2.827, rotary base 50,000 with YaRN 32 (beta 1 and 1: one ramp step), half
-of V3's heads. It was trained with MuonClip; the optimizer here is V3's AdamW, so this config counts
-and loads it rather than retraces it.
+normalized and scaled by 2.827, rotary base 50,000, half of V3's heads. It was trained with
+MuonClip; the optimizer here is V3's AdamW, so this config counts it rather than retraces it.
+
+YaRN is off: configs are pre-training, which had none. The released weights carry it (factor 32,
+beta 1 and 1: one ramp step) and `dsjax convert` reads it from them; here
+`--model.rope.yarn.factor 32 --model.rope.yarn.beta-fast 1` adds it. It has no parameters.
 
 Source: Kimi K2 report (arXiv 2507.20534) and the released config of Kimi-K2.
 Machine: a cluster; `dsjax show` counts it anywhere.
@@ -12,13 +15,13 @@ Command: dsjax show kimi_k2
 """
 
 from dsjax.config.loss import LossConfig
-from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 
 def config() -> RunConfig:
-    """The model as released."""
+    """The model in pre-training."""
     return RunConfig(
         name="kimi_k2",
         model=ModelConfig(
@@ -37,9 +40,7 @@ def config() -> RunConfig:
                 shared_experts=1,
                 scale=2.827,
             ),
-            rope=RopeConfig(
-                theta=50000.0, yarn=YarnConfig(factor=32.0, beta_fast=1.0, beta_slow=1.0)
-            ),
+            rope=RopeConfig(theta=50000.0),
         ),
         train=TrainConfig(
             steps=231000,

@@ -2,8 +2,10 @@
 
 Same family, other hands: 27 layers of 2,048 channels, 16 heads without query compression, 64 routed
 and two shared experts, six chosen without groups, affinities normalized and scaled by 2.446, rotary
-base 50,000 at 8K without YaRN, RMSNorm epsilon 1e-5. It was trained with Muon; the optimizer here
-is V3's AdamW with the report's peak rate: this config counts and loads it, it does not retrace it.
+base 50,000, RMSNorm epsilon 1e-5. It was trained with Muon; the optimizer here is V3's AdamW with
+the report's peak rate: this config counts it, it does not retrace it.
+
+YaRN is off: configs are pre-training, which had none, and the released weights (at 8K) carry none.
 
 Source: Moonlight (arXiv 2502.16982) and the released config of Moonlight-16B-A3B.
 Machine: one host with 8 accelerators trains it; 32 GB of memory run it.
@@ -18,7 +20,7 @@ from dsjax.config.schedule import LearningRate
 
 
 def config() -> RunConfig:
-    """The model as released."""
+    """The model in pre-training."""
     return RunConfig(
         name="moonlight_16b_a3b",
         model=ModelConfig(

@@ -69,13 +69,17 @@ CASES = {
 }
 
 
+STRETCHED = {
+    "r1": YarnConfig(), "kimi": YarnConfig(factor=32.0, beta_fast=1.0), "moonlight": None,
+    "v2": YarnConfig(), "v2_lite": YarnConfig(mscale=0.707, mscale_all_dim=0.707),
+}
 @pytest.mark.parametrize("name", CASES)
-def test_a_released_config_is_the_model_of_the_projects_own(name):
+def test_a_released_config_is_the_model_of_the_projects_own_and_its_yarn(name):
     data, module = CASES[name]
     ours = module.config().model
-    if name == "r1":  # the project's is pre-training at 4K, the released one is stretched
-        ours = dataclasses.replace(ours, rope=RopeConfig(yarn=YarnConfig()))
-    assert hf_config.read(data).model == dataclasses.replace(ours, init_std=0.02)
+    assert ours.rope.yarn is None  # the project's are pre-training, the released are stretched
+    rope = dataclasses.replace(ours.rope, yarn=STRETCHED[name])
+    assert hf_config.read(data).model == dataclasses.replace(ours, rope=rope, init_std=0.02)
 
 
 @pytest.mark.parametrize("name", CASES)
