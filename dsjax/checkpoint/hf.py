@@ -4,10 +4,16 @@
     hf.save("mine", cfg, params)
 
 DeepSeek-V2, V2-Lite, V3, V3.1, R1, Moonlight and Kimi-K2, in float32, bfloat16 or FP8 with its
-scales, MTP modules included. Reading order: hf_names (which tensor is which parameter), hf_config
-and hf_config_out (config.json), hf_files (tensors on disk), hf_plan (what goes where, or why not),
-hf_pieces (the numbers of a piece), hf_devices (onto and from devices), hf_write (files), hf_disk
-(run folders, from disk to disk).
+scales, MTP modules included. Reading order: hf_names (which tensor is which parameter),
+hf_attributes, hf_config and hf_config_out (config.json), hf_files (tensors on disk), hf_plan (what
+goes where, or why not), hf_pieces (the numbers of a piece), hf_devices (onto and from devices),
+hf_write (files), hf_disk (run folders, from disk to disk).
+
+A checkpoint that is loaded as `stored` (or `fp8`) and saved is equal tensor for tensor, bit for
+bit. For FP8 codes and scales this wants fp8=True and every matrix of a linear layer in FP8, as
+released. Files and the order in them are dsjax's: they too are equal where dsjax wrote the first.
+Once FP8 is dequantized nothing is promised: quantizing again takes the scale from the largest
+number of a block, which need not give the scale that it came from.
 
 Peak host memory beyond the parameters themselves is a few pieces of 16 MB when loading and twice a
 file of the largest tensor's size when saving, whatever the model's size (experiments/weights_io).
@@ -16,8 +22,9 @@ file of the largest tensor's size when saving, whatever the model's size (experi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +39,7 @@ from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_pieces import Source
 from dsjax.checkpoint.hf_plan import Plan
 from dsjax.checkpoint.hf_write import Folder
+from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
@@ -53,8 +61,8 @@ def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = Non
 
     dtype: `float32` or `bfloat16` for all (FP8 dequantized), `stored` for each array as it is, with
     FP8 matrices as `Scaled`, `fp8` the same and an error where there are none. The router's bias is
-    always float32. mtp: False leaves the MTP modules, True wants them, None takes them where they
-    are. `say` gets sentences about what was assumed (None: standard error).
+    float32 in the first two. mtp: False leaves the MTP modules, True wants them, None takes them
+    where they are. `say` gets sentences about what was assumed (None: standard error).
     """
     folder = Path(path)
     plan = hf_plan.plan(folder, dtype, mtp)
@@ -68,13 +76,14 @@ def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = Non
 
 def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: bool = False, *,
          dtype: str | None = None, pow2: bool = False, like: Path | str | None = None,
-         progress: Progress | None = None) -> None:
+         loss: LossConfig | None = None, progress: Progress | None = None) -> None:
     """Write parameters as a released checkpoint that transformers, vLLM and SGLang load.
 
     fp8: matrices become E4M3 with one scale a 128x128 block (powers of two with `pow2`, as V3.1),
     `Scaled` leaves are written as they are, and the rest is bfloat16. Otherwise arrays keep their
     dtype, or get `dtype`, and `Scaled` leaves are dequantized to bfloat16. `like` is a released
-    checkpoint whose token ids, context length and tokenizer files are taken over.
+    checkpoint whose token ids, context length and tokenizer files are taken over. `loss` gives
+    aux_loss_alpha, with which others train on; without it, that of `like`.
     """
     if dtype is not None and dtype not in hf_plan.WIDTHS:
         raise UserError(f"dtype={dtype!r} is not a choice; use {' or '.join(hf_plan.WIDTHS)}")
@@ -85,32 +94,59 @@ def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: boo
     def read(name: str, index: Index) -> np.ndarray:
         return region(arrays[name], index)
 
-    export(folder, cfg, leaves, read, fp8=fp8, dtype=dtype, pow2=pow2,
-           like=Path(like) if like is not None else None, progress=progress or nothing)
+    export(folder, cfg, leaves, read, fp8=fp8, dtype=dtype, pow2=pow2, loss=loss,
+           like=read_like(Path(like)) if like is not None else None,
+           progress=progress or nothing)
 
 
 def export(folder: Folder, cfg: ModelConfig, leaves: dict[str, np.dtype], read: hf_write.Region, *,
-           fp8: bool, dtype: str | None, pow2: bool, like: Path | None,
-           progress: Progress, beside: Sequence[Path] = (),
-           attributes: dict[str, Any] | None = None) -> None:
-    """Write a released checkpoint from leaves that are read a part at a time, see `save`.
-
-    beside: files that go with it. attributes: what a ModelConfig has no place for, where `like`
-    does not say it.
-    """
+           fp8: bool, dtype: str | None, pow2: bool, like: Like | None,
+           loss: LossConfig | None, progress: Progress) -> None:
+    """Write a released checkpoint from leaves that are read a part at a time, see `save`."""
+    if pow2 and not fp8:
+        raise UserError("power-of-two scales (pow2) are of FP8 matrices; ask for fp8 too")
     wanted = None if dtype is None else hf_plan.WIDTHS[dtype]
     tensors = list(hf_write.outputs(cfg, leaves, wanted, fp8))
-    data = hf_files.read_json(like / hf_files.CONFIG) if like else None
     plain = next(t.dtype for t in tensors)
-    form = None
-    if fp8:
-        kept = [p for t in tensors if t.is_scale for p in hf_names.held(t.place)[1:]]
-        kept = [p for p in kept if p.leaf in leaves]
-        is_pow2 = all(_are_powers(read(p.leaf, p.index(0, p.shape[0]))) for p in kept)
-        form = "ue8m0" if (is_pow2 if kept else pow2) else "float"
-    config = hf_config_out.write(cfg, str(plain), form, data or attributes)
-    extras = {p.name: p for p in (*beside, *(extra_files(like) if like else ()))}
-    hf_write.write(folder, tensors, leaves, read, config, [*extras.values()], pow2, progress)
+    form = _scale_form(tensors, leaves, read, pow2) if fp8 else None
+    config = hf_config_out.write(cfg, str(plain), form, like and like.attributes, loss)
+    files = list(like.files) if like else []
+    hf_write.write(folder, tensors, leaves, read, config, files, pow2, progress)
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a released checkpoint is besides its weights."""
+
+    attributes: dict[str, Any]
+    """A config, or the part of one that a ModelConfig has no place for."""
+    files: tuple[Path, ...] = ()
+    """Tokenizer, generation settings, code."""
+
+
+def read_like(folder: Path) -> Like:
+    """All that a released checkpoint is besides its weights."""
+    config = hf_files.read_json(folder / hf_files.CONFIG)
+    if "model_type" not in config:
+        raise UserError(
+            f"{folder / hf_files.CONFIG} names no model_type; give the folder of a released "
+            "checkpoint"
+        )
+    return Like(config, tuple(extra_files(folder)))
+
+
+def _scale_form(tensors: list[hf_write.Output], leaves: dict[str, np.dtype],
+                read: hf_write.Region, pow2: bool) -> str:
+    """How a config calls the FP8 scales: those that are kept as they are, and those to be made."""
+    kept = [p for t in tensors if t.is_scale for p in hf_names.held(t.place)[1:]]
+    kept = [p for p in kept if p.leaf in leaves]
+    is_pow2 = all(_are_powers(read(p.leaf, p.index(0, p.shape[0]))) for p in kept)
+    if pow2 and not is_pow2:
+        raise UserError(
+            "the FP8 matrices are written as they are, and their scales are not powers of two; "
+            "leave pow2 out, or load them as bfloat16 first"
+        )
+    return "ue8m0" if (is_pow2 if kept else pow2) else "float"
 
 
 def _are_powers(scales: np.ndarray) -> bool:

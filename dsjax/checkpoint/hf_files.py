@@ -198,8 +198,9 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """The reason when writing failed for want of room or permission; None for other errors."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+    """The reason when a disk, its room, a permission or a name is at fault; None otherwise."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM,
+               errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)
     for number in numbers:
         if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             return os.strerror(number).lower()

@@ -2,7 +2,8 @@
 
 Every tensor has a place or is named in an error, and every place has its tensor, with the shape and
 a dtype that fit. Two things may be absent: the MTP modules' copies of embedding and head, and the
-modules themselves, which many conversions drop while the config still counts them.
+modules themselves, which many conversions drop while the config still counts them. Tensors of
+modules that are there but not wanted must be theirs too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dsjax.ops import rope
 
 WIDTHS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 DTYPES = (*WIDTHS, "stored", "fp8")
+DIRECT_QUERY = "model.layers.0.self_attn.q_proj.weight"  # is there without query compression
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ def plan(folder: Path, dtype: str, mtp: bool | None = None) -> Plan:
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not a choice; use one of {', '.join(DTYPES)}")
     data = hf_files.read_json(folder / hf_files.CONFIG)
-    released = hf_config.read(data, str(folder / hf_files.CONFIG))
+    where = str(folder / hf_files.CONFIG)
+    released = hf_config.read(data, where)
     tensors = hf_files.open_checkpoint(folder)
+    if "q_lora_rank" not in data and DIRECT_QUERY in tensors:  # the tensors say that it is null
+        released = hf_config.read(data | {"q_lora_rank": None}, where)
     cfg, remarks = _with_mtp(released.model, tensors, mtp)
+    remarks += released.remarks
     order = {name: i for i, name in enumerate(tensors)}
-    found, copies = _match(folder, cfg, dict(tensors), released.model.mtp_depth)
+    found, copies = _match(folder, cfg, dict(tensors), released.model)
     if dtype == "fp8" and not any(t.dtype == FP8 for t, _ in found.values()):
         raise UserError(f"{folder} has no FP8 matrices to keep; use dtype='bfloat16' or 'stored'")
     sources = _sources(found, dtype)
@@ -73,6 +79,11 @@ def _with_mtp(cfg: ModelConfig, tensors: dict[str, Tensor],
     """The config with the MTP modules that will be loaded, and what to say about it."""
     first = f"model.layers.{cfg.layers}."
     is_there = any(name.startswith(first) for name in tensors)
+    if mtp and not cfg.mtp_depth:
+        raise UserError(
+            "the checkpoint's config counts no MTP module (num_nextn_predict_layers); get one that "
+            "has some, or load with mtp=False"
+        )
     if not cfg.mtp_depth or (mtp is not False and is_there):
         return cfg, []
     bare = dataclasses.replace(cfg, mtp_depth=0)
@@ -84,14 +95,14 @@ def _with_mtp(cfg: ModelConfig, tensors: dict[str, Tensor],
             "that has them, or load with mtp=False"
         )
     remark = (
-        f"the config counts {cfg.mtp_depth} MTP module(s), but there are no tensors {first}*: "
+        f"the config means {cfg.mtp_depth} MTP module(s), but there are no tensors {first}*: "
         "loaded without"
     )
     return bare, [remark]
 
 
 def _match(
-    folder: Path, cfg: ModelConfig, tensors: dict[str, Tensor], released_depth: int
+    folder: Path, cfg: ModelConfig, tensors: dict[str, Tensor], released: ModelConfig
 ) -> tuple[dict[Placement, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor]]]:
     """Each placement's tensor and scales, and the pairs that must be equal; nothing left over."""
     found: dict[Placement, tuple[Tensor, Tensor | None]] = {}
@@ -114,7 +125,9 @@ def _match(
             f"{folder} lacks {_some(missing)}, which its config.json asks for; "
             "download the whole checkpoint, or correct the config"
         )
-    left = [name for name, t in tensors.items() if not _is_known(name, t, cfg, released_depth)]
+    if cfg.mtp_depth < released.mtp_depth:
+        _drop_mtp(tensors, released)
+    left = [name for name, t in tensors.items() if not _is_frequencies(name, t, cfg)]
     if left:
         raise UserError(
             f"{folder} has {_some(left)}, for which a model of its config.json has no place; "
@@ -123,11 +136,18 @@ def _match(
     return found, copies
 
 
-def _is_known(name: str, tensor: Tensor, cfg: ModelConfig, released_depth: int) -> bool:
-    """Whether a tensor without a place is one that may be left: it says nothing new."""
-    dropped = range(cfg.layers + cfg.mtp_depth, cfg.layers + released_depth)
-    if any(name.startswith(f"model.layers.{i}.") for i in dropped):
-        return True
+def _drop_mtp(tensors: dict[str, Tensor], released: ModelConfig) -> None:
+    """Take the tensors of unwanted MTP modules out; they must be as their modules have them."""
+    modules = tuple(f"model.layers.{released.layers + i}." for i in range(released.mtp_depth))
+    for place in placements(released):
+        if place.name in tensors and place.name.startswith(modules):
+            tensor = tensors.pop(place.name)
+            scales = tensors.pop(place.name + SCALE, None) if tensor.dtype == FP8 else None
+            _check(place, tensor, scales)
+
+
+def _is_frequencies(name: str, tensor: Tensor, cfg: ModelConfig) -> bool:
+    """Whether a tensor without a place may be left: rotary frequencies, which say nothing new."""
     if not name.endswith("rotary_emb.inv_freq") or not isinstance(cfg.attention, MLAConfig):
         return False
     expected = rope.frequencies(cfg.rope, cfg.attention.rope_dim)
@@ -183,8 +203,8 @@ def _sources(found: dict[Placement, tuple[Tensor, Tensor | None]], dtype: str) -
             made.append(Source(by_block, scales, None, scales.dtype))
             continue
         wanted = WIDTHS.get(dtype, tensor.dtype)
-        if place.leaf.endswith("router.bias"):  # added to affinities that differ by less
-            wanted = WIDTHS["float32"]
+        if place.leaf.endswith("router.bias") and dtype in WIDTHS:
+            wanted = WIDTHS["float32"]  # added to affinities that differ by less
         made.append(Source(place, tensor, scales, wanted))
     return made
 

@@ -62,8 +62,8 @@ def outputs(cfg: ModelConfig, leaves: Mapping[str, np.dtype], dtype: np.dtype | 
             yield Output(place.name + SCALE, shape, scales, place, is_scale=True)
             continue
         wanted = dtype or (np.dtype(BFLOAT16) if is_fp8 and not is_kept else own)
-        if place.leaf.endswith("router.bias"):
-            wanted = np.dtype(np.float32)
+        if place.leaf.endswith("router.bias"):  # never narrowed; a stored one stays as it was
+            wanted = own if own.itemsize < 4 and dtype is None else np.dtype(np.float32)
         yield Output(place.name, place.shape, wanted, place)
 
 

@@ -17,6 +17,7 @@ from dsjax import params
 from dsjax.checkpoint import hf, hf_files, hf_pieces
 from dsjax.checkpoint.hf_devices import Buffers, region
 from dsjax.checkpoint.hf_names import SCALE, placements
+from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
@@ -32,7 +33,7 @@ CFG = ModelConfig(
     mtp_depth=2, rope=RopeConfig(yarn=YarnConfig()),
 )
 LITE = dataclasses.replace(
-    CFG, attention=dataclasses.replace(CFG.attention, q_rank=None), mtp_depth=0,
+    CFG, attention=dataclasses.replace(CFG.attention, heads=5, q_rank=None), mtp_depth=0,
     moe=dataclasses.replace(CFG.moe, score="softmax", is_normalized=False, has_bias=False,
                             group_score="max"),
 )
@@ -188,6 +189,44 @@ def test_the_routers_bias_stays_float32(tmp_path):
     assert p.moe.ffn.router.bias.dtype == jnp.float32
     np.testing.assert_array_equal(p.moe.ffn.router.bias, PARAMS.moe.ffn.router.bias)
     assert p.moe.ffn.router.centroids.dtype == jnp.bfloat16
+
+
+def test_a_bias_that_was_released_in_bfloat16_comes_back_so(tmp_path):
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)
+    hf.save(tmp_path / "a", CFG, low)
+    cfg, p = hf.load(tmp_path / "a", dtype="stored")
+    assert p.moe.ffn.router.bias.dtype == jnp.bfloat16
+    hf.save(tmp_path / "b", cfg, p)
+    same_files(tmp_path / "a", tmp_path / "b")
+    assert hf.load(tmp_path / "a", dtype="bfloat16")[1].moe.ffn.router.bias.dtype == jnp.float32
+    hf.save(tmp_path / "c", cfg, p, dtype="float32")
+    assert hf.load(tmp_path / "c", dtype="stored")[1].moe.ffn.router.bias.dtype == jnp.float32
+
+
+def test_the_tensors_say_whether_queries_are_compressed_where_the_config_does_not(tmp_path):
+    for name, cfg in (("with", CFG), ("without", LITE)):
+        hf.save(tmp_path / name, cfg, draw(cfg))
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        del config["q_lora_rank"]
+        hf_files.write_json(tmp_path / name / "config.json", config)
+    assert hf.load(tmp_path / "without")[0] == LITE
+    with pytest.raises(UserError, match=r"q_a_proj.* config.json means \[1536, 140\]"):
+        hf.load(tmp_path / "with")  # 1536 is DeepSeek's and transformers' default
+
+
+def test_what_is_assumed_is_said(tmp_path):
+    hf.save(tmp_path / "a", CFG, PARAMS)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert "aux_loss_alpha" not in config
+    del config["routed_scaling_factor"]  # 2.5, which is also the default
+    hf_files.write_json(tmp_path / "a" / "config.json", config)
+    said = []
+    cfg, p = hf.load(tmp_path / "a", say=said.append)
+    assert cfg == CFG
+    assert ["routed_scaling_factor=2.5" in s for s in said] == [True, False]
+    assert "aux_loss_alpha is not in the config: training would go on with 0.0001" in said[1]
+    hf.save(tmp_path / "b", cfg, p, loss=LossConfig(balance=0.25))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["aux_loss_alpha"] == 0.25
 
 
 def shard(name, shape):

@@ -1,5 +1,6 @@
 """A broken checkpoint or a full disk is one clear sentence, and nothing half-written is left."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -201,6 +202,27 @@ def test_a_copy_that_is_none(broken):
     assert hf.load(folder, mtp=False)[1].mtp is None
 
 
+@pytest.mark.parametrize("name", ["model.layers.2.enorm.bias", "model.layers.2.x.weight"])
+def test_a_module_that_is_left_out_must_still_be_one(broken, name):
+    def add(tensors):
+        tensors[name] = np.ones(10, np.float32)
+
+    refuses(broken(add), f"has {name}, for which a model", mtp=False)
+
+
+def test_a_module_that_is_left_out_must_have_its_shapes(broken):
+    def cut(tensors):
+        tensors["model.layers.2.enorm.weight"] = np.ones(9, np.float32)
+
+    refuses(broken(cut), "model.layers.2.enorm.weight has the shape [9]", mtp=False)
+
+
+def test_modules_that_the_config_does_not_count_cannot_be_wanted(tmp_path):
+    p = draw().replace(mtp=None)
+    hf.save(tmp_path / "a", dataclasses.replace(CFG, mtp_depth=0), p)
+    refuses(tmp_path / "a", "counts no MTP module", mtp=True)
+
+
 def test_frequencies_that_are_the_configs_own_may_be_left(broken, tmp_path):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
 
@@ -234,6 +256,31 @@ def test_layers_of_two_dtypes_need_a_dtype(broken):
 
 
 # Writing
+
+
+def test_flags_that_would_be_ignored_are_refused(tmp_path):
+    with pytest.raises(UserError, match="are of FP8 matrices; ask for fp8 too"):
+        hf.save(tmp_path / "a", CFG, draw(), pow2=True)
+    hf.save(tmp_path / "a", CFG, draw(), fp8=True)
+    cfg, p = hf.load(tmp_path / "a", dtype="fp8")
+    with pytest.raises(UserError, match="their scales are not powers of two"):
+        hf.save(tmp_path / "b", cfg, p, fp8=True, pow2=True)
+    hf.save(tmp_path / "b", cfg, hf.load(tmp_path / "a")[1], fp8=True, pow2=True)
+    cfg, p = hf.load(tmp_path / "b", dtype="fp8")
+    hf.save(tmp_path / "c", cfg, p, fp8=True, pow2=True)
+
+
+def test_a_file_where_a_folder_would_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"could not be written \(not a directory\)"):
+        hf.save(tmp_path / "file" / "a", CFG, draw())
+
+
+def test_a_checkpoint_to_be_like_must_be_released(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no model_type"):
+        hf.save(tmp_path / "a", CFG, draw(), like=tmp_path / "run")
 
 
 def test_a_folder_in_use_is_not_written_over(tmp_path):
