@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,20 @@ from typing import Any
 import numpy as np
 
 from dsjax.checkpoint import files, hf, hf_files, hf_names, hf_pieces, hf_plan, store
+from dsjax.checkpoint.hf import Like
 from dsjax.checkpoint.hf_devices import Index
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_plan import Plan
 from dsjax.checkpoint.hf_write import Folder
 from dsjax.checkpoint.store import ARRAYS
-from dsjax.config.model import ModelConfig
+from dsjax.config.model import ModelConfig, dropless
 from dsjax.config.run import DataConfig, RunConfig, TrainConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.errors import UserError
 from dsjax.model import transformer
 from dsjax.params import paths
 
-RELEASED = "released"
+RELEASED, WORDS = "released", "tokenizer.json"
 PREFIX = "params."
 JOURNAL = ".done"
 LENGTH = 4096  # tokens a row when training goes on; V3 report sec. 4.2
@@ -45,7 +46,7 @@ def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = No
            say: Say = print, progress: Progress = hf.nothing) -> None:
     """Make a run folder of a released checkpoint; see `hf.load` for `dtype` and `mtp`."""
     plan = hf_plan.plan(source, dtype, mtp)
-    for remark in (*plan.remarks, *plan.released.remarks):
+    for remark in plan.remarks:
         say(remark)
     folder = Folder(run.absolute(), _fingerprint(source, dtype, mtp))
     arrays = folder.partial / "checkpoints" / f"{files.PARTIAL}{0:08d}" / ARRAYS
@@ -66,11 +67,15 @@ def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = No
 
 
 def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = None, *,
-                which: str = "params", pow2: bool = False, beside: Sequence[Path] = (),
-                attributes: dict[str, Any] | None = None, say: Say = print,
+                which: str = "params", pow2: bool = False, like: Path | None = None,
+                own: Like | None = None, say: Say = print,
                 progress: Progress = hf.nothing) -> None:
-    """Make a released checkpoint of a run folder's newest checkpoint; see `hf.save`."""
-    config = run_from_json(run / "config.json")
+    """Make a released checkpoint of a run folder's newest checkpoint; see `hf.save`.
+
+    like: a released checkpoint; None is the one that the run was converted from, or the run that it
+    started from. own: the run's tokenizer and the token ids that it means.
+    """
+    config = _config(run)
     step = max(files.steps(run / "checkpoints"), default=None)
     if step is None:
         raise UserError(f"there is no checkpoint in {run / 'checkpoints'}; train first")
@@ -86,11 +91,15 @@ def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = 
         if name.startswith(opened.prefix)
     }
     _match(config.model, leaves, manifest, opened.prefix, where)
-    like = run / RELEASED if (run / RELEASED / hf_files.CONFIG).is_file() else None
+    source = like or _released_before(run, config, say)
+    kept = _joined(run, hf.read_like(source), own, say) if source else own
     digest = hashlib.sha256((where / files.MANIFEST).read_bytes()).hexdigest()
     folder = Folder(target.absolute(), f"{digest} {fp8} {dtype} {which} {pow2}")
-    hf.export(folder, config.model, leaves, opened.read, fp8=fp8, dtype=dtype, pow2=pow2,
-              like=like, progress=progress, beside=beside, attributes=attributes)
+    if dropless(config.model) != config.model:
+        say("capacity_factor is not written: it drops tokens in training only")
+    model = dropless(config.model)
+    hf.export(folder, model, leaves, opened.read, fp8=fp8, dtype=dtype, pow2=pow2,
+              like=kept, loss=config.loss, progress=progress)
     say(f"{target} is checkpoint {step} of {run}")
 
 
@@ -186,7 +195,7 @@ def _spec(where: Path) -> dict[str, Any]:
 
 def _write_rest(source: Path, partial: Path, name: str, plan: Plan) -> None:
     """The run's config, the tokenizer, and the source's own small files."""
-    words = source / "tokenizer.json"
+    words = source / WORDS
     run = RunConfig(
         name=name,
         model=plan.cfg,
@@ -204,6 +213,49 @@ def _write_rest(source: Path, partial: Path, name: str, plan: Plan) -> None:
 
 
 # From a run folder
+
+
+def _config(run: Path) -> RunConfig:
+    """A run's config; the other kind of folder gets a sentence of its own."""
+    path = run / hf_files.CONFIG
+    if path.is_file() and "model_type" in hf_files.read_json(path):
+        raise UserError(
+            f"{run} is a released checkpoint; convert it with `dsjax convert hf-to-dsjax`, or give "
+            "the folder of a run"
+        )
+    return run_from_json(path)
+
+
+def _released_before(run: Path, config: RunConfig, say: Say) -> Path | None:
+    """The released checkpoint that a run was converted from, or the run that it started from."""
+    seen: list[Path] = []
+    while run not in seen:
+        seen.append(run)
+        if (run / RELEASED / hf_files.CONFIG).is_file():
+            return run / RELEASED
+        if config.start_from is None:
+            return None
+        run = Path(config.start_from)
+        if not (run / hf_files.CONFIG).is_file():
+            say(f"{run}, which {seen[-1]} started from, is not there: what its checkpoint had "
+                "besides weights is not taken over; --like names a checkpoint that has it")
+            return None
+        config = _config(run)
+    return None
+
+
+def _joined(run: Path, like: Like, own: Like | None, say: Say) -> Like:
+    """What a released checkpoint is besides its weights; only the rest if the tokenizer is new."""
+    words = run / WORDS
+    if own is None or not words.is_file():
+        return like
+    released = next((p for p in like.files if p.name == WORDS), None)
+    if released is not None and released.read_bytes() == words.read_bytes():
+        return like
+    say(f"the run's {WORDS} is not that of {run if released is None else released.parent}: it is "
+        "written, without the token ids, chat template and generation settings of the other")
+    left = {k: v for k, v in like.attributes.items() if not k.endswith("_token_id")}
+    return Like(left | own.attributes, own.files)
 
 
 @dataclass

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from dsjax.errors import UserError
+
+if TYPE_CHECKING:  # jax costs a second to import
+    from dsjax.checkpoint.hf import Like
 
 EVERY = 10.0  # seconds between plain lines where there is no terminal
 
@@ -49,6 +52,9 @@ class DsjaxToHf:
     """Dtype of the rest; by default that of the run, bfloat16 beside FP8."""
     which: Literal["params", "ema"] = "params"
     """The parameters, or their average where the run kept one."""
+    like: Path | None = None
+    """Released checkpoint whose token ids, context length, tokenizer and chat template are taken
+    over; by default the one that the run, or the run it started from, was converted from."""
 
 
 Convert = (
@@ -68,27 +74,27 @@ def run(argv: list[str]) -> int:
             hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=_say, progress=progress)
         else:
             with tempfile.TemporaryDirectory() as made:
-                beside, attributes = _words(args.source, Path(made))
+                own = _words(args.source, Path(made))
                 hf_disk.to_released(
                     args.source, args.target, args.fp8, args.dtype, which=args.which,
-                    pow2=args.pow2, beside=beside, attributes=attributes, say=_say,
-                    progress=progress,
+                    pow2=args.pow2, like=args.like, own=own, say=_say, progress=progress,
                 )
     print(args.target)
     return 0
 
 
-def _words(run: Path, made: Path) -> tuple[list[Path], dict[str, Any]]:
+def _words(run: Path, made: Path) -> Like | None:
     """The run's tokenizer as transformers wants it, and the ids a config names."""
+    from dsjax.checkpoint.hf import Like
     from dsjax.data import tokenizer
 
     path = run / "tokenizer.json"
     if not path.is_file():
-        return [], {}
+        return None
     try:
         words = tokenizer.load(path)
     except UserError:  # a released run's own tokenizer of another kind; it is copied as it is
-        return [path], {}
+        return Like({}, (path,))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast",
                 "eos_token": words.core.id_to_token(words.end_id)}
     ids = {"eos_token_id": words.end_id}
@@ -97,7 +103,7 @@ def _words(run: Path, made: Path) -> tuple[list[Path], dict[str, Any]]:
         ids["bos_token_id"] = words.begin_id
     beside = made / "tokenizer_config.json"
     beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return [path, beside], ids
+    return Like(ids, (path, beside))
 
 
 def _say(sentence: str) -> None:

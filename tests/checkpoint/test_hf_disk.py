@@ -17,14 +17,16 @@ import pytest
 from configs import tiny
 from dsjax.checkpoint import hf, hf_disk, hf_files, hf_pieces, store
 from dsjax.cli import convert, main
+from dsjax.config.loss import LossConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.data import tokenizer
+from dsjax.errors import UserError
 from tests.checkpoint.test_hf import CFG, LITE, PARAMS, draw, same, same_files
 
 QUIET = {"say": lambda sentence: None}
 
 
-def run(*words):
+def run_command(*words):
     return main.main(["convert", *map(str, words)])
 
 
@@ -38,9 +40,9 @@ def source(tmp_path):
 @pytest.mark.parametrize("form", ["float32", "fp8"])
 def test_there_and_back_gives_the_same_files(form, tmp_path, capsys):
     hf.save(tmp_path / "a", CFG, PARAMS, fp8=form == "fp8")
-    assert run("hf-to-dsjax", tmp_path / "a", tmp_path / "run") == 0
+    assert run_command("hf-to-dsjax", tmp_path / "a", tmp_path / "run") == 0
     flags = ["--fp8"] if form == "fp8" else []
-    assert run("dsjax-to-hf", tmp_path / "run", tmp_path / "b", *flags) == 0
+    assert run_command("dsjax-to-hf", tmp_path / "run", tmp_path / "b", *flags) == 0
     same_files(tmp_path / "a", tmp_path / "b")
     assert "aux_loss_alpha is not in the config" in capsys.readouterr().err
 
@@ -68,11 +70,8 @@ def test_a_trained_run_becomes_a_checkpoint_with_its_tokenizer(tmp_path):
     words.save(tmp_path / "tokenizer.json")
     cfg = dataclasses.replace(CFG, vocab=300)
     p = jax.tree.map(np.asarray, draw(cfg))
-    kept = store.Store(tmp_path / "checkpoints", 1)
-    kept.save(3, {"train": {"params": jax.tree.map(jax.numpy.asarray, p)}}, {})
-    kept.close()
-    run_to_json(dataclasses.replace(tiny.config(), model=cfg), tmp_path / "config.json")
-    assert run("dsjax-to-hf", tmp_path, tmp_path / "out") == 0
+    checkpointed(tmp_path, p, model=cfg)
+    assert run_command("dsjax-to-hf", tmp_path, tmp_path / "out") == 0
     read, q = hf.load(tmp_path / "out")
     assert read == cfg
     same(jax.tree.map(np.asarray, q), p)
@@ -88,7 +87,7 @@ def test_a_run_in_fp8_is_read_in_bfloat16_and_generates(tmp_path, capsys):
     cfg = dataclasses.replace(LITE, vocab=300, layers=2)
     hf.save(tmp_path / "source", cfg, jax.tree.map(lambda a: 0.08 * a, draw(cfg)), fp8=True)
     words.save(tmp_path / "source" / "tokenizer.json")
-    assert run("hf-to-dsjax", tmp_path / "source", tmp_path / "run") == 0
+    assert run_command("hf-to-dsjax", tmp_path / "source", tmp_path / "run") == 0
     got = store.load_params(tmp_path / "run", cfg)
     assert got.moe.ffn.experts.w_down.dtype == got.dense.attn.w_uq.dtype == jax.numpy.bfloat16
     same(jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), got),
@@ -97,6 +96,95 @@ def test_a_run_in_fp8_is_read_in_bfloat16_and_generates(tmp_path, capsys):
     flags = ["--prompt", "to be", "--max-new", "9", "--temperature", "0", "--json"]
     assert main.main(["generate", str(tmp_path / "run"), *flags]) == 0
     assert 1 <= json.loads(capsys.readouterr().out)["new_tokens"] <= 9
+
+
+def checkpointed(run, params, **changes):
+    """A run folder with one checkpoint, as training leaves it."""
+    kept = store.Store(run / "checkpoints", 1)
+    kept.save(3, {"train": {"params": jax.tree.map(jax.numpy.asarray, params)}}, {})
+    kept.close()
+    run_to_json(dataclasses.replace(tiny.config(), **changes), run / "config.json")
+    return run
+
+
+@pytest.fixture
+def lite(tmp_path):
+    """A run converted from a released checkpoint with all that may lie beside weights."""
+    cfg = dataclasses.replace(LITE, vocab=300)
+    source = tmp_path / "released"
+    hf.save(source, cfg, draw(cfg))
+    more = {"eos_token_id": 7, "max_position_embeddings": 163840, "aux_loss_alpha": 0.001}
+    config = json.loads((source / "config.json").read_text())
+    hf_files.write_json(source / "config.json", config | more)
+    tokenizer.train_bpe(["to be or not to be " * 9], 300).save(source / "tokenizer.json")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (source / name).write_text('{"chat_template": "x"}')
+    hf_disk.to_run(source, tmp_path / "lite", **QUIET)
+    return tmp_path / "lite"
+
+
+def exported(run, out, *flags):
+    assert run_command("dsjax-to-hf", run, out, *flags) == 0
+    return json.loads((out / "config.json").read_text()), {p.name for p in out.iterdir()}
+
+
+def test_a_fine_tuned_run_keeps_what_its_source_had_beside_weights(lite, tmp_path):
+    cfg = run_from_json(lite / "config.json").model
+    (tmp_path / "a").mkdir()
+    shutil.copyfile(lite / "tokenizer.json", tmp_path / "a" / "tokenizer.json")
+    loss = LossConfig(balance=0.0, expert_balance=0.5)
+    tuned = checkpointed(tmp_path / "a", draw(cfg, 1), model=cfg, loss=loss, start_from=str(lite))
+    again = checkpointed(tmp_path / "b", draw(cfg, 2), model=cfg, start_from=str(tuned))
+    for run in (tuned, again):
+        config, files = exported(run, tmp_path / f"out-{run.name}")
+        assert (config["eos_token_id"], config["max_position_embeddings"]) == (7, 163840)
+        assert {"generation_config.json", "tokenizer_config.json", "tokenizer.json"} <= files
+        assert config["aux_loss_alpha"] == (0.5 if run is tuned else 0.0)
+
+
+def test_another_tokenizer_does_not_get_the_token_ids_of_the_source(lite, tmp_path, capsys):
+    cfg = run_from_json(lite / "config.json").model
+    words = tokenizer.train_bpe(["the rest is silence " * 9], 300)
+    (tmp_path / "a").mkdir()
+    words.save(tmp_path / "a" / "tokenizer.json")
+    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, start_from=str(lite))
+    config, files = exported(run, tmp_path / "out")
+    assert "is not that of" in capsys.readouterr().err
+    assert (config["eos_token_id"], config["max_position_embeddings"]) == (words.end_id, 163840)
+    assert "generation_config.json" not in files
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == words.source
+
+
+def test_a_source_that_is_gone_is_said_and_can_be_named(lite, tmp_path, capsys):
+    cfg = run_from_json(lite / "config.json").model
+    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, start_from=str(tmp_path / "gone"))
+    config, _ = exported(run, tmp_path / "out")
+    assert "eos_token_id" not in config
+    assert "is not there: what its checkpoint had besides weights" in capsys.readouterr().err
+    config, files = exported(run, tmp_path / "out2", "--like", tmp_path / "released")
+    assert config["eos_token_id"] == 7
+    assert "generation_config.json" in files
+
+
+def test_a_capacity_of_training_is_left_out_of_what_is_released(tmp_path, capsys):
+    moe = dataclasses.replace(CFG.moe, capacity_factor=1.5)
+    cfg = dataclasses.replace(CFG, moe=moe)
+    with pytest.raises(UserError, match=r"capacity_factor=1.5 has no released form"):
+        hf.save(tmp_path / "x", cfg, PARAMS)
+    exported(checkpointed(tmp_path / "a", PARAMS, model=cfg), tmp_path / "out")
+    assert "capacity_factor is not written" in capsys.readouterr().err
+    assert hf.load(tmp_path / "out", **QUIET)[0] == CFG
+
+
+def test_the_wrong_direction_is_said(source, tmp_path, capsys):
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    assert run_command("hf-to-dsjax", tmp_path / "run", tmp_path / "x") == 2
+    assert "convert it with `dsjax convert dsjax-to-hf`" in capsys.readouterr().err
+    assert run_command("dsjax-to-hf", source, tmp_path / "x") == 2
+    assert "convert it with `dsjax convert hf-to-dsjax`" in capsys.readouterr().err
+    assert run_command("dsjax-to-hf", tmp_path / "run", tmp_path / "x", "--pow2") == 2
+    assert "ask for fp8 too" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*x*"))
 
 
 class Stop(Exception):  # noqa: N818
@@ -178,14 +266,14 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(source, tmp_path
 
 
 def test_bad_input_is_a_sentence_and_status_2(source, tmp_path, capsys):
-    assert run("hf-to-dsjax", tmp_path / "none", tmp_path / "run") == 2
+    assert run_command("hf-to-dsjax", tmp_path / "none", tmp_path / "run") == 2
     assert "config.json is missing" in capsys.readouterr().err
     (source / "model-00001-of-00001.safetensors").unlink()
-    assert run("hf-to-dsjax", source, tmp_path / "run") == 2
+    assert run_command("hf-to-dsjax", source, tmp_path / "run") == 2
     said = capsys.readouterr().err
     assert "is missing, which model.safetensors.index.json lists" in said
     assert "Traceback" not in said
-    assert run("dsjax-to-hf", tmp_path, tmp_path / "out") == 2
+    assert run_command("dsjax-to-hf", tmp_path, tmp_path / "out") == 2
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "out").exists()
 
@@ -196,7 +284,7 @@ def test_a_damaged_checkpoint_is_not_exported(source, tmp_path, capsys):
     data = bytearray(chunk.read_bytes())
     data[7] ^= 1
     chunk.write_bytes(data)
-    assert run("dsjax-to-hf", tmp_path / "run", tmp_path / "out") == 2
+    assert run_command("dsjax-to-hf", tmp_path / "run", tmp_path / "out") == 2
     assert "is not what was written" in capsys.readouterr().err
 
 
