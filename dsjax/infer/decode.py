@@ -62,11 +62,12 @@ def default_backend() -> Backend:
 
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any, *,
-              many: Dispatch, products: Products) -> Array:
+              many: Dispatch, products: Products) -> tuple[Array, Array]:
     if grouped_decode.is_few(experts.size, value(w_down).shape[0]):
-        return grouped_decode.experts_few(
+        y = grouped_decode.experts_few(
             x, experts, weights, w_gate_up, w_down, products=products
         )
+        return y, jnp.zeros(())
     return many(x, experts, weights, w_gate_up, w_down)
 
 

@@ -20,6 +20,7 @@ from dsjax.numerics.products import Products, Weight
 from dsjax.numerics.wide import wide
 from dsjax.ops import attention, grouped
 from dsjax.ops.linear import linear
+from dsjax.params import Tree
 
 
 class Linear(Protocol):
@@ -33,11 +34,25 @@ class Linear(Protocol):
 Attend = Callable[[Array, Array, Array, Array, float], Array]
 """q [B, H, T, N], k, v, segments [B, T], scale -> [B, H, T, U]; causal, within segments."""
 
-Dispatch = Callable[[Array, Array, Array, Array | Weight, Array | Weight], Array]
-"""x [T, D], experts [T, K], weights [T, K], w_gate_up, w_down -> the weighted sum [T, D]."""
+Dispatch = Callable[[Array, Array, Array, Array | Weight, Array | Weight], tuple[Array, Array]]
+"""x [T, D], experts [T, K], weights [T, K], w_gate_up, w_down -> the weighted sum [T, D], and []
+rounds of exchange beyond the first."""
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """Name the logical axes of an activation, so that a mesh may place it."""
+
+Move = Callable[[Tree, Tree], Tree]
+"""A tree of parameters, or of what is held of them, and its Specs -> the tree in another place."""
+
+
+def leave(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """The single device's `constrain`: nothing to place."""
+    return x
+
+
+def stay(tree: Tree, specs: Tree) -> Tree:
+    """The single device's `place` and `settle`: parameters rest where they are used."""
+    return tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +70,8 @@ class Backend:
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_chunk: int = 128
-
-
-def leave(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """The single device's `constrain`: nothing to place."""
-    return x
+    place: Move = stay  # parameters from where they rest to where a step uses them
+    settle: Move = stay  # gradients to where their parameters rest
 
 
 HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16
@@ -74,7 +86,7 @@ def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.flo
         high=functools.partial(linear, products=high),
         after_attention=functools.partial(linear, products=products.after_attention or products),
         attend=functools.partial(_attend, is_low=is_low),
-        dispatch=functools.partial(grouped.experts_batched, products=products),
+        dispatch=functools.partial(_dispatch, products=products),
         constrain=leave,
         products=products,
         dtype=jnp.dtype(dtype),
@@ -84,6 +96,12 @@ def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.flo
 
 def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low: bool) -> Array:
     return attention.attend(q, k, v, segments, scale, 128, is_low)
+
+
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
+              w_down: Array | Weight, products: Products) -> tuple[Array, Array]:
+    y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, products=products)
+    return y, jnp.zeros(())
 
 
 def save_nothing(*_: object, **__: object) -> bool:

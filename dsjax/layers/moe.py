@@ -48,16 +48,17 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
         routing = limit_capacity(routing, is_real, cfg)
     tokens = x.reshape(-1, x.shape[-1])
     per_token = cfg.experts_per_token
-    y = backend.dispatch(
+    y, extra_rounds = backend.dispatch(
         tokens,
         routing.experts.reshape(-1, per_token),
         routing.weights.reshape(-1, per_token).astype(x.dtype),
         p.experts.w_gate_up,
         p.experts.w_down,
-    ).reshape(x.shape)
+    )
+    y = y.reshape(x.shape)
     if p.shared is not None:
         y = y + swiglu(p.shared, x, backend)
-    return y, stats
+    return y, dataclasses.replace(stats, extra_rounds=extra_rounds)
 
 
 def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:

@@ -60,6 +60,7 @@ class LossParts:
     mtp_targets: Array  # [J] sum of weights
     balance: Array  # [] all balance losses, weighted and divided by totals
     loads: Array  # [L + J, E] assignments of real tokens; [0, 0] without experts
+    extra_rounds: Array  # [] of the experts' exchange over devices, all layers
 
 
 def target_weights(batch: Batch, ahead: int) -> Array:
@@ -119,8 +120,11 @@ def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array |
     total = nats / totals.targets + balance
     if cfg.mtp_depth:
         total += mtp_weight / cfg.mtp_depth * mtp_nats.sum() / totals.targets
-    loads = joined.loads.sum(axis=1) if joined is not None else jnp.zeros((0, 0))
-    return total, LossParts(nats, hits, mtp_nats, mtp_hits, mtp_targets, balance, loads)
+    loads, extra_rounds = jnp.zeros((0, 0)), jnp.zeros(())
+    if joined is not None:
+        loads, extra_rounds = joined.loads.sum(axis=1), jnp.sum(joined.extra_rounds)
+    return total, LossParts(nats, hits, mtp_nats, mtp_hits, mtp_targets, balance, loads,
+                            extra_rounds)
 
 
 def _columns(rows: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:

@@ -55,11 +55,16 @@ def experts_plain(x: Array, experts: Array, weights: Array, w_gate_up: Array,
 
 
 def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
-                    w_down: Array | Weight, *, products: Products) -> Array:
-    """The chosen experts of every token, weighted and summed; shapes as `experts_plain`."""
+                    w_down: Array | Weight, *, products: Products,
+                    assignments: int | None = None) -> Array:
+    """The chosen experts of every token, weighted and summed; shapes as `experts_plain`.
+
+    An expert out of range is not here: its assignment takes no row and adds nothing. `assignments`
+    is how many to expect here; None is all of T*K.
+    """
     gate_up, held_gate_up = _masters(w_gate_up, products, parts=2)
     down, held_down = _masters(w_down, products)
-    capacity = _capacity(experts.size, down.shape[0])
+    capacity = _capacity(assignments or experts.size, down.shape[0])
     plan = make_plan(experts, down.shape[0], capacity)
     return _experts(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
 
@@ -79,19 +84,26 @@ def _capacity(assignments: int, experts: int) -> int:
 
 
 def make_plan(experts: Array, count: int, capacity: int) -> Plan:
-    """Sort assignments by expert (stable) and give each a row. experts [T, K] int32."""
+    """Sort assignments by expert (stable) and give each a row. experts [T, K] int32.
+
+    Those outside [0, count) come last and get rows beyond the last.
+    """
     total = experts.size
     flat = experts.reshape(-1)
+    is_here = (flat >= 0) & (flat < count)
+    flat = jnp.where(is_here, flat, count)
     order = jnp.argsort(flat, stable=True).astype(jnp.int32)
     loads = jnp.zeros(count, jnp.int32).at[flat].add(1)
     expert = flat[order]
-    position = jnp.arange(total, dtype=jnp.int32) - (jnp.cumsum(loads) - loads)[expert]
+    at = jnp.arange(total, dtype=jnp.int32)
+    position = at - (jnp.cumsum(loads) - loads)[expert]
     tiles = -(-jnp.maximum(loads - capacity, 0) // TILE)
     last_tile = jnp.cumsum(tiles)
     max_tiles = (total - 1) // TILE + count
     rows = count * capacity
     overflow_row = rows + (last_tile - tiles)[expert] * TILE + position - capacity
     row = jnp.where(position < capacity, expert * capacity + position, overflow_row)
+    row = jnp.where(expert < count, row, rows + max_tiles * TILE + at)
     source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[row].set(
         order, unique_indices=True)
     slot = jnp.zeros(total, jnp.int32).at[order].set(row, unique_indices=True)

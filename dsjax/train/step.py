@@ -46,6 +46,7 @@ class StepMetrics:
     grad_norm: Array  # [] before clipping
     rate: Array  # []
     loads: Array  # [L + J, E] assignments of real tokens
+    extra_rounds: Array  # [] of the experts' exchange, all layers and microbatches
     targets: Array  # [] next-token targets
     skipped: Array  # [] steps skipped so far
     skipped_in_row: Array  # []
@@ -92,24 +93,30 @@ def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
     mtp_weight = schedule_mtp_weight(run, step)
     held = None
     if backend.products.name != "fp32":
-        held = products.hold(p, specs, backend.products)
+        held = backend.place(products.hold(p, specs, backend.products), specs)
+    p = backend.place(p, specs)
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
         tree = p if held is None else products.attach(p, held, specs)
         return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend,
                            remat=run.place.remat, unroll=run.place.unroll)
 
-    grad = jax.value_and_grad(part_loss, has_aux=True)
+    def grad(p: TransformerParams, part: Batch) -> Any:
+        out, grads = jax.value_and_grad(part_loss, has_aux=True)(p, part)
+        return out, backend.settle(grads, specs)
+
     if run.train.microbatches == 1:
         (total, parts), grads = grad(p, batch)
         return grads, total, parts
-    return _accumulate(grad, p, batch, run.train.microbatches)
+    return _accumulate(grad, p, batch, run.train.microbatches, backend)
 
 
-def _accumulate(grad: Callable, p: TransformerParams, batch: Batch,
-                count: int) -> tuple[TransformerParams, Array, LossParts]:
+def _accumulate(grad: Callable, p: TransformerParams, batch: Batch, count: int,
+                backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
     """Add up the gradients of `count` microbatches of equal rows, in float32."""
-    cut = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+    cut = jax.tree.map(
+        lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
+        batch)
 
     def add(sums: Any, part: Batch) -> tuple[Any, None]:
         (total, parts), grads = grad(p, part)
@@ -169,6 +176,7 @@ def _metrics(total: Array, parts: LossParts, norm: Array, rate: Array, batch: Ba
         grad_norm=norm,
         rate=rate,
         loads=parts.loads,
+        extra_rounds=parts.extra_rounds,
         targets=targets,
         skipped=state.skipped,
         skipped_in_row=state.skipped_in_row,
