@@ -1,0 +1,55 @@
+"""How a run lies over devices: never part of what it computes, free to change on resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """A mesh of data x fsdp x expert devices, and how experts' tokens travel in it.
+
+    Every device holds its own rows, whichever axis it lies on. The default is one device.
+    """
+
+    data: int = 1
+    """Replicas of the parameters (V3 report sec. 3.2: ZeRO-1 data parallelism)."""
+    fsdp: int = 1
+    """Devices that share each matrix and gather it a layer at a time."""
+    expert: int = 1
+    """Devices that share the routed experts (V3: 64)."""
+    expert_nodes: int = 1
+    """Nodes that `expert` spans: a token then crosses to a node once (V3: 8)."""
+    use_zero: bool = True
+    """Whether masters and moments are also cut over `data` and `expert` (ZeRO-1)."""
+    headroom: float = 1.25
+    """Rows of an exchange over those of balanced routing; what exceeds them travels in another
+    round."""
+    exchange: Literal["ragged", "padded"] = "ragged"
+    """`ragged` sends filled rows only, on TPU and GPU; `padded` all of them, as a CPU always does
+    (XLA's one-shot ragged exchange has crashed above 32 GPUs, openxla/xla#47283)."""
+
+    def __post_init__(self) -> None:
+        """Refuse axes of nothing, and nodes that do not divide the experts' axis."""
+        for name in ("data", "fsdp", "expert", "expert_nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"LayoutConfig.{name}={getattr(self, name)} must be at least 1")
+        if self.expert % self.expert_nodes:
+            choices = [n for n in range(1, self.expert + 1) if self.expert % n == 0]
+            raise ValueError(
+                f"expert={self.expert} devices do not divide over expert_nodes="
+                f"{self.expert_nodes}; choose expert_nodes from {choices}"
+            )
+        if not self.headroom > 0:
+            raise ValueError(f"LayoutConfig.headroom={self.headroom} must be above 0; try 1.25")
+
+    @property
+    def devices(self) -> int:
+        """Devices of the whole mesh."""
+        return self.data * self.fsdp * self.expert
+
+    def __str__(self) -> str:
+        """Name the axes, as in tables and headers."""
+        nodes = f" over {self.expert_nodes} nodes" if self.expert_nodes > 1 else ""
+        return f"data {self.data} x fsdp {self.fsdp} x expert {self.expert}{nodes}"

@@ -1,0 +1,88 @@
+"""Devices as a mesh with named axes, and what has to divide for a run to lie on it.
+
+    data    replicas; no layer talks over it, only gradients and ZeRO's gathers do
+    fsdp    holders of a matrix's parts; one gather a layer
+    node    nodes that share the experts; one hop of a token (V3 report sec. 3.2.2)
+    expert  devices of a node that share its experts; the other hop
+    pipe    reserved for stages, see parallel.schedule
+
+Every device holds whole rows of a batch, cut over all axes: attention never crosses a device.
+Neighboring devices lie along `expert`, whose exchanges are the most frequent. All axes are Auto:
+the compiler partitions a program written for one device, so that its meaning, and with it every
+loss and metric, is that of one device; only the experts' exchange is written by hand (expert.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dsjax.config.layout import LayoutConfig
+from dsjax.config.model import ModelConfig
+from dsjax.errors import UserError
+
+DATA, FSDP, NODE, EXPERT = "data", "fsdp", "node", "expert"
+AXES = (DATA, FSDP, NODE, EXPERT)
+EXPERTS = (NODE, EXPERT)
+
+
+def make_mesh(layout: LayoutConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a layout on the first of the given devices (default: all there are).
+
+    Several processes must be used whole: each has devices, and each takes part in every step.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    if layout.devices > len(found):
+        raise UserError(
+            f"the layout {layout} needs {layout.devices} devices and there are {len(found)}; "
+            f"choose sizes whose product is at most {len(found)}"
+        )
+    if devices is None and jax.process_count() > 1 and layout.devices != len(found):
+        raise UserError(
+            f"the layout {layout} leaves devices of {jax.process_count()} processes idle; choose "
+            f"--layout.data, .fsdp and .expert whose product is {len(found)}"
+        )
+    shape = (layout.data, layout.fsdp, layout.expert_nodes, layout.expert // layout.expert_nodes)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES),
+                         devices=found[: layout.devices])
+
+
+def sharding(mesh: Mesh, *axes: Any) -> NamedSharding:
+    """A sharding by the mesh axes of each dim."""
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def check(layout: LayoutConfig, model: ModelConfig, rows: Sequence[int],
+          microbatches: int) -> None:
+    """Refuse a layout that a run does not divide over. rows: every batch size the run has."""
+    share = layout.devices * microbatches
+    for batch in rows:
+        if batch % share:
+            below, above = batch // share * share, -(-batch // share) * share
+            near = " or ".join(str(n) for n in (below, above) if n)
+            raise UserError(
+                f"a batch of {batch} rows does not divide over {layout.devices} devices x "
+                f"{microbatches} microbatches ({layout}); use {near} rows, or fewer devices"
+            )
+    if layout.expert > 1 and model.moe is None:
+        raise UserError(f"the model has no experts to share over expert={layout.expert}; use 1")
+    if model.moe is not None and model.moe.experts % layout.expert:
+        raise UserError(
+            f"{model.moe.experts} experts do not divide over --layout.expert {layout.expert}; "
+            f"choose from {divisors(model.moe.experts)}"
+        )
+    if model.d_model % layout.fsdp:
+        raise UserError(
+            f"d_model={model.d_model} does not divide over --layout.fsdp {layout.fsdp}; choose "
+            f"from {divisors(model.d_model)}"
+        )
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, in order."""
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return sorted({*small, *(n // k for k in small)})
