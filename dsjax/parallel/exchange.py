@@ -1,0 +1,146 @@
+"""Rows to the devices of an axis and back, inside a shard_map: what travels, and in what form.
+
+A buffer has P parts of C rows, part p for device p of the axis; after the exchange part p is what
+device p sent. That is its own inverse, so the gradient's exchange is the same one backwards. Parts
+are filled from the front. `ragged` moves filled rows alone, by `ragged_all_to_all`, which a CPU
+does not have: there the whole parts move, and either way an empty row arrives as zeros.
+
+In what form (V3 report sec. 3.3.3): tokens go to their experts, and gradients of the experts'
+outputs with them, as E4M3 in 1x128 tiles with power-of-two scales; sums come back in bfloat16.
+Under float32 products all travels as float32, exactly.
+
+Axes: P devices of the mesh axis, C rows of a part, D model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from dsjax.numerics import scaled
+from dsjax.numerics.formats import E4M3, UE8M0
+from dsjax.numerics.scaled import Scaled
+
+Parcel = Any  # a tree of arrays that lead with rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How rows look while they travel: x [R, D] -> arrays that lead with R -> [R, D]."""
+
+    name: str
+    pack: Callable[[Array], Parcel]
+    unpack: Callable[[Parcel, Any], Array]
+    row_bytes: Callable[[int, int], int]
+    """Bytes of a row of D numbers of `itemsize` bytes each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """The form of what goes out to be worked on, and of the sums that come back."""
+
+    out: Form
+    back: Form
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One axis of the mesh and how parts move along it."""
+
+    axis: str
+    everywhere: tuple[str, ...]  # all axes of the mesh: what arrays vary over
+    is_ragged: bool = True
+
+
+def _pack_fp8(x: Array) -> tuple[Array, Array]:
+    """Codes and scales as bytes: collectives need not know 8-bit floats."""
+    held = scaled.quantize(x, (1, 128), pow2=True)
+    return (lax.bitcast_convert_type(held.codes, jnp.uint8),
+            lax.bitcast_convert_type(held.scales, jnp.uint8))
+
+
+def _unpack_fp8(parcel: tuple[Array, Array], dtype: Any) -> Array:
+    codes, scales = parcel
+    held = Scaled(lax.bitcast_convert_type(codes, E4M3.dtype),
+                  lax.bitcast_convert_type(scales, UE8M0), (1, 128))
+    return scaled.dequantize(held, dtype)
+
+
+EXACT = Form("as they are", lambda x: x, lambda x, dtype: x.astype(dtype),
+             lambda d, itemsize: d * itemsize)
+BFLOAT16 = Form("bfloat16", lambda x: x.astype(jnp.bfloat16), lambda x, dtype: x.astype(dtype),
+                lambda d, itemsize: 2 * d)
+FP8 = Form("E4M3 with a scale in 128", _pack_fp8, _unpack_fp8,
+           lambda d, itemsize: d + -(-d // 128))
+WIRES = {
+    "fp32": Wire(EXACT, EXACT),
+    "bf16": Wire(BFLOAT16, BFLOAT16),
+    "fp8": Wire(FP8, BFLOAT16),
+}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def carry(lane: Lane, out: Form, back: Form, x: Array, sent: Array, received: Array) -> Array:
+    """Move the rows x [P*C, D] in one form; their gradient comes back in the other.
+
+    sent, received [P] int32: filled rows of each part here, and of what each device sends.
+    """
+    parcel = move(out.pack(x), sent, received, lane)
+    return out.unpack(parcel, x.dtype)
+
+
+def _carry_forward(lane: Lane, out: Form, back: Form, x: Array, sent: Array, received: Array):
+    return carry(lane, out, back, x, sent, received), (sent, received)
+
+
+def _carry_backward(lane: Lane, out: Form, back: Form, kept: tuple[Array, Array], dx: Array):
+    sent, received = kept
+    parcel = move(back.pack(dx), received, sent, lane)
+    return back.unpack(parcel, dx.dtype), None, None
+
+
+carry.defvjp(_carry_forward, _carry_backward)
+
+
+def move(parcel: Parcel, sent: Array, received: Array, lane: Lane) -> Parcel:
+    """Exchange the parts of every array of a parcel; no gradient."""
+    return jax.tree.map(lambda a: _move(a, sent, received, lane), parcel)
+
+
+def counts(sent: Array, lane: Lane) -> Array:
+    """Filled rows of the parts that this device will receive. sent [P] -> [P]."""
+    return lax.all_to_all(sent, lane.axis, 0, 0, tiled=True)
+
+
+def _move(a: Array, sent: Array, received: Array, lane: Lane) -> Array:
+    if not lane.is_ragged:
+        return _padded(a, sent, received, lane=lane)
+    return lax.platform_dependent(
+        a, sent, received,
+        cpu=functools.partial(_padded, lane=lane),
+        default=functools.partial(_ragged, lane=lane),
+    )
+
+
+def _padded(a: Array, sent: Array, received: Array, *, lane: Lane) -> Array:
+    return lax.all_to_all(a, lane.axis, 0, 0, tiled=True)
+
+
+def _ragged(a: Array, sent: Array, received: Array, *, lane: Lane) -> Array:
+    devices = lax.axis_size(lane.axis)
+    rows = a.shape[0] // devices
+
+    def varying(x: Array, axes: tuple[str, ...]) -> Array:
+        return lax.pcast(x, axes, to="varying")
+
+    starts = varying(jnp.arange(devices, dtype=jnp.int32) * rows, lane.everywhere)
+    others = tuple(axis for axis in lane.everywhere if axis != lane.axis)
+    mine = varying(jnp.full(devices, lax.axis_index(lane.axis) * rows, jnp.int32), others)
+    empty = varying(jnp.zeros(a.shape, a.dtype), lane.everywhere)
+    return lax.ragged_all_to_all(a, empty, starts, sent, mine, received, axis_name=lane.axis)

@@ -1,0 +1,166 @@
+"""A backend for a mesh: the single device's functions, told where their operands lie.
+
+Layers stay as they are. `constrain` names where activations lie, `linear` gathers the parts of a
+weight that `fsdp` holds, `place` and `settle` move a tree of parameters between where it rests and
+where a step uses it, and `dispatch` sends tokens to their experts' devices (expert.py) in one
+shard_map that is manual over the whole mesh and checks what varies over it.
+
+Axes: T tokens, K experts per token, E experts, D model, F expert hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+
+from dsjax import params
+from dsjax.config.layout import LayoutConfig
+from dsjax.config.model import ModelConfig, MoEConfig
+from dsjax.layers.backend import Backend, Linear
+from dsjax.layers.moe import moe_specs
+from dsjax.numerics.products import Weight
+from dsjax.ops import grouped
+from dsjax.parallel import exchange, expert, rules
+from dsjax.parallel.exchange import Lane
+from dsjax.parallel.expert import Hop, Inner
+from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE, sharding
+
+Tree = Any
+
+
+def on_mesh(backend: Backend, mesh: Mesh, layout: LayoutConfig, model: ModelConfig,
+            wire: exchange.Wire) -> Backend:
+    """The backend with everything that varies with a mesh replaced."""
+    dispatch = backend.dispatch
+    if model.moe is not None:
+        dispatch = functools.partial(_dispatch, backend=backend, mesh=mesh, layout=layout,
+                                     model=model, moe=model.moe, wire=wire)
+    gathered = functools.partial(_gathered, mesh=mesh)
+
+    def everywhere(product: Linear) -> Linear:
+        return lambda x, w, contract=1: product(x, gathered(w), contract)
+
+    return dataclasses.replace(
+        backend,
+        linear=everywhere(backend.linear),
+        high=everywhere(backend.high),
+        after_attention=everywhere(backend.after_attention),
+        dispatch=dispatch,
+        constrain=functools.partial(_constrain, mesh=mesh),
+        place=functools.partial(_place, mesh=mesh),
+        settle=functools.partial(_settle, mesh=mesh, use_zero=layout.use_zero),
+    )
+
+
+def _constrain(x: Array, axes: tuple[str | None, ...], mesh: Mesh) -> Array:
+    """Put an activation where its logical axes say."""
+    return lax.with_sharding_constraint(
+        x, sharding(mesh, *(rules.RULES[a] if a else None for a in axes)))
+
+
+def _gathered(w: Tree, mesh: Mesh) -> Tree:
+    """A layer's weight, whole on every device; its gradient may stay in parts."""
+    return jax.tree.map(lambda a: _whole(a, mesh), w) if mesh.shape[FSDP] > 1 else w
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(a: Array, mesh: Mesh) -> Array:
+    return lax.with_sharding_constraint(a, sharding(mesh))
+
+
+_whole.defvjp(lambda a, mesh: (_whole(a, mesh), None), lambda mesh, _, d: (d,))
+
+
+def _place(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
+    """Bring parameters, or what is held of them, to where a step uses them."""
+
+    def one(spec: params.Spec, part: Tree) -> Tree:
+        if isinstance(part, Array) and part.shape == spec.shape:
+            return lax.with_sharding_constraint(part, rules.used_shardings(spec, mesh))
+        return jax.tree.map(
+            lambda a: lax.with_sharding_constraint(a, rules.held_sharding(spec, a, mesh)), part)
+
+    return jax.tree.map(one, specs, tree, is_leaf=params.is_spec)
+
+
+def _settle(tree: Tree, specs: Tree, mesh: Mesh, use_zero: bool) -> Tree:
+    """Bring gradients to where masters rest: summed, each device keeping its part."""
+    where = rules.stored_shardings(specs, mesh, use_zero=use_zero)
+    return jax.tree.map(lax.with_sharding_constraint, tree, where)
+
+
+def rows_of_a_part(tokens: int, choices: float, devices: int, headroom: float) -> int:
+    """C: rows a pair of devices has room for, a little over what balanced routing sends.
+
+    Of `tokens` with `choices` random choices each, a device gets 1 - (1 - 1/P)^choices.
+    """
+    balanced = tokens * (1 - (1 - 1 / devices) ** choices)
+    return max(1, min(tokens, math.ceil(balanced * headroom)))
+
+
+def hops(tokens: int, backend: Backend, layout: LayoutConfig, moe: MoEConfig,
+         wire: exchange.Wire) -> Hop:
+    """The exchange of a layer for `tokens` tokens a device: across nodes, then within one."""
+    nodes, devices = layout.expert_nodes, layout.expert // layout.expert_nodes
+    is_ragged = layout.exchange == "ragged"
+    visited = nodes * (1 - (1 - 1 / nodes) ** moe.experts_per_token)
+    visited = min(visited, moe.groups_per_token if moe.groups % nodes == 0 else visited)
+    expected = tokens * moe.experts_per_token
+    inner: Inner = functools.partial(_experts, backend=backend, assignments=expected)
+    arriving = tokens
+    if nodes > 1:
+        arriving = nodes * rows_of_a_part(tokens, visited, nodes, layout.headroom)
+    within = Hop(
+        Lane(EXPERT, AXES, is_ragged), devices, moe.experts // nodes,
+        rows_of_a_part(arriving, moe.experts_per_token / visited, devices, layout.headroom),
+        wire, inner)
+    if nodes == 1:
+        return within
+    return Hop(Lane(NODE, AXES, is_ragged), nodes, moe.experts, arriving // nodes, wire,
+               functools.partial(expert.routed, within))
+
+
+def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
+             backend: Backend, assignments: int) -> tuple[Array, Array]:
+    """The experts of this device on the rows that arrived."""
+    pair = [m if h is None else Weight(m, h) for m, h in zip(masters, held, strict=True)]
+    here = min(assignments, experts.size)
+    y = grouped.experts_batched(x, experts, weights, *pair, products=backend.products,
+                                assignments=here)
+    return y, jnp.zeros(())
+
+
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
+              w_down: Array | Weight, *, backend: Backend, mesh: Mesh, layout: LayoutConfig,
+              model: ModelConfig, moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
+    """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
+    pair = (w_gate_up, w_down)
+    masters = tuple(w.master if isinstance(w, Weight) else w for w in pair)
+    held = tuple(w.held if isinstance(w, Weight) else None for w in pair)
+    specs = moe_specs(model.d_model, moe).experts
+    used = tuple(rules.used_layer(s) for s in (specs.w_gate_up, specs.w_down))
+    hop = hops(x.shape[0] // layout.devices, backend, layout, moe, wire)
+
+    def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
+        whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
+        varying = jax.tree.map(lambda a: lax.pcast(a, (DATA, FSDP), to="varying"), held)
+        return expert.routed(hop, x, experts, weights, whole, varying)
+
+    rows = PartitionSpec(AXES)
+    return jax.shard_map(
+        here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS)),
+        out_specs=(rows, PartitionSpec()), check_vma=True,
+    )(x, experts, weights, masters, held)
+
+
+def _join(w: Array, used: PartitionSpec) -> Array:
+    """Gather a master's parts over fsdp; its gradient is summed into them, and over data."""
+    dim = list(used).index(FSDP)
+    return lax.pcast(lax.all_gather(w, FSDP, axis=dim, tiled=True), (DATA,), to="varying")
