@@ -28,8 +28,10 @@ from dsjax.errors import UserError
 
 __all__ = ["load", "names", "override", "run_from_json", "run_to_json"]
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs"
-"""The project's own configs: beside the package in a checkout and where pip puts both."""
+PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = PACKAGE / "configs"
+FOLDER = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
+"""The project's own configs: beside the package in a checkout, inside it where pip puts it."""
 
 
 # Files

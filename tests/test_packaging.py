@@ -1,0 +1,39 @@
+"""What pip installs is one top-level package, with the configs inside it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder that pip would copy into site-packages."""
+    folder = tmp_path_factory.mktemp("built")
+    build = ["egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(folder / "lib")]
+    subprocess.run([sys.executable, "setup.py", "--quiet", *build], cwd=ROOT, check=True,
+                   capture_output=True, timeout=60)
+    return folder / "lib"
+
+
+def test_only_dsjax_is_at_the_top(built):
+    assert [path.name for path in built.iterdir()] == ["dsjax"]
+
+
+def test_every_module_config_and_corpus_file_is_there(built):
+    kept = {p.relative_to(ROOT) for p in (ROOT / "dsjax").rglob("*.py")}
+    kept |= {Path("dsjax/py.typed"), Path("dsjax/data/corpus/shakespeare.txt.xz")}
+    kept |= {Path("dsjax") / p.relative_to(ROOT) for p in (ROOT / "configs").glob("*.py")}
+    assert kept <= {p.relative_to(built) for p in built.rglob("*")}
+
+
+def test_configs_are_found_by_name_from_anywhere(built, tmp_path):
+    code = "from dsjax.config import load; print(load.FOLDER, load.load('tiny').name)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, check=True,
+                           env=os.environ | {"PYTHONPATH": str(built)}, capture_output=True,
+                           timeout=60)
+    assert found.stdout.split() == [str(built / "dsjax" / "configs"), "tiny"]
