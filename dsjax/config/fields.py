@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -14,6 +15,16 @@ def field_types(cls: type) -> dict[str, Any]:
     """Types of a config class's fields, in order."""
     found = typing.get_type_hints(cls)
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
+
+
+def finite(part: Any) -> None:
+    """Refuse, in a config's own fields, numbers that compare with nothing or have no end."""
+    for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{type(part).__name__}.{f.name}={value} is not a finite number; give one"
+            )
 
 
 def class_choices(hint: Any) -> tuple[type, ...]:

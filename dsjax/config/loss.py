@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsjax.config.fields import finite
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -30,6 +32,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative weights and fractions outside [0, 1]."""
+        finite(self)
         for name in ("balance", "expert_balance", "device_balance", "communication_balance",
                      "mtp_weight", "mtp_weight_late", "bias_speed"):
             if getattr(self, name) < 0:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from dsjax.config.fields import finite
+
 
 def _positive(owner: str, **values: int) -> None:
     for name, value in values.items():
@@ -34,6 +36,7 @@ class YarnConfig:
 
     def __post_init__(self) -> None:
         """Refuse stretches that shrink and ramps that run backwards."""
+        finite(self)
         if self.factor < 1:
             raise ValueError(f"YarnConfig.factor={self.factor} would shrink the context; use >= 1")
         if self.beta_fast < self.beta_slow:
@@ -55,6 +58,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         """Refuse a base that gives no series."""
+        finite(self)
         if self.theta <= 1:
             raise ValueError(f"RopeConfig.theta={self.theta} must be above 1; use 10000")
 
@@ -81,6 +85,7 @@ class MLAConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that are not positive and odd rotary channels."""
+        finite(self)
         _positive(
             "MLAConfig",
             heads=self.heads,
@@ -90,6 +95,10 @@ class MLAConfig:
             value_dim=self.value_dim,
             q_rank=1 if self.q_rank is None else self.q_rank,
         )
+        if not self.latent_norm_eps > 0:
+            raise ValueError(
+                f"MLAConfig.latent_norm_eps={self.latent_norm_eps} must be above 0; use 1e-6"
+            )
         if self.rope_dim % 2:
             raise ValueError(f"MLAConfig.rope_dim={self.rope_dim} is odd; make it even for pairs")
 
@@ -156,6 +165,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         """Refuse group layouts that do not divide or cannot supply K experts."""
+        finite(self)
         _positive(
             "MoEConfig",
             experts=self.experts,
@@ -223,6 +233,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse layer counts that contradict each other."""
+        finite(self)
         _positive(
             "ModelConfig",
             vocab=self.vocab,

@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dsjax.config.fields import finite
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.schedule import LearningRate, StepDecay
@@ -38,6 +39,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse shares outside [0, 1)."""
+        finite(self)
         for name in ("heldout_fraction", "fim_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -66,6 +68,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse decays outside [0, 1)."""
+        finite(self)
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(

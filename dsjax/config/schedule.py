@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dsjax.config.fields import finite
+
 V3_PARTS = (10.0e12, 4.3e12, 333e9, 167e9)
 """Tokens until the peak ends (warm-up included), then of cosine, low and last rate (sec. 4.2)."""
 V3_BIAS_FROZEN_AT = 14.3e12
@@ -45,6 +47,7 @@ class LearningRate:
 
     def __post_init__(self) -> None:
         """Refuse rates below zero or out of order, and parts of negative length."""
+        finite(self)
         _lengths(self, "warmup_steps", "constant_steps", "cosine_steps", "low_steps", "last_steps")
         if self.peak <= 0:
             raise ValueError(f"LearningRate.peak={self.peak} must be above 0; V3 uses 2.2e-4")
@@ -71,6 +74,7 @@ class StepDecay:
 
     def __post_init__(self) -> None:
         """Refuse rates that are not positive and cuts that are out of order."""
+        finite(self)
         _lengths(self, "warmup_steps")
         _ascending("StepDecay.cuts", self.cuts)
         if self.peak <= 0 or not 0 < self.factor <= 1:

@@ -13,6 +13,8 @@ from dsjax.config.model import (
     RopeConfig,
     YarnConfig,
 )
+from dsjax.config.run import DataConfig, OptimizerConfig
+from dsjax.config.schedule import LearningRate
 
 MLA = MLAConfig(heads=3, kv_rank=8, nope_dim=5, rope_dim=4, value_dim=7)
 MOE = MoEConfig(experts=6, experts_per_token=2, expert_dim=5, groups=3, groups_per_token=2)
@@ -40,6 +42,15 @@ REFUSED = [
     (RopeConfig(), {"theta": 1.0}, "theta=1.0 must be above 1"),
     (YarnConfig(), {"factor": 0.5}, "would shrink the context"),
     (YarnConfig(), {"beta_fast": 0.5}, "below beta_slow"),
+    (LossConfig(), {"bias_speed": float("nan")}, "LossConfig.bias_speed=nan is not a finite"),
+    (LearningRate(), {"peak": float("nan")}, "LearningRate.peak=nan is not a finite"),
+    (LearningRate(), {"peak": float("inf")}, "LearningRate.peak=inf is not a finite"),
+    (OptimizerConfig(), {"clip": float("inf")}, "OptimizerConfig.clip=inf is not a finite"),
+    (DataConfig(), {"fim_rate": float("nan")}, "DataConfig.fim_rate=nan is not a finite"),
+    (MOE, {"scale": float("nan")}, "MoEConfig.scale=nan is not a finite"),
+    (MODEL, {"init_std": float("inf")}, "ModelConfig.init_std=inf is not a finite"),
+    (YarnConfig(), {"mscale": float("nan")}, "YarnConfig.mscale=nan is not a finite"),
+    (MLA, {"latent_norm_eps": 0.0}, "latent_norm_eps=0.0 must be above 0"),
     (LossConfig(), {"balance": -1.0}, "balance=-1.0 is negative"),
     (LossConfig(), {"mtp_late_from": 2.0}, "a number from 0 to 1"),
 ]
