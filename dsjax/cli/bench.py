@@ -57,9 +57,11 @@ class Bench:
 
 def run(argv: list[str]) -> int:
     """Measure and print; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
+    if not argv:
+        raise UserError("a benchmark is missing; give `dsjax bench train` or `dsjax bench decode`")
     modes: dict[str, Callable[[Bench], dict[str, Any]]] = {"train": train, "decode": decode}
     if argv[0] not in modes:
         raise UserError(f"there is no benchmark {argv[0]!r}; choose train or decode")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsjax.cli.arguments import myself
+
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.infer import Report
     from dsjax.train.loop import Outcome
@@ -52,8 +54,8 @@ def run(argv: list[str]) -> int:
     drafted = speak(outcome.out, PROMPTS[0], console, is_drafting=True)
     seconds = time.monotonic() - began
     summarize(outcome, five_gram, drafted, seconds)
-    console.print(f"{seconds / 60:.1f} minutes. Go on with: dsjax generate {outcome.out} "
-                  '--prompt ROMEO. --draft', highlight=False, markup=False)
+    console.print(f"{seconds / 60:.1f} minutes. Go on with: {myself()} generate {outcome.out} "
+                  "--prompt ROMEO. --draft", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

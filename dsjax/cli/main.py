@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+from dsjax.cli import arguments
 from dsjax.cli.hugepages import restart_with_huge_pages
 from dsjax.errors import UserError
 
@@ -45,7 +46,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dsjax ARGV...`; returns the exit status, and never raises for bad input or ctrl-C."""
     try:
-        status = _run(list(sys.argv[1:] if argv is None else argv), is_process=argv is None)
+        try:
+            status = _run(list(sys.argv[1:] if argv is None else argv), is_process=argv is None)
+        except SystemExit as stop:  # tyro leaves this way after its help
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         sys.stdout.flush()
     except UserError as error:
         print(f"dsjax: {error}", file=sys.stderr)
@@ -56,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except SystemExit as stop:  # tyro leaves this way, after its own words
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return status
 
 
@@ -82,10 +84,8 @@ def _run(argv: list[str], is_process: bool) -> int:
     module = importlib.import_module(f"dsjax.cli.{name}")
     if hasattr(module, "run"):
         return module.run(rest)
-    import tyro
-
     kind = get_type_hints(module.main)["args"]
-    return module.main(tyro.cli(kind, args=rest, prog=f"dsjax {name}"))
+    return module.main(arguments.parse(kind, rest, f"dsjax {name}"))
 
 
 def _help() -> str:

@@ -29,7 +29,7 @@ from dsjax.parallel.validate import Proof, validate
 class Pipeline:
     """Print a pipeline schedule as a table of slots, with its makespan, bubble and memory."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")]
     """gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe or dualpipe-v."""
     ranks: int
     """Ranks (devices) of the pipeline."""

@@ -27,10 +27,10 @@ overridden, as in: dsjax show tiny --model.layers 8
 
 def run(argv: list[str]) -> int:
     """Print the table; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    config, rest = argv[0], argv[1:]
+    config, rest = load.first(argv, "dsjax show"), argv[1:]
     is_json = "--json" in rest
     rest = [a for a in rest if a != "--json"]
     length, rest = _length(rest)

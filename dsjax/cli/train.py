@@ -25,12 +25,12 @@ started again goes on where the newest checkpoint stops.
 
 def run(argv: list[str]) -> int:
     """Train; returns the exit status (128 + the signal's number when one stopped the run)."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
     from dsjax.config import load
 
-    config = load.override(load.load(argv[0]), argv[1:])
+    config = load.override(load.load(load.first(argv, "dsjax train")), argv[1:])
     from dsjax.train import loop
 
     console = Console()

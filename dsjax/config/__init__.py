@@ -2,5 +2,6 @@
 
 Reading order: model (sizes and choices), loss and schedule (weights; numbers that change with
 training), run (a model with its data, optimizer, places and devices), fields (what a field may
-hold), load (a config file plus command-line overrides), stored (a run as JSON and back).
+hold), load (a config file plus command-line overrides), refusal (a wrong flag as a sentence),
+stored (a run as JSON and back).
 """

@@ -15,13 +15,13 @@ import dataclasses
 import difflib
 import importlib.util
 import io
-import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsjax.config.fields import class_choices, did_you_mean, field_types
+from dsjax.config.refusal import refusal
 from dsjax.config.run import RunConfig, SequenceStage
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.errors import UserError
@@ -40,6 +40,17 @@ FOLDER = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
 def names() -> list[str]:
     """Names of the project's configs."""
     return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+
+
+def first(argv: Sequence[str], command: str) -> str:
+    """The config that a command line begins with."""
+    if not argv or argv[0].startswith("-"):
+        got = f"before {argv[0]}" if argv else "after it"
+        raise UserError(
+            f"{command} needs a CONFIG {got}; choose from {', '.join(names())}, or give the path "
+            f"of a .py file, as in {command} tiny"
+        )
+    return argv[0]
 
 
 def load(path_or_name: str) -> RunConfig:
@@ -114,7 +125,7 @@ def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFI
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-        raise UserError(_sentence(said.getvalue())) from None
+        raise UserError(refusal(said.getvalue())) from None
 
 
 def _dashed(token: str) -> str:
@@ -260,26 +271,6 @@ def _registry() -> Any:
     registry = ConstructorRegistry()
     registry.primitive_rule(rule)
     return registry
-
-
-def _sentence(box: str) -> str:
-    """Make one sentence of what tyro drew."""
-    # The frame and the rules between its parts are drawn with characters U+2500 to U+257F.
-    parts = re.split("[\u2500-\u257f]{5}.*\n?", box)[1:] or [box]
-    text, *rest = (" ".join(re.sub("[\u2500-\u257f]", " ", part).split()) for part in parts)
-    if found := re.match(r"Error parsing (--\S+): .*?('[^']*')?$", text):
-        kind = re.search(re.escape(found[1]) + r" (\S+)", " ".join(rest))
-        got = f", not {found[2]}" if found[2] else ""
-        return f"{found[1]} takes {kind[1] if kind else 'another value'}{got}; see --help"
-    if text.startswith("Missing from"):
-        return f"give values for {' and '.join(re.findall(r'--[a-z0-9.-]+', text))}; see --help"
-    if found := re.match(r"Missing value for argument '(.*?)'", text):
-        return f"{found[1]} needs a value; see --help"
-    if found := re.match(r"invalid choice (.*) for argument '(.*)'\. .*\((.*)\)", text):
-        return f"{found[2]} is {found[1]}; choose from {found[3]}"
-    text = re.sub(r"^Error parsing [\w.]+: ", "", text).rstrip(".")
-    text = text.replace("Unrecognized options:", "these words belong to no flag:")
-    return text if ";" in text else f"{text or 'the command line is not valid'}; see --help"
 
 
 def _short(cls: type) -> str:

@@ -68,7 +68,7 @@ def test_help_imports_none_of_the_slow_libraries() -> None:
 def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    others = {"__init__", "main", "hugepages"}
+    others = {"__init__", "main", "arguments", "hugepages"}
     files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
     assert set(listed) == files
 
@@ -95,23 +95,35 @@ def test_bad_input_is_one_sentence_and_status_2(square, capsys) -> None:
 
 def test_an_argument_of_the_wrong_type_is_status_2(square, capsys) -> None:
     assert main(["square", "--side", "three"]) == 2
-    assert "three" in capsys.readouterr().err
+    assert capsys.readouterr().err == "dsjax: --side takes INT, not 'three'; see --help\n"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["show", "--help"], ["data", "--help"],
+                                  ["train", "tiny", "--help"]])
+def test_help_that_nobody_reads_leaves_no_traceback(argv) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        process = subprocess.run(
+            [sys.executable, "-m", "dsjax", *argv],
+            cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60,
+        )
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("name", ["train", "show"])
+def test_a_missing_config_is_a_sentence_with_the_choices(name, capsys) -> None:
+    for argv in ([name], [name, "--json"]):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dsjax: dsjax {name} needs a CONFIG")
+        assert "tiny" in error
+        assert error.count("\n") == 1
 
 
 def test_interrupting_is_a_sentence_and_status_130(square, capsys) -> None:
     assert main(["square", "--side", "7"]) == 130
     assert capsys.readouterr().err.strip() == "dsjax: interrupted"
-
-
-def test_a_reader_that_leaves_is_no_error() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as closed:
-        process = subprocess.run(
-            [sys.executable, "-m", "dsjax", "--help"],
-            cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60,
-        )
-    assert (process.returncode, process.stderr) == (141, "")
 
 
 def test_the_version_is_the_installed_one() -> None:

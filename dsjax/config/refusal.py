@@ -1,0 +1,51 @@
+"""What tyro draws as a box about a wrong command line, as one sentence."""
+
+from __future__ import annotations
+
+import re
+
+# The frame and the rules between its parts are drawn with characters U+2500 to U+257F, and where
+# the output is not known to take those, with spaces and hyphens.
+FRAME = "[\u2500-\u257f]"
+RULE = f"(?:{FRAME}{{5}}|-{{5}}).*\n?"
+
+
+def refusal(box: str) -> str:
+    """Say cause, value and remedy of what tyro refused."""
+    parts = re.split(RULE, box)[1:] or [box]
+    text, *rest = (" ".join(re.sub(FRAME, " ", part).split()) for part in parts)
+    if text.startswith("Missing from"):
+        named = re.findall(r"^. {5}(\S+)", parts[0], re.MULTILINE)
+        return f"give {_listed(named) or 'what is required'}; see --help"
+    if text.startswith("Unrecognized options:"):
+        return _unknown(text.partition(": ")[2], " ".join(rest))
+    if found := re.match(r"Error parsing (--\S+): .*?('[^']*')?$", text):
+        kind = re.search(re.escape(found[1]) + r" (\S+)", " ".join(rest))
+        got = f", not {found[2]}" if found[2] else ""
+        return f"{found[1]} takes {kind[1] if kind else 'another value'}{got}; see --help"
+    if found := re.match(r"Missing value for argument '(.*?)'", text):
+        return f"{found[1]} needs a value; see --help"
+    if found := re.match(r"invalid choice (.*) for argument '(.*)'\. .*\((.*)\)", text):
+        return f"{found[2]} is {found[1]}; choose from {found[3]}"
+    if found := re.match(r"Expected one of \{(.*)\}", text):
+        return f"give {found[1].replace(', ', ' or ')}; see --help"
+    text = re.sub(r"^Error parsing [\w.]+: ", "", text).rstrip(".")
+    return text if ";" in text else f"{text or 'the command line is not valid'}; see --help"
+
+
+def _unknown(words: str, rest: str) -> str:
+    """Name the first word that is no flag or belongs to none, and what may have been meant."""
+    first = words.split(", ")[0]
+    if found := re.search(r"Available subcommands: ([\w-]+(?:, [\w-]+)*)", rest):
+        return f"there is no {first}; choose from {found[1]}"
+    if not first.startswith("-"):
+        return f"these words belong to no flag: {words}; see --help"
+    meant = list(dict.fromkeys(re.findall(r"(?<!\S)--[a-z][\w.-]*", rest.partition("meant:")[2])))
+    meant = [flag for flag in meant if flag != "--help"]
+    mean = f", did you mean {' or '.join(meant)}" if meant else ""
+    return f"there is no flag {first}{mean}; --help lists them all"
+
+
+def _listed(words: list[str]) -> str:
+    """Words as `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
