@@ -119,8 +119,10 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
           context: int, is_drafting: bool) -> tuple[list[Completion], Report]:
     """Continue `texts`; to a console, the first as it is decoded, the others after it."""
     from dsjax.data.tokenizer import StreamDecoder
-    from dsjax.infer import generate_with_report
+    from dsjax.infer import check, generate_with_report
 
+    prompts = [_ids(model.words, text) for text in texts]
+    check(model.run.model, prompts, sampling, is_drafting, context)
     decoders = [StreamDecoder(model.words) for _ in texts]
     later = ["" for _ in texts]
 
@@ -134,7 +136,7 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
     if console is not None:
         _out(console, texts[0], style="bold")
     completions, report = generate_with_report(
-        model.params, model.run.model, [_ids(model.words, text) for text in texts], sampling,
+        model.params, model.run.model, prompts, sampling,
         draft=is_drafting, context=context, on_tokens=show,
     )
     if console is not None:

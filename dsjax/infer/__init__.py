@@ -7,7 +7,7 @@ compiled), generate (prompts -> completions), bench (how fast).
 
 from dsjax.infer.bench import decode_bench
 from dsjax.infer.decode import cache_bytes_per_token, decoding, default_backend
-from dsjax.infer.generate import Completion, Report, generate, generate_with_report
+from dsjax.infer.generate import Completion, Report, check, generate, generate_with_report
 from dsjax.infer.sample import Sampling
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Report",
     "Sampling",
     "cache_bytes_per_token",
+    "check",
     "decode_bench",
     "decoding",
     "default_backend",

@@ -95,7 +95,7 @@ def generate_with_report(params: TransformerParams, cfg: ModelConfig,
                          context: int | None = None, on_tokens: OnTokens | None = None,
                          steps: int = STEPS) -> tuple[list[Completion], Report]:
     """Continue each prompt as `generate` does, and say how it went."""
-    _check(cfg, prompts, sampling, draft, context)
+    check(cfg, prompts, sampling, draft, context)
     backend = backend or default_backend()
     params, cfg = ready(params, cfg, backend)
     depth = cfg.mtp_depth if draft else 0
@@ -192,8 +192,9 @@ class _Rows:
             self._on_tokens(row, new)
 
 
-def _check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sampling, draft: bool,
-           context: int | None) -> None:
+def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sampling, draft: bool,
+          context: int | None) -> None:
+    """Refuse in a sentence what `generate` cannot do, before anything is compiled."""
     if not prompts:
         raise UserError("no prompts were given; give at least one list of tokens")
     for i, prompt in enumerate(prompts):
@@ -208,7 +209,7 @@ def _check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Samplin
             raise UserError(
                 f"prompt {i} has {len(prompt)} tokens and max_new={sampling.max_new} asks for "
                 f"{len(prompt) + sampling.max_new} positions, but the context is {context}; "
-                "shorten the prompt, lower max_new or raise the context"
+                "shorten the prompt, lower --max-new or raise --context"
             )
     if draft and not cfg.mtp_depth:
         raise UserError(

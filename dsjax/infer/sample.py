@@ -7,6 +7,7 @@ of the best token (the lowest id among equals). Axis: V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -45,9 +46,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse distributions that do not exist."""
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError(
-                f"temperature={self.temperature} is negative; use 0 for greedy or a number above"
+                f"temperature={self.temperature} is not a number from 0 on; use 0 for greedy or a "
+                "number above, as 0.8"
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is not a share of the mass; use above 0 up to 1")
