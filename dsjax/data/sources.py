@@ -230,7 +230,10 @@ def _lines(stream: BinaryIO | io.BufferedIOBase, path: Path, field: str) -> Iter
         value = row.get(field) if isinstance(row, dict) else None
         if not isinstance(value, str) or not value:
             has = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{where} has no text in field '{field}'; it has {has}; see --field")
+            raise UserError(
+                f"{where} has no text in field '{field}', it has {has}; name the text's field with "
+                "`dsjax data --field` and train on the shards it makes"
+            )
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise UserError(f"{where} holds half of a surrogate pair, which is no character")
         yield value

@@ -8,6 +8,7 @@ evaluation changes nothing; and the metrics file is cut back to the step that is
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,8 +96,13 @@ class Session:
 
 
 def folder(run: RunConfig) -> Path:
-    """Where a run writes."""
-    return Path(run.place.out or Path("runs") / run.name)
+    """Where a run writes; refused at once where no folder can be."""
+    out = Path(run.place.out or Path("runs") / run.name)
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        why = "may not be written to" if nearest.is_dir() else "is a file"
+        raise UserError(f"{out} cannot be made: {nearest} {why}; name another --place.out")
+    return out
 
 
 def train(

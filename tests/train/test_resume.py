@@ -7,7 +7,7 @@ import pytest
 
 from dsjax.config.stored import run_to_json
 from dsjax.errors import UserError
-from dsjax.train import resume
+from dsjax.train import loop, resume
 from tests.train.small_run import small_run
 
 
@@ -66,3 +66,14 @@ def test_checkpoints_without_their_config_are_refused_in_a_sentence(run, tmp_pat
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config.json, which says what they are of; put it"):
         resume.refuse_another(run, tmp_path)
+
+
+def test_a_file_is_no_folder_and_is_refused_before_any_work(run, tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("text")
+    for out in (file, file / "inside"):
+        place = dataclasses.replace(run.place, out=str(out))
+        with pytest.raises(UserError, match=r"words.txt is a file; name another --place.out"):
+            loop.folder(changed(run, place=place))
+    place = dataclasses.replace(run.place, out=str(tmp_path / "new" / "deep"))
+    assert loop.folder(changed(run, place=place)) == tmp_path / "new" / "deep"
