@@ -45,10 +45,10 @@ def names() -> list[str]:
 def first(argv: Sequence[str], command: str) -> str:
     """The config that a command line begins with."""
     if not argv or argv[0].startswith("-"):
-        got = f"before {argv[0]}" if argv else "after it"
+        what = f"{argv[0]} stands where a CONFIG should" if argv else "a CONFIG is missing"
         raise UserError(
-            f"{command} needs a CONFIG {got}; choose from {', '.join(names())}, or give the path "
-            f"of a .py file, as in {command} tiny"
+            f"{what}; begin as in `{command} tiny`, with one of {', '.join(names())} or the path "
+            "of a .py file"
         )
     return argv[0]
 

@@ -9,7 +9,7 @@ and the state is one number.
 Axes: B rows of this process's batch, T row length, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -106,7 +106,7 @@ def heldout_batches(
     """
     if n < 1:
         raise ValueError(f"a batch of {n} rows is none; ask for at least 1")
-    bases = range(0, len(rows), n * hosts)
+    bases: Sequence[int] = range(0, len(rows), n * hosts)
     if 0 < most < len(bases):
         bases = [bases[(2 * i + 1) * len(bases) // (2 * most)] for i in range(most)]
     for base in bases:

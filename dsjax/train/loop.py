@@ -118,6 +118,7 @@ def train(
     header(
         platform.describe(run, backend) | {"folder": str(out)}, f"dsjax train {run.name}", console
     )
+    resume.refuse_another(run, out)
     corpus = prepare(run, out, console.print)
     step_fn = jax.jit(step.make_train_step(run, backend), donate_argnums=0)
     with Signals().listening() as signals:
@@ -128,16 +129,14 @@ def train(
 
 
 def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Console) -> Session:
-    """Start a run, or restore it; refuse a folder that holds another run's checkpoints."""
+    """Start a run, or restore it."""
     store = Store(out / "checkpoints", run.place.keep)
     stream = RowStream(
         corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
     )
     resumed, average, loads = None, None, None
     if store.latest() is not None:
-        if not run.place.resume:
-            raise UserError(f"{out} already holds a run; name another --place.out or resume it")
-        resumed, start, average, loads = resume.restore(run, out, store, stream, console.print)
+        resumed, start, average, loads = resume.restore(run, store, stream, console.print)
     else:
         start = resume.begin(run, console.print)
     run_to_json(run, out / "config.json")

@@ -253,6 +253,6 @@ def _draw_violation(
 
 def _legend_above(axes: Axes, lines: Sequence[Any] | None = None) -> None:
     """One row of labels over the right end of the panel, where it covers nothing."""
-    lines = [line for line in axes.lines if line.get_label()[0] != "_"] if lines is None else lines
+    lines = axes.get_legend_handles_labels()[0] if lines is None else lines
     axes.legend(handles=lines, frameon=False, ncols=len(lines), fontsize=8, borderpad=0,
                 borderaxespad=0.3, handlelength=1.6, loc="lower right", bbox_to_anchor=(1, 1))

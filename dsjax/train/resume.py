@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dsjax.checkpoint import files
 from dsjax.checkpoint.store import Store, load_params
 from dsjax.config.run import IDENTITY, RunConfig, difference
 from dsjax.config.stored import run_from_json
@@ -31,13 +32,12 @@ def begin(run: RunConfig, say: Say) -> TrainState:
 
 
 def restore(
-    run: RunConfig, out: Path, store: Store, stream: RowStream, say: Say
+    run: RunConfig, store: Store, stream: RowStream, say: Say
 ) -> tuple[int, TrainState, Any, np.ndarray | None]:
     """Step, state, average and loads since the last evaluation of the newest checkpoint.
 
     `stream` is moved to where the checkpoint was made.
     """
-    refuse_another(run, out)
     abstract: dict[str, Any] = {"train": state.abstract(run)}
     if run.optimizer.ema_decay:
         abstract["ema"] = state.abstract(run).params
@@ -49,11 +49,15 @@ def restore(
 
 
 def refuse_another(run: RunConfig, out: Path) -> None:
-    """Refuse a folder whose checkpoints are another run's, by the first field that differs.
+    """Refuse a folder with another run's checkpoints by the first field that differs.
 
-    What the run was is read from its config.json, where a field that a later version has added
-    takes its default: the identity of a run does not change when the program grows.
+    Before anything is written there. What the run was is read from its config.json, where a field
+    that a later version has added takes its default: a run stays itself when the program grows.
     """
+    if not files.steps(out / "checkpoints"):
+        return
+    if not run.place.resume:
+        raise UserError(f"{out} already holds a run; name another --place.out or resume it")
     path = out / "config.json"
     if not path.is_file():
         raise UserError(

@@ -116,8 +116,7 @@ def test_a_missing_config_is_a_sentence_with_the_choices(name, capsys) -> None:
     for argv in ([name], [name, "--json"]):
         assert main(argv) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"dsjax: dsjax {name} needs a CONFIG")
-        assert "tiny" in error
+        assert f"begin as in `dsjax {name} tiny`, with one of deepseek_v2, " in error
         assert error.count("\n") == 1
 
 

@@ -1,20 +1,25 @@
 """A run goes on with its own folder and no other's, also after the program has grown."""
 
 import dataclasses
+import io
 import json
 
 import pytest
+from rich.console import Console
 
+from dsjax.checkpoint import files
 from dsjax.config.stored import run_to_json
+from dsjax.data import tokenizer
 from dsjax.errors import UserError
 from dsjax.train import loop, resume
-from tests.train.small_run import small_run
+from tests.train.small_run import small_run, write_text
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose folder holds its config."""
+    """A run whose folder holds its config and a checkpoint."""
     run = small_run(tmp_path, tmp_path / "words.txt")
+    (tmp_path / "checkpoints" / files.name(6)).mkdir(parents=True)
     run_to_json(run, tmp_path / "config.json")
     return run
 
@@ -60,6 +65,26 @@ def test_length_rate_place_and_start_may_change(run, tmp_path):
                 place=dataclasses.replace(run.place, keep=9)),
         tmp_path,
     )
+
+
+def test_nothing_is_written_into_another_runs_folder(run, tmp_path):
+    words = tmp_path / "words.txt"
+    write_text(words)
+    tokenizer.train_bpe([words.read_text()], 270).save(tmp_path / "other.json")
+    (tmp_path / "tokenizer.json").write_text("its own")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    data = dataclasses.replace(run.data, tokenizer=str(tmp_path / "other.json"))
+    with pytest.raises(UserError, match=r"data.tokenizer=None, not"):
+        loop.train(changed(run, data=data), Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=r"already holds a run; name another --place.out"):
+        loop.train(changed(run, place=dataclasses.replace(run.place, resume=False)),
+                   Console(file=io.StringIO()))
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_without_checkpoints_is_anyones(run, tmp_path):
+    (tmp_path / "checkpoints" / files.name(6)).rmdir()
+    resume.refuse_another(changed(run, seed=1), tmp_path)
 
 
 def test_checkpoints_without_their_config_are_refused_in_a_sentence(run, tmp_path):
