@@ -49,7 +49,7 @@ class Hop:
     experts: int  # of all devices of the axis together
     rows: int  # C
     wire: Wire
-    inner: Inner
+    inner: Inner | Hop
 
 
 class Copies(NamedTuple):
@@ -92,7 +92,7 @@ def routed(hop: Hop, x: Array, experts: Array, weights: Array, masters: Tree,
     and how many rounds beyond the first were needed, the same number on every device.
     """
     if hop.devices == 1:
-        return hop.inner(x, experts, weights, masters, held)
+        return _inner(hop)(x, experts, weights, masters, held)
     copies = make_copies(experts, hop.experts, hop.devices)
     rounds = lax.pmax(-(-copies.count.max() // hop.rows), hop.lane.everywhere)
     return _rounds(hop, x, weights, masters, held, experts, copies, rounds)
@@ -155,9 +155,14 @@ def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, he
     mine = ids - lax.axis_index(lane.axis) * (hop.experts // hop.devices)
     mine = jnp.where(ids >= 0, mine, -1)
     mine, w_rows = (checkpoint_name(a, "expert_input") for a in (mine, w_rows))
-    y_rows, extra = hop.inner(x_rows, mine, w_rows, masters, held)
+    y_rows, extra = _inner(hop)(x_rows, mine, w_rows, masters, held)
     y_rows = exchange.carry(lane, wire.back, wire.out, y_rows, received, sent)
     return _give(y_rows, token, slot), extra
+
+
+def _inner(hop: Hop) -> Inner:
+    """What is done at the other end of a hop; that of a hop is the next one."""
+    return functools.partial(routed, hop.inner) if isinstance(hop.inner, Hop) else hop.inner
 
 
 def _rows(hop: Hop, copies: Copies, first: Array) -> tuple[Array, Array]:

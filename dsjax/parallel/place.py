@@ -105,15 +105,13 @@ def rows_of_a_part(tokens: int, choices: float, devices: int, headroom: float) -
     return max(1, min(tokens, math.ceil(balanced * headroom)))
 
 
-def hops(tokens: int, backend: Backend, layout: LayoutConfig, moe: MoEConfig,
+def hops(tokens: int, inner: Inner, layout: LayoutConfig, moe: MoEConfig,
          wire: exchange.Wire) -> Hop:
     """The exchange of a layer for `tokens` tokens a device: across nodes, then within one."""
     nodes, devices = layout.expert_nodes, layout.expert // layout.expert_nodes
     is_ragged = layout.exchange == "ragged"
     visited = nodes * (1 - (1 - 1 / nodes) ** moe.experts_per_token)
     visited = min(visited, moe.groups_per_token if moe.groups % nodes == 0 else visited)
-    expected = tokens * moe.experts_per_token
-    inner: Inner = functools.partial(_experts, backend=backend, assignments=expected)
     arriving = tokens
     if nodes > 1:
         arriving = nodes * rows_of_a_part(tokens, visited, nodes, layout.headroom)
@@ -123,8 +121,7 @@ def hops(tokens: int, backend: Backend, layout: LayoutConfig, moe: MoEConfig,
         wire, inner)
     if nodes == 1:
         return within
-    return Hop(Lane(NODE, AXES, is_ragged), nodes, moe.experts, arriving // nodes, wire,
-               functools.partial(expert.routed, within))
+    return Hop(Lane(NODE, AXES, is_ragged), nodes, moe.experts, arriving // nodes, wire, within)
 
 
 def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
@@ -146,7 +143,9 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weigh
     held = tuple(w.held if isinstance(w, Weight) else None for w in pair)
     specs = moe_specs(model.d_model, moe).experts
     used = tuple(rules.used_layer(s) for s in (specs.w_gate_up, specs.w_down))
-    hop = hops(x.shape[0] // layout.devices, backend, layout, moe, wire)
+    tokens = x.shape[0] // layout.devices
+    work = functools.partial(_experts, backend=backend, assignments=tokens * experts.shape[1])
+    hop = hops(tokens, work, layout, moe, wire)
 
     def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
@@ -164,3 +163,24 @@ def _join(w: Array, used: PartitionSpec) -> Array:
     """Gather a master's parts over fsdp; its gradient is summed into them, and over data."""
     dim = list(used).index(FSDP)
     return lax.pcast(lax.all_gather(w, FSDP, axis=dim, tiled=True), (DATA,), to="varying")
+
+
+def describe(tokens: int, layout: LayoutConfig, d_model: int, moe: MoEConfig, wire: exchange.Wire,
+             itemsize: int) -> str:
+    """The bound on what a device receives at once, in a sentence for the header of a run."""
+    hop: Any = hops(tokens, _nothing, layout, moe, wire)
+    parts = []
+    while isinstance(hop, Hop):
+        rows = hop.devices * hop.rows
+        size = rows * wire.out.row_bytes(d_model, itemsize) / 2**20
+        parts.append(f"{rows} rows ({size:.1f} MiB) received over {hop.lane.axis}")
+        hop = hop.inner
+    kind = "ragged (padded on a CPU)" if layout.exchange == "ragged" else "padded"
+    return (f"{kind}, tokens as {wire.out.name}, sums as {wire.back.name}; at most "
+            f"{' and '.join(parts)} a round, more rounds for what exceeds it")
+
+
+def _nothing(x: Array, experts: Array, weights: Array, masters: Tree,
+             held: Tree) -> tuple[Array, Array]:
+    """Work that is only described."""
+    return x, jnp.zeros(())

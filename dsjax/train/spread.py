@@ -1,0 +1,128 @@
+"""A run over devices: its mesh, where its state rests, its share of a batch, its compiled step.
+
+A layout of one device needs no mesh: `mesh` is None and everything is as JAX places it. Otherwise
+the state is born where it rests, by the rules of `parallel.rules`; a step takes and gives it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from dsjax import params
+from dsjax.config.run import RunConfig
+from dsjax.layers.backend import Backend
+from dsjax.model import transformer
+from dsjax.model.loss import Batch, from_rows
+from dsjax.parallel import exchange, place, rules
+from dsjax.parallel import mesh as meshes
+from dsjax.train import state, step
+from dsjax.train.state import TrainState
+from dsjax.train.step import TrainStep
+
+
+def open_mesh(run: RunConfig) -> Mesh | None:
+    """The mesh of a run's layout, refused where the run does not divide over it."""
+    train = run.train
+    rows = [train.batch]
+    if train.batch_start is not None:
+        rows += [train.batch_start, train.batch_multiple]
+    if run.layout.devices == 1 and jax.process_count() == 1:
+        return None
+    meshes.check(run.layout, run.model, rows, train.microbatches)
+    return meshes.make_mesh(run.layout)
+
+
+def on_mesh(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Backend:
+    """The backend of a run, placed on its mesh."""
+    if mesh is None:
+        return backend
+    return place.on_mesh(backend, mesh, run.layout, run.model, exchange.WIRES[run.train.precision])
+
+
+def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
+    """What the header of a run says of its layout."""
+    count = jax.device_count()
+    if mesh is None:
+        return {"layout": f"one device of {count}"} if count > 1 else {}
+    said = {"layout": f"{run.layout}: {run.layout.devices} of {count} devices"
+            + (", ZeRO-1" if run.layout.use_zero else "")}
+    if run.model.moe is not None and run.layout.expert > 1:
+        said["exchange"] = place.describe(
+            tokens_of_a_device(run), run.layout, run.model.d_model, run.model.moe,
+            exchange.WIRES[run.train.precision], np.dtype(run.train.activations).itemsize)
+    return said
+
+
+def tokens_of_a_device(run: RunConfig) -> int:
+    """Tokens of a device in a whole batch's microbatch."""
+    return run.train.batch * run.train.length // (run.train.microbatches * run.layout.devices)
+
+
+def state_shardings(run: RunConfig, mesh: Mesh) -> TrainState:
+    """Where each leaf of a run's state rests: masters and moments by the rules, counts whole."""
+    specs = transformer.specs(run.model)
+    by_name = dict(params.paths(
+        rules.stored_shardings(specs, mesh, use_zero=run.layout.use_zero)))
+    whole = meshes.sharding(mesh)
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        for owner in ("params.", "opt.mu.", "opt.nu."):
+            if name.startswith(owner):
+                return by_name[name.removeprefix(owner)]
+        return whole
+
+    return jax.tree_util.tree_map_with_path(one, state.abstract(run))
+
+
+def abstract(run: RunConfig, mesh: Mesh | None) -> TrainState:
+    """Shapes, dtypes and, on a mesh, places of a run's state."""
+    shapes = state.abstract(run)
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        shapes, state_shardings(run, mesh))
+
+
+def init(run: RunConfig, mesh: Mesh | None) -> TrainState:
+    """Draw the start of a run, each leaf where it rests: the same numbers on every layout."""
+    where = None if mesh is None else state_shardings(run, mesh)
+    return jax.jit(lambda key: state.init(run, key), out_shardings=where)(jax.random.key(run.seed))
+
+
+def begin(run: RunConfig, start: transformer.TransformerParams, mesh: Mesh | None) -> TrainState:
+    """The state of a run that starts from parameters in float32."""
+    if mesh is None:
+        return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(start)
+    where = state_shardings(run, mesh)
+    placed = jax.device_put(start, where.params)
+    return jax.jit(lambda p: state.begin(run, p), out_shardings=where)(placed)
+
+
+def put_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> Batch:
+    """This process's rows of a step as the whole step's batch, cut over all devices."""
+    if mesh is None:
+        return from_rows(dict(rows))
+    where = meshes.sharding(mesh, meshes.AXES)
+    return from_rows(
+        {name: jax.make_array_from_process_local_data(where, a) for name, a in rows.items()})
+
+
+def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainStep:
+    """The jitted step of a run; the state is donated."""
+    where = None
+    if mesh is not None:
+        where = (state_shardings(run, mesh), meshes.sharding(mesh))
+    return jax.jit(step.make_train_step(run, backend), donate_argnums=0, out_shardings=where)
+
+
+def with_layout(run: RunConfig, **axes: Any) -> RunConfig:
+    """The run on another layout."""
+    return dataclasses.replace(run, layout=dataclasses.replace(run.layout, **axes))

@@ -1,0 +1,91 @@
+"""Loss, gradients, biases and metrics of a step are one device's on every layout of devices.
+
+A sample of what `dsjax bench layouts` compares in full. What it defends against: a bias moved by
+each microbatch or device on its own, balance losses scaled by the number of shards, multi-token
+losses averaged over shards with unequal numbers of targets.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dsjax.config.layout import LayoutConfig
+from dsjax.model import loss as losses
+from dsjax.train import layouts, spread, state
+from dsjax.train.layouts import KINDS, Stepper
+
+SAMPLE = [
+    (LayoutConfig(data=2, fsdp=2, expert=2), 2),
+    (LayoutConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1),
+    (LayoutConfig(data=4, expert=2, use_zero=False), 4),
+]
+EPS = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    step = Stepper(LayoutConfig())
+    return {kind: step.take(kind) for kind in KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "microbatches"), SAMPLE, ids=str)
+def test_a_step_is_the_same_on_every_layout(layout, microbatches, alone):
+    step = Stepper(layout, microbatches)
+    for kind in KINDS:
+        found = layouts.compare(layout, microbatches, kind, step, alone[kind])
+        # Sums of n terms in another order differ by about sqrt(n) roundings: n is some 400
+        # positions for losses and metrics. A gradient's leaf ends a chain of a dozen such sums,
+        # whose errors add up in squares.
+        assert found.loss <= 20 * EPS
+        assert found.parts <= 20 * EPS
+        assert found.metrics <= 20 * EPS
+        assert found.bias <= EPS
+        assert found.gradients <= 12**0.5 * 20 * EPS
+        if layout.headroom < 1:
+            assert found.extra_rounds > 0
+
+
+def test_a_bias_moved_by_part_of_a_batch_would_be_seen(alone):
+    whole = np.asarray(alone["packed"][1].loads)
+    rows = layouts.rows_of("packed")
+    half = {name: np.where(np.arange(layouts.ROWS)[:, None] < 16, a, 0) for name, a in rows.items()}
+    loads = np.asarray(Stepper(LayoutConfig()).step(half)[1].loads)
+    assert (losses.bias_step(loads, 1.0) != losses.bias_step(whole, 1.0)).any()
+
+
+def test_there_are_ten_ways_to_lay_eight_devices():
+    ways = list(layouts.factorizations(8))
+    assert len(ways) == len(set(ways)) == 10
+    assert all(layout.devices == 8 for layout in ways)
+
+
+def test_rows_hold_unequal_numbers_of_targets_on_every_device():
+    for kind in KINDS:
+        rows = layouts.rows_of(kind)
+        batch = losses.from_rows({name: jax.numpy.asarray(a) for name, a in rows.items()})
+        for ahead in (1, 2):
+            each = np.asarray(losses.target_weights(batch, ahead)).reshape(8, -1).sum(1)
+            assert len(set(each)) > 3
+
+
+def test_parameters_are_born_where_they_rest_with_the_numbers_of_one_device():
+    run = layouts.configured(LayoutConfig(data=2, fsdp=2, expert=2), 1)
+    mesh = spread.open_mesh(run)
+    born = spread.init(run, mesh)
+    jax.tree.map(np.testing.assert_array_equal, born, spread.init(layouts.RUN, None))
+    assert born.params.embed.addressable_shards[0].data.shape == (60, 24 // 8)
+    assert born.opt.nu.moe.ffn.experts.w_down.addressable_shards[0].data.shape == (1, 8, 8, 24 // 4)
+    whole = sum(a.nbytes for a in jax.tree.leaves(born))
+    here = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(born))
+    assert here < 1.2 * whole / 8
+
+
+def test_a_run_off_its_layout_is_what_it_was_without_one():
+    run = layouts.RUN
+    assert spread.open_mesh(run) is None
+    assert spread.abstract(run, None) == state.abstract(run)
+    moved = dataclasses.replace(run, layout=LayoutConfig(data=8))
+    assert spread.open_mesh(moved).size == 8
