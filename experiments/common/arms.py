@@ -1,0 +1,101 @@
+"""Arms of an experiment: the same run with one thing changed, each trained once and kept.
+
+An arm trains in a folder as `dsjax train` does (checkpoints, metrics), so it may be killed at any
+time and goes on where it stopped. When it is done, its curve is a JSON record that holds the config
+and names the commit, and the folder's checkpoints are removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsjax.config.run import PlaceConfig, RunConfig
+from dsjax.layers.backend import Backend
+from dsjax.train import loop
+from dsjax.train.metrics import read_metrics
+from experiments.common import record
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run: its name, what changed in words, its config, and its backend if unusual."""
+
+    name: str
+    change: str
+    run: RunConfig
+    backend: Backend | None = None
+
+    @property
+    def stem(self) -> str:
+        """Name of the record and of the folder."""
+        return f"{self.run.name}-{self.name}-seed{self.run.seed}"
+
+
+def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
+    """The record of an arm; trains it, or goes on with it, where there is none of this config.
+
+    Raises KeyboardInterrupt when the run was told to stop; it has saved its state.
+    """
+    path, config = records / f"{arm.stem}.json", plain(arm.run)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if (said := changed(kept["config"], config, "run")) is not None:
+            raise ValueError(f"{path} records {said}; remove it to measure anew")
+        return kept
+    out = runs / arm.stem
+    place = dataclasses.replace(arm.run.place, out=str(out))
+    outcome = loop.train(dataclasses.replace(arm.run, place=place), backend=arm.backend)
+    if not outcome.is_complete:
+        raise KeyboardInterrupt
+    metrics = out / "metrics.jsonl"
+    events, evaluations = read_metrics(metrics, "train"), read_metrics(metrics, "eval")
+    made = {
+        "claim": f"{arm.run.name}: {arm.change}",
+        "arm": arm.name,
+        "seeds": [arm.run.seed],
+        "heldout_nats": {str(e["step"]): round(float(e["nats"]), 5) for e in evaluations},
+        "skipped": int(events[-1]["skipped"]),
+        "next_token": [round(float(e["next_token"]), 5) for e in events],
+        "config": config,
+    } | record.environment(command)
+    records.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(made) + "\n")
+    draft.replace(path)
+    shutil.rmtree(out / "checkpoints")
+    return made
+
+
+def plain(run: RunConfig) -> dict[str, Any]:
+    """What a run computes, as JSON holds it: its config without its place."""
+    return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(run, place=PlaceConfig()))))
+
+
+def changed(kept: Any, now: Any, name: str) -> str | None:
+    """The first field of a kept config that is another now; fields added since do not count."""
+    if isinstance(kept, dict) and isinstance(now, dict):
+        found = (changed(kept[key], now.get(key), f"{name}.{key}") for key in kept)
+        return next((said for said in found if said is not None), None)
+    return None if kept == now else f"{name}={kept}, not {now}"
+
+
+def smooth(values: Sequence[float], decay: float = 0.9) -> np.ndarray:
+    """Exponential moving average that starts at the first value."""
+    out = np.array(values, np.float64)
+    for i in range(1, len(out)):
+        out[i] = decay * out[i - 1] + (1 - decay) * out[i]
+    return out
+
+
+def relative_difference(curve: Sequence[float], base: Sequence[float]) -> np.ndarray:
+    """(smoothed curve - smoothed base) / smoothed base, step by step."""
+    a, b = smooth(curve), smooth(base)
+    return (a - b) / b

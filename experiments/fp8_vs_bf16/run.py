@@ -1,0 +1,102 @@
+"""Train in float32, bfloat16 and FP8, and in FP8 with one ingredient taken out; compare the losses.
+
+Every arm reads the same batches from the same start values. Runs are killed and started again at
+will: finished arms are read from their records, an unfinished one goes on from its checkpoint.
+
+Two things are chosen so that rounding shows rather than chaos, for all arms alike: the rate is held
+at 3e-4, below the configs' own, and the router's bias moves at V3's speed of 0.001. How far two
+runs drift apart that differ in nothing but the order of float32 sums is an arm of its own
+(`bf16_reordered`). Arms beside the question are as long as its half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from configs import small, tiny
+from dsjax.cli.hugepages import restart_with_huge_pages
+from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.schedule import LearningRate
+from dsjax.numerics import products
+from experiments.common import arms, record
+from experiments.common.arms import Arm
+from experiments.fp8_vs_bf16 import ingredients, report
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.fp8_vs_bf16.run"
+SEEDS = (0, 1, 2)
+PRECISIONS = {"bf16": "bfloat16", "fp8": "FP8 as V3", "fp32": "float32"}
+WITHOUT = {
+    "per_tensor": ("one scale a tensor instead of tiles", ingredients.PER_TENSOR),
+    "e5m2_gradients": ("gradients in E5M2 instead of E4M3", ingredients.E5M2_GRADIENTS),
+    "block_gradients": ("gradients of activations in 128x128 blocks instead of 1x128 tiles",
+                        ingredients.BLOCK_GRADIENTS),
+    "no_promotion": ("sums in 14-bit registers, never promoted", ingredients.registers(None)),
+}
+
+
+def base(config: RunConfig, rows: int, steps: int) -> RunConfig:
+    """A config cut to `steps` of `rows` x 256 tokens at a constant rate after a warm-up."""
+    return dataclasses.replace(
+        config,
+        train=TrainConfig(steps=steps, batch=rows, length=256),
+        rate=LearningRate(peak=3e-4, warmup_steps=report.WARMUP, constant_steps=steps),
+        loss=dataclasses.replace(config.loss, bias_speed=0.001),
+        optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0),
+        place=PlaceConfig(eval_every=report.EVALUATED, eval_batches=0, save_every=250, keep=1,
+                          log_every=100),
+    )
+
+
+def with_(run: RunConfig, precision: str, seed: int) -> RunConfig:
+    """The run in a precision, from a seed."""
+    train = dataclasses.replace(run.train, precision=precision)
+    return dataclasses.replace(run, train=train, seed=seed)
+
+
+def all_arms() -> list[Arm]:
+    """Every arm, those that answer the question first."""
+    tiny_run = base(tiny.config(), rows=4, steps=2000)
+    small_run = base(small.config(), rows=2, steps=1000)
+    made = [Arm(name, change, with_(tiny_run, name, seed))
+            for seed in SEEDS for name, change in PRECISIONS.items()]
+    made += [Arm(name, change, with_(small_run, name, 0)) for name, change in PRECISIONS.items()]
+    half = base(tiny.config(), rows=4, steps=1000)
+    reordered = dataclasses.replace(ingredients.backend(products.BF16), loss_chunk=64)
+    made.append(Arm("bf16_reordered", "bfloat16, float32 sums of the loss in another order",
+                    with_(half, "bf16", 0), reordered))
+    return made + [Arm(f"fp8_{name}", f"FP8, {change}", with_(half, "fp8", 0),
+                       ingredients.backend(held)) for name, (change, held) in WITHOUT.items()]
+
+
+def main() -> int:
+    """Train what is not yet recorded, then write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=record.ROOT / "runs" / "fp8_vs_bf16",
+                        help="where unfinished arms keep their checkpoints")
+    parser.add_argument("--redraw", action="store_true", help="table and figure of what is there")
+    args = parser.parse_args()
+    restart_with_huge_pages()
+    jax.config.update("jax_compilation_cache_dir", str(args.runs / "compiled"))
+    found: list[dict[str, Any]] = []
+    for arm in all_arms():
+        if args.redraw and not (HERE / "records" / f"{arm.stem}.json").exists():
+            continue
+        try:
+            found.append(arms.train(arm, HERE / "records", args.runs, COMMAND))
+        except KeyboardInterrupt:
+            print(f"stopped in {arm.stem}; the same command goes on from there", file=sys.stderr)
+            return 130
+        jax.clear_caches()
+    report.write(found, HERE, COMMAND)
+    return record.main([str(HERE / "README.md")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

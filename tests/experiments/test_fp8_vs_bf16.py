@@ -1,0 +1,112 @@
+"""Each arm takes out the one ingredient that it names; the table is arithmetic on the curves."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsjax.numerics import accumulate, gemm
+from experiments.common import arms
+from experiments.fp8_vs_bf16 import ingredients, report, run
+
+RNG = np.random.default_rng(0)
+WILD = np.exp(3 * RNG.standard_normal((256, 1))) * np.exp(3 * RNG.standard_normal((1, 384)))
+X = jnp.asarray(WILD * RNG.standard_normal((256, 384)), jnp.float32)
+W = jnp.asarray(RNG.standard_normal((384, 256)), jnp.float32)
+
+
+def same(a, b):
+    return np.array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+
+
+def test_e5m2_gradients_change_both_operands_of_the_gradient_and_nothing_else():
+    whole, mine = gemm.FP8, ingredients.E5M2_GRADIENTS
+    assert same(whole.hold_once(X), mine.hold_once(X))
+    assert same(whole.hold_weight(W), mine.hold_weight(W))
+    for held, exact in (("by_row", X), ("by_column", X)):
+        coarse, fine = (np.asarray(getattr(p.hold_grad(X), held), np.float64)
+                        for p in (mine, whole))
+        relative = np.abs(coarse / np.asarray(exact, np.float64) - 1)
+        assert np.median(relative) > 1.5 * np.median(np.abs(fine / np.asarray(exact) - 1))
+        mantissa = np.frexp(coarse[coarse != 0])[0] * 8  # 1 bit and 2 after it
+        np.testing.assert_array_equal(mantissa, np.round(mantissa))
+
+
+def test_blocks_of_gradients_change_dgrad_s_operand_alone():
+    whole, mine = gemm.FP8.hold_grad(X), ingredients.BLOCK_GRADIENTS.hold_grad(X)
+    assert same(whole.by_column, mine.by_column)
+    assert not same(whole.by_row, mine.by_row)
+    # A row far below its block's largest loses everything.
+    outlier = jnp.ones((128, 128)).at[0, 0].set(1e7)
+    assert not np.any(ingredients.BLOCK_GRADIENTS.hold_grad(outlier).by_row[1:])
+    assert np.all(gemm.FP8.hold_grad(outlier).by_row[1:] == 1)
+
+
+def test_one_scale_a_tensor_loses_small_entries_that_tiles_keep():
+    outlier = jnp.ones((256, 256)).at[0, 0].set(1e7)
+    for hold in ("hold_once", "hold_weight"):
+        kept = getattr(gemm.FP8, hold)(outlier)
+        lost = getattr(ingredients.PER_TENSOR, hold)(outlier)
+        assert np.all(kept[128:] == 1)
+        assert not np.any(lost[128:])
+
+
+@pytest.mark.parametrize("promote", [None, 128])
+def test_registers_sum_all_three_products_as_the_simulation_does(promote):
+    mine = ingredients.registers(promote)
+    x, w, grad = mine.hold_once(X), mine.hold_weight(W), mine.hold_grad(X @ W)
+    for actual, a, b in [
+        (mine.fprop(x, w), x, w),
+        (mine.dgrad(grad, w), grad.by_row, w.T),
+        (mine.wgrad(mine.hold_turned(X), grad), mine.hold_turned(X).T, grad.by_column),
+    ]:
+        expected = accumulate.product_fast(a, b, promote)
+        np.testing.assert_array_equal(actual, expected)
+        assert not same(actual, expected.astype(jnp.bfloat16))
+    assert not same(mine.fprop(x, w), gemm.FP8.fprop(x, w))
+
+
+def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():
+    found = run.all_arms()
+    assert len({arm.stem for arm in found}) == len(found)
+    bases = {(arm.run.name, arm.run.seed): arm.run for arm in found if arm.name == "bf16"}
+    for arm in found:
+        base = bases[arm.run.name, arm.run.seed]
+        train = dataclasses.replace(base.train, precision=arm.run.train.precision,
+                                    steps=arm.run.train.steps)
+        rate = dataclasses.replace(base.rate, constant_steps=arm.run.train.steps)
+        assert arms.plain(arm.run) == arms.plain(dataclasses.replace(base, train=train, rate=rate))
+        assert arm.run.train.steps % report.EVALUATED == 0
+    tiny = [arm for arm in found if arm.run.name == "tiny"]
+    assert min(arm.run.train.steps for arm in tiny if arm.name in run.PRECISIONS) == 2000
+
+
+def made(arm, seed, curve, heldout):
+    config = {"name": "tiny"}
+    return {"arm": arm, "seeds": [seed], "claim": f"tiny: {arm} of this", "config": config,
+            "next_token": curve, "heldout_nats": {str(len(curve)): heldout, "110": 9.0},
+            "commit": "c", "is_clean": True}
+
+
+def test_a_row_compares_with_bf16_of_the_same_seed_over_the_arm_s_own_steps():
+    found = [made("bf16", 0, [4.0] * 120, 4.0), made("bf16", 1, [5.0] * 120, 5.0),
+             made("fp8", 1, [5.01] * 120, 5.05), made("fp8", 0, [4.016] * 120, 4.0),
+             made("short", 0, [3.996] * 110, 9.0)]
+    found[0]["heldout_nats"]["110"] = 10.0
+    row = report.row(report.pairs(found, "tiny", "fp8"))
+    assert row == ["tiny", "fp8 of this", "120", "2", "4.5250", "+0.500 %", "+0.300 %", "0.316 %",
+                   "0.400 %", "50.0 %"]
+    row = report.row(report.pairs(found, "tiny", "short"))
+    assert row[2:] == ["110", "1", "9.0000", "-10.000 %", "-0.100 %", "0.100 %", "0.100 %",
+                       "100.0 %"]
+
+
+def test_the_table_and_the_figure_are_drawn_from_records(tmp_path):
+    found = [made("bf16", 0, [4.0] * 120, 4.0), made("fp8", 0, [4.004] * 120, 4.0)]
+    report.write(found, tmp_path, "python -m x")
+    assert (tmp_path / "records" / "training.json").exists()
+    first = (tmp_path / "figure.svg").read_text()
+    assert "tiny" in first
+    report.write(found, tmp_path, "python -m x")
+    assert (tmp_path / "figure.svg").read_text() == first
