@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dsjax.numerics import products as numerics
-from dsjax.numerics.products import Products, Weight
+from dsjax.numerics.products import Matrix, Products
 from dsjax.numerics.wide import wide
 from dsjax.ops import attention, grouped
 from dsjax.ops.linear import linear
@@ -26,7 +26,7 @@ from dsjax.params import Tree
 class Linear(Protocol):
     """x [..., K] against w [K, ...], the last `contract` dims of x against the first of w."""
 
-    def __call__(self, x: Array, w: Array | Weight, contract: int = 1) -> Array:
+    def __call__(self, x: Array, w: Matrix, contract: int = 1) -> Array:
         """Multiply."""
         ...
 
@@ -34,7 +34,7 @@ class Linear(Protocol):
 Attend = Callable[[Array, Array, Array, Array, float], Array]
 """q [B, H, T, N], k, v, segments [B, T], scale -> [B, H, T, U]; causal, within segments."""
 
-Dispatch = Callable[[Array, Array, Array, Array | Weight, Array | Weight], tuple[Array, Array]]
+Dispatch = Callable[[Array, Array, Array, Matrix, Matrix], tuple[Array, Array]]
 """x [T, D], experts [T, K], weights [T, K], w_gate_up, w_down -> the weighted sum [T, D], and []
 rounds of exchange beyond the first."""
 
@@ -98,8 +98,8 @@ def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low:
     return attention.attend(q, k, v, segments, scale, 128, is_low)
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
-              w_down: Array | Weight, products: Products) -> tuple[Array, Array]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
+              w_down: Matrix, products: Products) -> tuple[Array, Array]:
     y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, products=products)
     return y, jnp.zeros(())
 

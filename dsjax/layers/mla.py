@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers.backend import Backend
-from dsjax.numerics.products import Weight, value
+from dsjax.numerics.products import Matrix, value
 from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.norm import rms_norm
@@ -30,13 +30,13 @@ from dsjax.params import spec
 class MLAParams:
     """The report's matrices, joined where one product reads the same input."""
 
-    w_dq: Array | Weight | None  # [D, Q]  W^DQ; None without query compression
+    w_dq: Matrix | None  # [D, Q]  W^DQ; None without query compression
     q_norm: Array | None  # [Q]
-    w_uq: Array | Weight  # [Q, H, N+R]  W^UQ and W^QR; [D, H, N+R] without compression
-    w_dkv: Array | Weight  # [D, C+R]  W^DKV and W^KR
+    w_uq: Matrix  # [Q, H, N+R]  W^UQ and W^QR; [D, H, N+R] without compression
+    w_dkv: Matrix  # [D, C+R]  W^DKV and W^KR
     kv_norm: Array  # [C]
-    w_ukv: Array | Weight  # [C, H, N+U]  W^UK and W^UV
-    w_o: Array | Weight  # [H, U, D]  W^O
+    w_ukv: Matrix  # [C, H, N+U]  W^UK and W^UV
+    w_o: Matrix  # [H, U, D]  W^O
 
 
 @struct.dataclass
@@ -78,6 +78,7 @@ def mla(p: MLAParams, x: Array, angles: Angles, segments: Array, cfg: ModelConfi
     q_nope, q_rope = queries(p, x, angles, cfg, backend)
     past = latents(p, x, angles, cfg, backend)
     kv = backend.linear(past.latent, p.w_ukv)
+    kv = kv.reshape(*x.shape[:2], a.heads, -1)  # already, but where it rests in 8 bits
     k_nope, v = kv[..., : a.nope_dim], kv[..., a.nope_dim :]
     k_rope = jnp.broadcast_to(past.k_rope[:, :, None], (*k_nope.shape[:3], a.rope_dim))
     q = jnp.concatenate([q_nope, q_rope], axis=-1).swapaxes(1, 2)
@@ -101,7 +102,7 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     cache = jax.tree.map(
         lambda old, part: old.at[row, positions].set(part.astype(old.dtype)), cache, new
     )
-    w_ukv = value(p.w_ukv).astype(x.dtype)
+    w_ukv = value(p.w_ukv).astype(x.dtype).reshape(a.kv_rank, a.heads, -1)
     w_uk, w_uv = w_ukv[..., : a.nope_dim], w_ukv[..., a.nope_dim :]
     latent, k_rope = cache.latent.astype(x.dtype), cache.k_rope.astype(x.dtype)
     q_latent = jnp.einsum("bthn,chn->bthc", q_nope, w_uk)
@@ -125,7 +126,7 @@ def queries(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,
         c_q = checkpoint_name(backend.linear(x, p.w_dq), "latents")
         assert p.q_norm is not None, "query compression has a norm"
         x = rms_norm(c_q, p.q_norm, a.latent_norm_eps)
-    q = backend.linear(x, p.w_uq)
+    q = backend.linear(x, p.w_uq).reshape(*x.shape[:2], a.heads, a.qk_dim)
     by = Angles(angles.cos[..., None, :], angles.sin[..., None, :])
     return q[..., : a.nope_dim], rotate(q[..., a.nope_dim :], by)
 

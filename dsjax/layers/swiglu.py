@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 
 from dsjax.layers.backend import Backend
-from dsjax.numerics.products import Weight
+from dsjax.numerics.products import Matrix
 from dsjax.ops import swiglu as op
 from dsjax.params import spec
 
@@ -15,8 +15,8 @@ from dsjax.params import spec
 class SwiGLUParams:
     """Gate and up side by side, so that one product reads x once."""
 
-    w_gate_up: Array | Weight  # [D, 2, F], gate first
-    w_down: Array | Weight  # [F, D]
+    w_gate_up: Matrix  # [D, 2, F], gate first
+    w_down: Matrix  # [F, D]
 
 
 def swiglu_specs(d_model: int, hidden_dim: int) -> SwiGLUParams:

@@ -28,10 +28,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3, E5M6, UE8M0, Format
-from dsjax.numerics.products import Held, Products, contract
+from dsjax.numerics.products import Held, Products, contract, decoded
 from dsjax.numerics.scaled import Scaled
 
 Tile = tuple[int, ...]
@@ -61,6 +62,8 @@ class Machine:
     hold: Callable[[Array, Tile, bool, Format], Held]
     multiply: Callable[[Held, Held, int, int], Array]
     """a, b, the dim each sums over counted from the end -> float32; leading dims batched."""
+    codes: Callable[[Scaled], Held] = lambda q: decoded(q, value_dtype(q))
+    """Hold a weight that rests as codes."""
 
 
 @struct.dataclass
@@ -118,6 +121,7 @@ def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Pro
         hold_input=hold_input,
         hold_weight=hold_weight,
         hold_grad=hold_grad,
+        hold_codes=machine.codes,
         fprop=fprop,
         dgrad=lambda grad, w: machine.multiply(grad.by_row, w, 1, 1),
         wgrad=wgrad,
@@ -146,7 +150,12 @@ def operand_value(q: Held) -> Array:
     """The value of an operand, in bfloat16 where that is exact."""
     if not isinstance(q, Scaled):
         return q
-    return scaled.dequantize(q, jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32)
+    return scaled.dequantize(q, value_dtype(q))
+
+
+def value_dtype(q: Scaled) -> DTypeLike:
+    """The narrower dtype that holds what codes stand for exactly."""
+    return jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32
 
 
 EMULATED = Machine(_hold_value, _multiply_values)

@@ -9,7 +9,9 @@ operands are held, and each of the three reads held operands and returns float32
 
 Layers never ask. They call `linear` or an expert product with a weight that is a plain array or a
 `Weight`: the float32 master, which receives the gradient, beside the form that products read,
-made once per optimizer step (`hold`, `attach`), not once per microbatch.
+made once per optimizer step (`hold`, `attach`), not once per microbatch. Released FP8 weights may
+stay as they are, a `Scaled` in either place: products read what the codes stand for, the gradient
+passes through them, and there is none of them.
 
 Axes: M rows (tokens), K summed channels, N columns; E leads where experts are batched.
 """
@@ -26,9 +28,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from dsjax import params
+from dsjax.numerics import scaled
 from dsjax.numerics.layout import row_major
+from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.wide import wide
 
 Held = Any  # an operand as a precision keeps it: an array, or codes with scales
@@ -53,6 +58,7 @@ class Products:
     fprop: Callable[[Held, Held], Array]
     dgrad: Callable[[Held, Held], Array]
     wgrad: Callable[[Held, Held], Array]
+    hold_codes: Callable[[Scaled], Held]  # of a weight that rests in 8 bits
     hold_once: Callable[[Array], Held] = _same  # as hold_input, for `fprop` alone
     hold_turned: Callable[[Array], Held] = _same  # an input for `wgrad` alone
     keep: Callable[[Array], Held] = _same  # how an activation waits for the backward pass,
@@ -64,8 +70,12 @@ class Products:
 class Weight:
     """A matrix inside a step: `master` receives the gradient, `held` is what products read."""
 
-    master: Array
+    master: Array | Scaled
     held: Held
+
+
+Matrix = Array | Weight | Scaled
+"""A matrix as a layer gets it."""
 
 
 def contract(a: Array, b: Array, sum_a: int, sum_b: int,
@@ -94,6 +104,7 @@ def plain_products(name: str, dtype: jnp.dtype) -> Products:
         fprop=lambda x, w: contract(x, w, 1, 2),
         dgrad=lambda dy, w: contract(dy, w, 1, 1),
         wgrad=lambda x, dy: contract(x, dy, 2, 2),
+        hold_codes=lambda q: decoded(q, dtype),
         hold_once=hold,
         hold_turned=hold,
     )
@@ -109,8 +120,12 @@ def hold(tree: params.Tree, specs: params.Tree, products: Products) -> params.Tr
     Held matrices are [..., K, N]: dims that a product sums over are merged, so are its columns.
     """
 
-    def make(spec: params.Spec, leaf: Array) -> Held:
-        return products.hold_weight(as_matrix(leaf, spec), spec.parts) if spec.is_product else None
+    def make(spec: params.Spec, leaf: Array | Scaled) -> Held:
+        if not spec.is_product:
+            return None
+        if isinstance(leaf, Scaled):
+            return products.hold_codes(leaf)
+        return products.hold_weight(as_matrix(leaf, spec), spec.parts)
 
     return jax.tree.map(make, specs, tree, is_leaf=params.is_spec)
 
@@ -118,7 +133,7 @@ def hold(tree: params.Tree, specs: params.Tree, products: Products) -> params.Tr
 def attach(tree: params.Tree, held: params.Tree, specs: params.Tree) -> params.Tree:
     """Set each held form beside its float32 master, as a Weight; other leaves stay arrays."""
 
-    def join(spec: params.Spec, leaf: Array, form: Held) -> Array | Weight:
+    def join(spec: params.Spec, leaf: Array | Scaled, form: Held) -> Matrix:
         return Weight(leaf, form) if spec.is_product else leaf
 
     return jax.tree.map(join, specs, tree, held, is_leaf=params.is_spec)
@@ -146,6 +161,32 @@ def name(held: Held, label: str) -> Held:
     return jax.tree.map(one, held)
 
 
-def value(w: Array | Weight) -> Array:
-    """A weight as a plain array, for the products that stay high."""
-    return w.master if isinstance(w, Weight) else w
+def value(w: Matrix) -> Array:
+    """A weight as a plain array, for the products that stay high; a Scaled as [..., K, N]."""
+    master = w.master if isinstance(w, Weight) else w
+    return decoded(master, jnp.float32) if isinstance(master, Scaled) else master
+
+
+def decoded(q: Scaled, dtype: DTypeLike) -> Array:
+    """What codes stand for, rounded to a dtype; matrices tiled apart are side by side again."""
+    a = scaled.dequantize(q, dtype)
+    return a if len(q.tile) == 2 else a.reshape(*a.shape[:-2], -1)
+
+
+def weight_of(w: Matrix, products: Products, batch_dims: int, contract_dims: int,
+              parts: int = 1) -> tuple[Array, Held]:
+    """A weight as products take it: the master [..., K, N] that a gradient goes to, and the held.
+
+    A Scaled has no gradient: zeros that nothing reads stand for its master.
+    """
+    master = w.master if isinstance(w, Weight) else w
+    if isinstance(master, Scaled):
+        held = w.held if isinstance(w, Weight) else products.hold_codes(master)
+        rows = master.shape[: batch_dims + 1]
+        return jnp.zeros((*rows, math.prod(master.shape[batch_dims + 1 :]))), held
+    split = batch_dims + contract_dims
+    flat = master.reshape(*master.shape[:batch_dims],
+                          math.prod(master.shape[batch_dims:split]), -1)
+    if isinstance(w, Weight):
+        return flat, w.held
+    return flat, products.hold_weight(lax.stop_gradient(flat), parts)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.products import Held, Products, Weight, name
+from dsjax.numerics.products import Held, Matrix, Products, name, weight_of
 from dsjax.ops import swiglu
 
 TILE = 64  # rows of one overflow tile
@@ -54,28 +54,19 @@ def experts_plain(x: Array, experts: Array, weights: Array, w_gate_up: Array,
     return jnp.einsum("te,tef,efd->td", by_expert, hidden, w_down)
 
 
-def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
-                    w_down: Array | Weight, *, products: Products,
+def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
+                    w_down: Matrix, *, products: Products,
                     assignments: int | None = None) -> Array:
     """The chosen experts of every token, weighted and summed; shapes as `experts_plain`.
 
     An expert out of range is not here: its assignment takes no row and adds nothing. `assignments`
     is how many to expect here; None is all of T*K.
     """
-    gate_up, held_gate_up = _masters(w_gate_up, products, parts=2)
-    down, held_down = _masters(w_down, products)
+    gate_up, held_gate_up = weight_of(w_gate_up, products, 1, 1, parts=2)
+    down, held_down = weight_of(w_down, products, 1, 1)
     capacity = _capacity(assignments or experts.size, down.shape[0])
     plan = make_plan(experts, down.shape[0], capacity)
     return _experts(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
-
-
-def _masters(w: Array | Weight, products: Products, parts: int = 1) -> tuple[Array, Held]:
-    """A weight's float32 form [E, K, N] and the form products read."""
-    master = w.master if isinstance(w, Weight) else w
-    flat = master.reshape(*master.shape[:2], -1)
-    if isinstance(w, Weight):
-        return flat, w.held
-    return flat, products.hold_weight(lax.stop_gradient(flat), parts)
 
 
 def _capacity(assignments: int, experts: int) -> int:

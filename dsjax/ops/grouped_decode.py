@@ -10,11 +10,14 @@ Axes: T tokens, K experts per token, A assignments (T*K), E experts, D model, F 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.products import Held, Products, Weight
+from dsjax.numerics.products import Held, Matrix, Products, weight_of
+from dsjax.numerics.scaled import Scaled
 
 WRITTEN_OUT = 16  # assignments a program holds at most
 
@@ -24,15 +27,15 @@ def is_few(assignments: int, experts: int) -> bool:
     return assignments < experts and assignments <= WRITTEN_OUT
 
 
-def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
-                w_down: Array | Weight, *, products: Products) -> Array:
+def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                *, products: Products) -> Array:
     """The chosen experts of every token, weighted and summed.
 
     x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
     """
     per_token = experts.shape[1]
     chosen = [experts.reshape(-1)[a] for a in range(experts.size)]
-    gate_up, down = _held(w_gate_up, products), _held(w_down, products)
+    gate_up, down = _held(w_gate_up, products, parts=2), _held(w_down, products)
     rows = [x[a // per_token][None] for a in range(experts.size)]
     hidden_in = _products(rows, gate_up, chosen, products).astype(x.dtype)
     gate, up = jnp.split(hidden_in, 2, axis=-1)
@@ -41,19 +44,28 @@ def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Array | Wei
     return y.reshape(*experts.shape, -1).sum(axis=1)
 
 
-def _products(rows: list[Array], held: Held, chosen: list[Array], products: Products) -> Array:
+def _products(rows: list[Array], held: _Held, chosen: list[Array], products: Products) -> Array:
     """Each row [1, K] against its own expert's matrix [K, N] -> [A, N] float32."""
     outs = []
     for row, expert in zip(rows, chosen, strict=True):
         matrix = jax.tree.map(
-            lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held
+            lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held.stacked
         )
+        if held.is_resting:
+            matrix = products.hold_codes(matrix)
         outs.append(products.fprop(products.hold_input(row), matrix))
     return jnp.concatenate(outs)
 
 
-def _held(w: Array | Weight, products: Products) -> Held:
-    """The form products read of stacked matrices [E, K, ...]: [E, K, N]."""
-    if isinstance(w, Weight):
-        return w.held
-    return products.hold_weight(w.reshape(*w.shape[:2], -1))
+class _Held(NamedTuple):
+    """Stacked matrices [E, K, ...]: in the form that products read, or resting in 8 bits."""
+
+    stacked: Held
+    is_resting: bool
+
+
+def _held(w: Matrix, products: Products, parts: int = 1) -> _Held:
+    """What is sliced; of matrices that rest in 8 bits only the chosen ones are held."""
+    if isinstance(w, Scaled):
+        return _Held(w, True)
+    return _Held(weight_of(w, products, 1, 1, parts)[1], False)

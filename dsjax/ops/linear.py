@@ -8,26 +8,25 @@ pass as it was held, and the weight's gradient is float32 and belongs to the mas
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 from jax import Array
 
-from dsjax.numerics.products import Held, Products, Weight
+from dsjax.numerics.products import Held, Matrix, Products, Weight, weight_of
+from dsjax.numerics.scaled import Scaled
 
 
-def linear(x: Array, w: Array | Weight, contract: int = 1, *, products: Products) -> Array:
+def linear(x: Array, w: Matrix, contract: int = 1, *, products: Products) -> Array:
     """Sum the last `contract` dims of x against the first of w.
 
-    x [..., K], w [K, ...] (K may be several dims). Returns [..., columns of w] in x's dtype.
+    x [..., K], w [K, ...] (K may be several dims). Returns [..., columns of w] in x's dtype; the
+    columns are one dim where w rests in 8 bits.
     """
+    flat, held = weight_of(w, products, 0, contract)
     master = w.master if isinstance(w, Weight) else w
-    rows, columns = x.shape[: x.ndim - contract], master.shape[contract:]
-    summed = math.prod(master.shape[:contract])
-    flat = master.reshape(summed, -1)
-    held = w.held if isinstance(w, Weight) else products.hold_weight(jax.lax.stop_gradient(flat))
-    y = _product(products, x.reshape(-1, summed), flat, held)
-    return y.reshape(*rows, *columns)
+    columns = flat.shape[1:] if isinstance(master, Scaled) else master.shape[contract:]
+    y = _product(products, x.reshape(-1, flat.shape[0]), flat, held)
+    return y.reshape(*x.shape[: x.ndim - contract], *columns)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
