@@ -109,7 +109,8 @@ def export(folder: Folder, cfg: ModelConfig, leaves: dict[str, np.dtype], read: 
     tensors = list(hf_write.outputs(cfg, leaves, wanted, fp8))
     plain = next(t.dtype for t in tensors)
     form = _scale_form(tensors, leaves, read, pow2) if fp8 else None
-    config = hf_config_out.write(cfg, str(plain), form, like and like.attributes, loss)
+    config = hf_config_out.write(cfg, str(plain), form, like.attributes if like else None,
+                                  loss)
     files = list(like.files) if like else []
     hf_write.write(folder, tensors, leaves, read, config, files, pow2, progress)
 

@@ -140,7 +140,7 @@ def _context(model: ModelConfig) -> int:
 
 def _alpha(model: ModelConfig, kept: Json, is_like: bool, loss: LossConfig | None) -> Json:
     """The weight of the balance loss; where the model's source named none and means it, none."""
-    stated = {k: kept[k] for k in ("aux_loss_alpha", "seq_aux") if k in kept}
+    stated: Json = {k: kept[k] for k in ("aux_loss_alpha", "seq_aux") if k in kept}
     if loss is None or model.moe is None:
         return stated
     name = alpha_of(model)
