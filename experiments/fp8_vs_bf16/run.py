@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from configs import small, tiny
-from dsjax.cli.hugepages import restart_with_huge_pages
+from dsjax.cli.tune import tune_process
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.numerics import products
@@ -82,7 +82,7 @@ def main() -> int:
                         help="where unfinished arms keep their checkpoints")
     parser.add_argument("--redraw", action="store_true", help="table and figure of what is there")
     args = parser.parse_args()
-    restart_with_huge_pages()
+    tune_process()
     jax.config.update("jax_compilation_cache_dir", str(args.runs / "compiled"))
     found: list[dict[str, Any]] = []
     for arm in all_arms():
