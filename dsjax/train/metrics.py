@@ -214,11 +214,15 @@ def dead_experts(loads: np.ndarray) -> int:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Rewrite a JSONL file with the whole lines up to `step`; replaced in one move."""
+    """Rewrite a JSONL file with the whole lines up to `step`; replaced in one move.
+
+    A "final" event goes in any case: a run that goes on has not ended, or ends once more.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    events = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    kept = [line for line, e in events if e["step"] <= step and e["kind"] != "final"]
     draft = path.with_name(path.name + ".new")
     draft.write_text("".join(kept), encoding="utf-8")
     os.replace(draft, path)

@@ -58,6 +58,16 @@ def test_a_resumed_file_holds_no_step_twice_and_no_torn_line(tmp_path):
     assert steps == list(range(1, 9))
 
 
+def test_a_run_that_goes_on_has_no_end_yet(tmp_path):
+    """Killed after its last evaluation was written, or given more steps: it writes another."""
+    writer = MetricWriter(tmp_path / "m.jsonl")
+    writer.write(5, "train", {"loss": 2.0})
+    writer.write(5, "final", {"nats": 1.0})
+    writer.close()
+    MetricWriter(tmp_path / "m.jsonl", resume_step=5).close()
+    assert [e["kind"] for e in read_metrics(tmp_path / "m.jsonl")] == ["train"]
+
+
 def test_a_new_run_does_not_inherit_the_lines_of_an_old_one(tmp_path):
     _write(tmp_path / "m.jsonl", range(1, 8)).close()
     _write(tmp_path / "m.jsonl", [1]).close()
