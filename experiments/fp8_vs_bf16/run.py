@@ -50,7 +50,7 @@ def base(config: RunConfig, rows: int, steps: int) -> RunConfig:
         loss=dataclasses.replace(config.loss, bias_speed=0.001),
         optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0),
         place=PlaceConfig(eval_every=report.EVALUATED, eval_batches=0, save_every=250, keep=1,
-                          log_every=100),
+                          log_every=100, unroll=config.model.layers),
     )
 
 
