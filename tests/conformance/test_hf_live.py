@@ -14,7 +14,10 @@ import pytest
 pytest.importorskip("torch", reason="the live comparison needs pip install .[conformance]")
 pytest.importorskip("transformers", reason="the live comparison needs pip install .[conformance]")
 
+import transformers
+
 from dsjax.checkpoint import hf
+from dsjax.checkpoint.hf_attributes import DEFAULTS, FIXED
 from tests.conformance import compare, peer, sweep
 
 SEEDS = {name: seed for seed, name in enumerate(sweep.CONFIGS)}
@@ -88,3 +91,50 @@ def test_without_mtp_modules_the_rest_is_the_same(tmp_path):
     assert dataclasses.replace(whole, mtp_depth=0) == cfg
     assert p.mtp is None
     np.testing.assert_array_equal(p.embed, q.embed)
+
+
+BLOCKS = sweep.V3 | {
+    "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "kv_lora_rank": 64, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64,
+    "v_head_dim": 64, "q_lora_rank": 128, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 2, "topk_group": 1, "moe_intermediate_size": 128, "num_hidden_layers": 2,
+}
+
+
+@pytest.mark.parametrize("pow2", [False, True])
+def test_an_fp8_checkpoint_of_dsjax_is_the_same_function_in_transformers(pow2, tmp_path):
+    """Sizes are multiples of 128: transformers divides a matrix into equal blocks.
+
+    576 rows (the released kv_a_proj_with_mqa) it refuses to dequantize, 192 it takes for two blocks
+    of 96, where the released code, vLLM and SGLang have 128 and 64.
+    """
+    pytest.importorskip("accelerate", reason="transformers wants it for FP8")
+    cfg, p = compare.load(sweep.checkpoint(tmp_path / "v3", BLOCKS, sweep.weights(BLOCKS, 9)))
+    hf.save(tmp_path / "ours", cfg, p, fp8=True, pow2=pow2)
+    model, info = peer.load(tmp_path / "ours")
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = sweep.tokens(9, cfg.vocab)
+    _, kept = hf.load(tmp_path / "ours", dtype="fp8")
+    model.float()  # it dequantizes to float32, but leaves the rest in bfloat16
+    wide = compare.load(tmp_path / "ours")[1]
+    theirs = peer.logits(model, tokens)
+    assert np.abs(theirs - compare.logits(wide, cfg, tokens)).max() <= 1e-4
+    assert np.abs(theirs - compare.logits(kept, cfg, tokens)).max() <= 1e-4
+    assert np.abs(theirs - compare.logits(p, cfg, tokens)).max() > 1e-2  # it did lose precision
+
+
+@pytest.mark.parametrize("family", ["v2", "v3"])
+def test_a_missing_attribute_has_the_default_of_the_installed_class(family):
+    kind = {"v2": transformers.DeepseekV2Config, "v3": transformers.DeepseekV3Config}[family]
+    theirs = kind()
+    for name, value in DEFAULTS[family].items():
+        if name == "rope_theta":
+            assert theirs.rope_parameters["rope_theta"] == value
+        elif hasattr(theirs, name):
+            assert getattr(theirs, name) == value, name
+    checked = {n for n in DEFAULTS[family] if hasattr(theirs, n)}
+    assert {"routed_scaling_factor", "n_shared_experts", "first_k_dense_replace"} <= checked
+    assert family == "v2" or {"n_group", "topk_group", "num_nextn_predict_layers"} <= checked
+    for name, value in FIXED.items():
+        assert getattr(theirs, name, value) == value, name
