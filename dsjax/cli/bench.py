@@ -129,6 +129,7 @@ def train(args: Bench) -> dict[str, Any]:
     trace_s, began = time.perf_counter() - began, time.perf_counter()
     compiled = lowered.compile()
     compile_s = time.perf_counter() - began
+    platform.release_memory()
 
     def one() -> None:
         nonlocal held

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from dsjax.cli import arguments
-from dsjax.cli.hugepages import restart_with_huge_pages
+from dsjax.cli.tune import tune_process
 from dsjax.errors import UserError
 
 
@@ -80,7 +80,7 @@ def _run(argv: list[str], is_process: bool) -> int:
     if name not in available():
         raise UserError(_unknown(name))
     if is_process and COMMANDS[name].is_heavy:
-        restart_with_huge_pages()
+        tune_process()
     module = importlib.import_module(f"dsjax.cli.{name}")
     if hasattr(module, "run"):
         return module.run(rest)

@@ -89,8 +89,9 @@ def _adam(
     new_m = b1 * m.astype(jnp.float32) + (1 - b1) * g
     new_v = b2 * v.astype(jnp.float32) + (1 - b2) * g * g
     t = count.astype(jnp.float32)
-    rise_m, rise_v = (-jnp.expm1(t * math.log(b)) if b else 1.0 for b in (b1, b2))  # 1 - b^t
-    direction = (new_m / rise_m) / (jnp.sqrt(new_v / rise_v) + eps)
+    # 1 / (1 - b^t), so that an element costs one division
+    rise_m, rise_v = (-1 / jnp.expm1(t * math.log(b)) if b else 1.0 for b in (b1, b2))
+    direction = (new_m * rise_m) / (jnp.sqrt(new_v * rise_v) + eps)
     return direction, new_m.astype(m.dtype), new_v.astype(v.dtype)
 
 

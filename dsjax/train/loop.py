@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from dsjax.checkpoint.store import Store
@@ -27,9 +28,9 @@ from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.errors import UserError
 from dsjax.layers.backend import Backend
 from dsjax.model import count
-from dsjax.model.loss import Batch, from_rows
+from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
-from dsjax.train import heldout, metrics, platform, plots, resume, step
+from dsjax.train import heldout, metrics, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
 from dsjax.train.heldout import Heldout, HeldoutStep
@@ -92,6 +93,7 @@ class Session:
     speed: metrics.Throughput
     peak: metrics.Peak
     heldout_step: HeldoutStep
+    mesh: Mesh | None
     window_loads: np.ndarray | None = None
 
 
@@ -114,21 +116,22 @@ def train(
     """
     console = console or Console()
     out = folder(run)
-    backend = backend or platform.choose_backend(run)
-    header(
-        platform.describe(run, backend) | {"folder": str(out)}, f"dsjax train {run.name}", console
-    )
+    mesh = spread.open_mesh(run)
+    backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
+    said = platform.describe(run, backend) | spread.describe(run, mesh) | {"folder": str(out)}
+    header(said, f"dsjax train {run.name}", console)
     resume.refuse_another(run, out)
     corpus = prepare(run, out, console.print)
-    step_fn = jax.jit(step.make_train_step(run, backend), donate_argnums=0)
+    step_fn = spread.compile_step(run, backend, mesh)
     with Signals().listening() as signals:
-        session = _open(run, out, corpus, backend, console)
+        session = _open(run, out, corpus, backend, mesh, console)
         with session.display:
             completed = _run(session, step_fn, signals)
         return _close(session, completed, signals.received, console)
 
 
-def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Console) -> Session:
+def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mesh | None,
+          console: Console) -> Session:
     """Start a run, or restore it."""
     store = Store(out / "checkpoints", run.place.keep)
     stream = RowStream(
@@ -136,9 +139,9 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
     )
     resumed, average, loads = None, None, None
     if store.latest() is not None:
-        resumed, start, average, loads = resume.restore(run, store, stream, console.print)
+        resumed, start, average, loads = resume.restore(run, store, stream, console.print, mesh)
     else:
-        start = resume.begin(run, console.print)
+        start = resume.begin(run, console.print, mesh)
     run_to_json(run, out / "config.json")
     host = None
     if run.optimizer.ema_decay:
@@ -157,7 +160,8 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=metrics.Throughput(),
         peak=metrics.matmul_peak(dtype),
-        heldout_step=jax.jit(heldout.make_heldout_step(run.model, backend)),
+        heldout_step=spread.compile_heldout(run, backend, mesh),
+        mesh=mesh,
         window_loads=loads,
     )
 
@@ -165,10 +169,12 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Any, console: Cons
 def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     """Take steps until done or told to stop; true when the last step was taken."""
     delayed = metrics.Delayed()
-    done = int(s.state.step)
+    first = done = int(s.state.step)
     saved = done if s.store.latest() is not None else -1
     while done < s.run.train.steps and signals.received is None:
         s.state, values = step_fn(s.state, _batch(s, done))
+        if done == first:
+            platform.release_memory()  # what compiling the step took
         done += 1
         if s.average is not None:
             s.average.update(s.state.params, done)
@@ -201,7 +207,8 @@ def _batch(s: Session, done: int) -> Batch:
         rows = curriculum.batch_size_at(done, ramp)
     drawn = s.stream.next_batch(rows // jax.process_count())
     length = curriculum.length_at(done, train.curriculum, train.length)
-    return from_rows(drawn if length == train.length else curriculum.recut(drawn, length))
+    cut = drawn if length == train.length else curriculum.recut(drawn, length)
+    return spread.put_rows(cut, s.mesh)
 
 
 def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
@@ -226,13 +233,15 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
             "dead_experts": metrics.dead_experts(loads),
             "balance": m.balance,
         }
+    if s.run.layout.expert > 1:
+        values["extra_rounds"] = m.extra_rounds
     if m.mtp.size:
         values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
     s.writer.write(number, "train", values)
     flops = count.training_flops(s.run.model, s.run.train.length)
     pace = {
         "tok_s": s.speed.tok_s,
-        "mfu": s.peak.share(s.speed.tok_s * flops, jax.device_count()),
+        "mfu": s.peak.share(s.speed.tok_s * flops, s.run.layout.devices),
         "seconds_left": s.speed.seconds_left(s.run.train.steps - number),
     }
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")

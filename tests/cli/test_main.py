@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import dsjax.cli
-from dsjax.cli import hugepages
 from dsjax.cli import main as command
+from dsjax.cli import tune
 from dsjax.cli.main import Command, main
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_help_imports_none_of_the_slow_libraries() -> None:
 def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    others = {"__init__", "main", "arguments", "hugepages"}
+    others = {"__init__", "main", "arguments", "tune"}
     files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
     assert set(listed) == files
 
@@ -134,15 +134,15 @@ def test_the_version_is_the_installed_one() -> None:
 
 
 RESTART = (
-    "import os; from dsjax.cli.hugepages import restart_with_huge_pages as restart; "
-    "print('start', flush=True); restart(); print(os.environ.get('GLIBC_TUNABLES'))"
+    "import os; from dsjax.cli.tune import tune_process; print('start', flush=True); "
+    "tune_process(); print(os.environ.get('GLIBC_TUNABLES'))"
 )
 
 
 def test_a_heavy_command_starts_once_more_with_huge_pages() -> None:
     """Where they are offered; the second start goes on, and elsewhere so does the first."""
-    if hugepages.is_offered():
-        assert python(RESTART).stdout.split() == ["start", "start", hugepages.TUNABLE]
+    if tune.is_offered():
+        assert python(RESTART).stdout.split() == ["start", "start", tune.TUNABLE]
     else:
         assert python(RESTART).stdout.split() == ["start", "None"]
 
@@ -150,3 +150,15 @@ def test_a_heavy_command_starts_once_more_with_huge_pages() -> None:
 def test_a_chosen_allocator_setting_is_left_alone() -> None:
     mine = "glibc.malloc.arena_max=2"
     assert python(RESTART, GLIBC_TUNABLES=mine).stdout.split() == ["start", mine]
+
+
+def test_the_kernels_options_join_the_flags_that_are_set_and_yield_to_chosen_ones() -> None:
+    say = (
+        "import os; from dsjax.cli.tune import tune_process; tune_process(); "
+        "print(os.environ['XLA_FLAGS'])"
+    )
+    mine = "--xla_cpu_use_thunk_runtime=true"
+    held = {"GLIBC_TUNABLES": ""}
+    assert python(say, XLA_FLAGS=mine, **held).stdout.strip() == f"{mine} {tune.KERNELS}"
+    chosen = "--xla_backend_extra_options=xla_cpu_optimize_for_size"
+    assert python(say, XLA_FLAGS=chosen, **held).stdout.strip() == chosen
