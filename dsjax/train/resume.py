@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dsjax.checkpoint import files
 from dsjax.checkpoint.store import Store, load_params
@@ -15,32 +16,32 @@ from dsjax.config.run import IDENTITY, RunConfig, difference
 from dsjax.config.stored import run_from_json
 from dsjax.data.loader import RowStream
 from dsjax.errors import UserError
-from dsjax.train import state
+from dsjax.train import spread
 from dsjax.train.state import TrainState
 
 Say = Callable[[str], Any]
 
 
-def begin(run: RunConfig, say: Say) -> TrainState:
+def begin(run: RunConfig, say: Say, mesh: Mesh | None = None) -> TrainState:
     """The state before the first step: parameters drawn, or another run's as float32 masters."""
     if run.start_from is None:
-        return jax.jit(lambda key: state.init(run, key))(jax.random.key(run.seed))
+        return spread.init(run, mesh)
     found = load_params(run.start_from, run.model, say=say)
     say(f"starting from the parameters of {run.start_from}")
     masters = jax.tree.map(lambda a: a.astype(np.float32), found)
-    return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(masters)
+    return spread.begin(run, masters, mesh)
 
 
 def restore(
-    run: RunConfig, store: Store, stream: RowStream, say: Say
+    run: RunConfig, store: Store, stream: RowStream, say: Say, mesh: Mesh | None = None
 ) -> tuple[int, TrainState, Any, np.ndarray | None]:
     """Step, state, average and loads since the last evaluation of the newest checkpoint.
 
-    `stream` is moved to where the checkpoint was made.
+    `stream` is moved to where the checkpoint was made; arrays come to where the mesh has them.
     """
-    abstract: dict[str, Any] = {"train": state.abstract(run)}
+    abstract: dict[str, Any] = {"train": spread.abstract(run, mesh)}
     if run.optimizer.ema_decay:
-        abstract["ema"] = state.abstract(run).params
+        abstract["ema"] = abstract["train"].params
     number, saved, extra = store.restore(abstract, say=say)
     stream.restore(extra["stream"])
     say(f"resuming after step {number}")

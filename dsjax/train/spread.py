@@ -6,7 +6,6 @@ the state is born where it rests, by the rules of `parallel.rules`; a step takes
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,9 +18,11 @@ from dsjax.config.run import RunConfig
 from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, from_rows
+from dsjax.model.transformer import TransformerParams
 from dsjax.parallel import exchange, place, rules
 from dsjax.parallel import mesh as meshes
-from dsjax.train import state, step
+from dsjax.train import heldout, state, step
+from dsjax.train.heldout import HeldoutStep, HeldoutSums
 from dsjax.train.state import TrainState
 from dsjax.train.step import TrainStep
 
@@ -97,7 +98,7 @@ def init(run: RunConfig, mesh: Mesh | None) -> TrainState:
     return jax.jit(lambda key: state.init(run, key), out_shardings=where)(jax.random.key(run.seed))
 
 
-def begin(run: RunConfig, start: transformer.TransformerParams, mesh: Mesh | None) -> TrainState:
+def begin(run: RunConfig, start: TransformerParams, mesh: Mesh | None) -> TrainState:
     """The state of a run that starts from parameters in float32."""
     if mesh is None:
         return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(start)
@@ -123,6 +124,12 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
     return jax.jit(step.make_train_step(run, backend), donate_argnums=0, out_shardings=where)
 
 
-def with_layout(run: RunConfig, **axes: Any) -> RunConfig:
-    """The run on another layout."""
-    return dataclasses.replace(run, layout=dataclasses.replace(run.layout, **axes))
+def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> HeldoutStep:
+    """The jitted held-out step of a run, for parameters as they rest."""
+    take, specs = heldout.make_heldout_step(run.model, backend), transformer.specs(run.model)
+
+    def heldout_step(p: TransformerParams, batch: Batch) -> HeldoutSums:
+        return take(backend.place(p, specs), batch)
+
+    where = None if mesh is None else meshes.sharding(mesh)
+    return jax.jit(heldout_step, out_shardings=where)
