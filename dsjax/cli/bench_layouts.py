@@ -1,0 +1,110 @@
+"""`dsjax bench layouts` and `bench links`: what many devices compute, and what they exchange."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dsjax.errors import UserError
+
+LAYOUTS = """usage: dsjax bench layouts [--json] [--devices 8]
+
+Take one step of a small model on every data x fsdp x expert layout of so many devices (virtual ones
+on a CPU), each with 1, 2 and 4 microbatches, packed and unpacked rows, and compare it with one
+device: the largest relative difference of loss, its parts, gradients, router biases and metrics.
+Some ten minutes on two cores; --json prints one JSON line a layout.
+"""
+
+LINKS = """usage: dsjax bench links [CONFIG] [--json] [--devices 64] [--nodes 8] [--tokens 16384]
+
+Route random tokens of a config (deepseek_v3) over its experts and count what dispatch and combine
+put on slow links (between nodes) and fast ones (within), in one hop and in two.
+"""
+
+
+def layouts(argv: list[str]) -> int:
+    """Compare every layout with one device, and print the table."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(LAYOUTS, end="")
+        return 0
+    given = _numbers(argv, {"devices": 8})
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", given["devices"])
+    from dsjax.train import layouts as compared
+
+    if jax.device_count() < given["devices"]:
+        raise UserError(f"there are {jax.device_count()} devices; use --devices of at most that")
+    names = ("loss", "parts", "gradients", "bias", "metrics")
+    if "--json" not in argv:
+        print(f"{'data':>4} {'fsdp':>4} {'expert':>6}  " + " ".join(f"{n:>9}" for n in names))
+    worst = 0.0
+    for layout, found in compared.compare_all(given["devices"]):
+        row = {name: max(getattr(d, name) for d in found) for name in names}
+        worst = max(worst, *row.values())
+        axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
+        if "--json" in argv:
+            more = {"extra_rounds": sum(d.extra_rounds for d in found), "steps": len(found)}
+            print(json.dumps(axes | row | more), flush=True)
+        else:
+            print(f"{layout.data:>4} {layout.fsdp:>4} {layout.expert:>6}  "
+                  + " ".join(f"{row[n]:>9.1e}" for n in names), flush=True)
+    return 0 if worst < compared.TOLERANCE else 1
+
+
+def links(argv: list[str]) -> int:
+    """Count bytes on slow and fast links, and print them."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(LINKS, end="")
+        return 0
+    given = _numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
+    rest = [a for a in argv if not a.startswith("--") and not a.isdigit()]
+    rows = traffic(rest[0] if rest else "deepseek_v3", **given)
+    for row in rows:
+        if "--json" in argv:
+            print(json.dumps(row))
+        else:
+            print(f"{row['hops']} hop{'s' if row['hops'] > 1 else ' '}: a token is on at most "
+                  f"{row['most_nodes']} nodes, {row['slow_copies']:.2f} copies over slow links "
+                  f"({row['slow_bytes']:,} bytes), {row['fast_copies']:.2f} over fast ones "
+                  f"({row['fast_bytes']:,} bytes)")
+    return 0
+
+
+def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str, Any]]:
+    """Copies and bytes a token and layer, forward, in one hop and in two; FP8 out, bf16 back."""
+    import jax
+    import numpy as np
+
+    from dsjax.config import load
+    from dsjax.layers.router import open_groups
+    from dsjax.parallel import traffic as links
+    from dsjax.parallel.exchange import WIRES
+
+    model = load.load(config).model
+    if model.moe is None or model.moe.experts % devices or devices % nodes:
+        raise UserError(f"the experts of {config} do not divide over {devices} devices of {nodes} "
+                        "nodes; choose --devices that divides the experts, --nodes the devices")
+    affinity = jax.random.uniform(jax.random.key(0), (1, tokens, model.moe.experts))
+    chosen = jax.lax.top_k(open_groups(affinity, model.moe), model.moe.experts_per_token)[1]
+    rows = []
+    for hops in (1, 2):
+        found = links.count(np.asarray(chosen[0]), model.moe.experts, devices, nodes, hops)
+        size = found.bytes(WIRES["fp8"], model.d_model, model.moe.experts_per_token, 2)
+        rows.append({"hops": hops, "most_nodes": found.most_nodes, "slow_copies": found.slow,
+                     "fast_copies": found.fast, "slow_bytes": size["slow"],
+                     "fast_bytes": size["fast"]})
+    return rows
+
+
+def _numbers(argv: list[str], defaults: dict[str, int]) -> dict[str, int]:
+    """Read `--name NUMBER` pairs."""
+    values = dict(defaults)
+    flags = [i for i, a in enumerate(argv) if a.startswith("--") and a != "--json"]
+    for i in flags:
+        name, value = argv[i].removeprefix("--"), argv[i + 1] if i + 1 < len(argv) else ""
+        if name not in values or not value.isdigit() or int(value) < 1:
+            known = " ".join(f"--{n} NUMBER" for n in defaults)
+            raise UserError(f"{argv[i]} {value} is not understood; use {known} or --json")
+        values[name] = int(value)
+    return values
