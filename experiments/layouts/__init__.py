@@ -1,0 +1,1 @@
+"""Whether every number is the same on every layout of devices."""
