@@ -26,7 +26,8 @@ def rows(*words: str) -> list[dict]:
 def main() -> None:
     found = rows("layouts")
     table = [
-        [f"{r['data']} x {r['fsdp']} x {r['expert']}", *(f"{r[n]:.0e}" for n in NUMBERS), r["steps"]]
+        [f"{r['data']} x {r['fsdp']} x {r['expert']}", *(f"{r[n]:.0e}" for n in NUMBERS),
+         r["steps"]]
         for r in found
     ]
     record.write(
