@@ -275,7 +275,7 @@ class Stored:
 
 @functools.lru_cache(maxsize=8)
 def _stored_array(state: Path, name: str) -> Any:
-    """One array, opened; its last chunk is kept, for a trained run's arrays are one chunk each."""
+    """One array, opened; its last chunk is kept, which may hold more than the part that is read."""
     import tensorstore
 
     kvstore: dict[str, Any] = {"driver": "file", "path": f"{state}/{name}/"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from dsjax.numerics.scaled import Scaled
 Tree = Any
 Say = Callable[[str], None]
 ARRAYS = "arrays"
+CHUNK = 16 << 20  # bytes below which a chunk is not worth a read of its own
 
 
 class StoreError(UserError):
@@ -76,7 +78,8 @@ class Store:
             partial.mkdir(parents=True)
             _want_room(self.folder, sum(a.nbytes for a in flat.values()))
             host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
-            written = orbax().save_async(partial / ARRAYS, host)
+            with _chunked():
+                written = orbax().save_async(partial / ARRAYS, host)
         except Exception as error:
             raise self._failed(step, partial, error) from error
         self._pending = self._thread.submit(self._finish, step, partial, written, leaves, extra)
@@ -133,6 +136,25 @@ class Store:
             f"checkpoint {step} could not be written to {self.folder} ({_cause(error)}), {kept}; "
             "make room or choose another --place.out, then start again"
         )
+
+
+def _chunked() -> Any:
+    """Arrays in chunks of one layer's matrix, one expert's: read alone, nothing else is in memory.
+
+    An array of one chunk is read whole, however little of it is wanted.
+    """
+    options = orbax().options.ArrayOptions
+
+    def by_matrix(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        stacked = (0, 1) if "experts" in name.split(".") else (0,)
+        if leaf.ndim < len(stacked) + 2:
+            return None
+        size = max(CHUNK, leaf.nbytes // math.prod(leaf.shape[: len(stacked)]))
+        return options.Saving.StorageOptions(chunk_byte_size=size, shard_axes=stacked)
+
+    saving = options.Saving(scoped_storage_options_creator=by_matrix)
+    return orbax().Context(array_options=options(saving=saving))
 
 
 def load_params(

@@ -187,6 +187,24 @@ def test_the_wrong_direction_is_said(source, tmp_path, capsys):
     assert not list(tmp_path.glob("*x*"))
 
 
+def test_a_matrix_of_a_trained_run_is_read_alone(tmp_path, monkeypatch):
+    """So that memory is bounded by a tensor, not by all layers and experts of one."""
+    monkeypatch.setattr(store, "CHUNK", 1)
+    kept = store.Store(tmp_path / "checkpoints", 1)
+    kept.save(3, {"train": {"params": PARAMS, "mu": PARAMS}}, {})
+    kept.close()
+    state = hf_disk._state(tmp_path / "checkpoints" / "step-00000003" / "arrays")
+    wanted = {"moe.ffn.experts.w_down": (1, 1, 130, 140), "moe.attn.w_o": (1, 3, 50, 140),
+              "mtp.block.ffn.experts.w_gate_up": (1, 1, 140, 2, 130), "head": (140, 37)}
+    for name, shape in wanted.items():
+        for tree in ("params", "mu"):
+            array = hf_disk._stored_array(state, f"train.{tree}.{name}")
+            assert array.chunk_layout.read_chunk.shape == shape
+    run_to_json(dataclasses.replace(tiny.config(), model=CFG), tmp_path / "config.json")
+    exported(tmp_path, tmp_path / "out")
+    same(hf.load(tmp_path / "out", **QUIET)[1], PARAMS)
+
+
 class Stop(Exception):  # noqa: N818
     pass
 
