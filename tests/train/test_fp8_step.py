@@ -1,0 +1,39 @@
+"""An FP8 step quantizes each weight once, however many microbatches it has."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.layers.backend import single
+from dsjax.model import transformer
+from dsjax.model.loss import Batch
+from dsjax.numerics import gemm
+from dsjax.train import state, step
+from tests.train.small_run import MODEL
+
+
+@pytest.mark.parametrize("remat", ["none", "v3"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_weights_are_quantized_once_a_step_and_gradients_in_every_microbatch(microbatches, remat):
+    run = RunConfig(name="fp8", model=MODEL, place=PlaceConfig(remat=remat),
+                    train=TrainConfig(batch=4, length=16, precision="fp8",
+                                      microbatches=microbatches))
+    held = []
+
+    def hold_weight(w, parts=1):
+        held.append(w.shape)
+        return gemm.FP8.hold_weight(w, parts)
+
+    products = dataclasses.replace(gemm.FP8, hold_weight=hold_weight)
+    after = dataclasses.replace(gemm.FP8.after_attention, hold_weight=hold_weight)
+    backend = single(dataclasses.replace(products, after_attention=after))
+    tokens = jax.ShapeDtypeStruct((4, 17), jnp.int32)
+    batch = Batch(tokens, tokens, jax.ShapeDtypeStruct((4, 17), jnp.float32))
+    begun = jax.eval_shape(lambda: state.init(run, jax.random.key(0)))
+    jax.eval_shape(step.make_train_step(run, backend), begun, batch)
+    # Tracing a microbatch would hold a weight again if a layer met one that is not held yet.
+    matrices = [s for s in jax.tree.leaves(transformer.specs(MODEL)) if s.is_product]
+    assert len(held) == len(matrices) > 10
