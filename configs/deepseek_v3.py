@@ -72,7 +72,7 @@ def config() -> RunConfig:
             batch_start=START,
             batch_ramp_steps=ramp,
             batch_multiple=START,
-            precision="bf16",
+            precision="fp8",
             activations="bfloat16",
         ),
         rate=LearningRate(
