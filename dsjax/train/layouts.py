@@ -28,8 +28,7 @@ from dsjax.config.layout import LayoutConfig
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import OptimizerConfig, RunConfig, TrainConfig
-from dsjax.layers.backend import single
-from dsjax.train import metrics, spread
+from dsjax.train import metrics, platform, spread
 from dsjax.train.state import TrainState
 from dsjax.train.step import StepMetrics
 
@@ -104,10 +103,10 @@ def rows_of(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "segments": segments.astype(np.int32), "weights": weights}
 
 
-def configured(layout: LayoutConfig, microbatches: int) -> RunConfig:
+def configured(layout: LayoutConfig, microbatches: int, base: RunConfig = RUN) -> RunConfig:
     """The run of this comparison on a layout."""
-    train = dataclasses.replace(RUN.train, microbatches=microbatches)
-    return dataclasses.replace(RUN, train=train, layout=layout)
+    train = dataclasses.replace(base.train, microbatches=microbatches)
+    return dataclasses.replace(base, train=train, layout=layout)
 
 
 @functools.cache
@@ -126,10 +125,11 @@ def start() -> TrainState:
 class Stepper:
     """One compiled step; gives what a batch makes of the same start state."""
 
-    def __init__(self, layout: LayoutConfig, microbatches: int = 1) -> None:
-        self.run = configured(layout, microbatches)
+    def __init__(self, layout: LayoutConfig, microbatches: int = 1,
+                 base: RunConfig | None = None) -> None:
+        self.run = configured(layout, microbatches, base or RUN)
         self.mesh = spread.open_mesh(self.run)
-        backend = spread.on_mesh(self.run, single(), self.mesh)
+        backend = spread.on_mesh(self.run, platform.choose_backend(self.run), self.mesh)
         self._step = spread.compile_step(self.run, backend, self.mesh)
 
     def take(self, kind: str) -> tuple[TrainState, StepMetrics]:

@@ -48,6 +48,23 @@ def test_a_step_is_the_same_on_every_layout(layout, microbatches, alone):
             assert found.extra_rounds > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_low_precision_and_recomputation_run_on_a_mesh(precision):
+    base = dataclasses.replace(
+        layouts.RUN,
+        train=dataclasses.replace(layouts.RUN.train, precision=precision),
+        place=dataclasses.replace(layouts.RUN.place, remat="v3"),
+    )
+    layout = LayoutConfig(data=2, fsdp=2, expert=2)
+    alone, many = (Stepper(where, 1, base).take("packed") for where in (LayoutConfig(), layout))
+    # Sums travel in bfloat16, 2^-8 off, and are added to a residual stream of many such terms;
+    # gradients in E4M3 are quantized once more on the way.
+    assert many[1].loss == pytest.approx(alone[1].loss, rel=2.0**-8)
+    assert many[1].next_token == pytest.approx(alone[1].next_token, rel=2.0**-8)
+    assert many[1].grad_norm == pytest.approx(alone[1].grad_norm, rel=0.05)
+
+
 def test_a_bias_moved_by_part_of_a_batch_would_be_seen(alone):
     whole = np.asarray(alone["packed"][1].loads)
     rows = layouts.rows_of("packed")
