@@ -103,7 +103,7 @@ def set_aside(folder: Path, step: int) -> Path:
 
 def verify(path: Path) -> Manifest:
     """Read a checkpoint's manifest and every byte it lists; Damaged says what is not as written."""
-    manifest = _read(path)
+    manifest = read(path)
     for file, (size, digest) in manifest.files.items():
         try:
             found = (path / file).stat().st_size
@@ -118,7 +118,7 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
-def _read(path: Path) -> Manifest:
+def read(path: Path) -> Manifest:
     """The manifest, checked against the hash of itself."""
     try:
         body = json.loads((path / MANIFEST).read_text(encoding="utf-8"))

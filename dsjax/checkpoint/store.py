@@ -5,7 +5,9 @@ exists and whether it is as written. The tree is stored flat, by dotted names (`
 a part of it can be read alone, and no class of the tree, let alone a pickle, is in the file. What
 is restored has the classes of the tree it is asked for with.
 
-Limits: one process; its folder on a POSIX file system (a rename is atomic).
+Several processes save and restore together; the first makes and finishes what all of them write.
+
+Limit: the folder is on a POSIX file system (a rename is atomic) that every process reaches.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsjax import params as trees
-from dsjax.checkpoint import files
-from dsjax.checkpoint.files import Damaged, Manifest
+from dsjax.checkpoint import files, together
+from dsjax.checkpoint.files import Manifest
 from dsjax.checkpoint.hf_names import held_shapes
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
@@ -54,13 +56,13 @@ class Store:
         """Open a folder, which need not exist, and remove what an interrupted save left in it."""
         if keep < 1:
             raise ValueError(f"keep={keep} would leave no checkpoint; choose at least 1")
-        if jax.process_count() > 1:
-            raise ValueError(f"{jax.process_count()} processes share a Store; it serves one")
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        files.tidy(self.folder)
+        self._is_first = jax.process_index() == 0
+        if self._is_first:
+            files.tidy(self.folder)
 
     def save(self, step: int, state: Tree, extra: dict[str, Any]) -> None:
         """Copy `state` to the host and return; a thread writes it, together with `extra` (JSON).
@@ -74,8 +76,10 @@ class Store:
         extra = json.loads(json.dumps(extra))  # a copy, and an early TypeError
         partial = self.folder / f"{files.PARTIAL}{step:08d}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            if self._is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            together.meet()
             _want_room(self.folder, sum(a.nbytes for a in flat.values()))
             host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
             with _chunked():
@@ -102,7 +106,7 @@ class Store:
         about each damaged checkpoint that is passed over; those are moved aside.
         """
         self.wait()
-        manifest = _newest(self.folder, say, is_ours=True)
+        manifest = together.agreed(self.folder, say)
         wanted = _flatten(abstract_state)
         where = self.folder / files.name(manifest.step)
         _match(manifest, wanted, where, is_whole=True)
@@ -120,7 +124,9 @@ class Store:
     def _finish(self, step: int, partial: Path, written: Any, leaves: Any, extra: Any) -> None:
         """Wait for the bytes, make them a checkpoint, remove the oldest; runs in the thread."""
         try:
-            written.result()
+            written.result()  # in the first process, when every process has written
+            if not self._is_first:
+                return
             files.finish(partial, step, leaves, extra)
         except Exception as error:
             raise self._failed(step, partial, error) from error
@@ -129,7 +135,8 @@ class Store:
 
     def _failed(self, step: int, partial: Path, error: Exception) -> StoreError:
         """Clean up after a failed save and say what happened."""
-        files.remove(partial)
+        if self._is_first:
+            files.remove(partial)
         latest = self.latest()
         kept = f"checkpoint {latest} is whole" if latest is not None else "there is none before it"
         return StoreError(
@@ -167,7 +174,7 @@ def load_params(
     rest as stored. Nothing in the folder is changed.
     """
     folder = Path(run_dir).absolute() / "checkpoints"
-    manifest = _newest(folder, say, is_ours=False)
+    manifest = together.newest(folder, say, is_ours=False)
     where = folder / files.name(manifest.step)
     prefix = prefix_of(manifest, which, where)
     specs = transformer.specs(cfg)
@@ -205,30 +212,6 @@ def prefix_of(manifest: Manifest, which: str, where: Path) -> str:
             "was kept (--optimizer.ema-decay)"
         )
     return found.pop()
-
-
-def _newest(folder: Path, say: Say, *, is_ours: bool) -> Manifest:
-    """Manifest of the newest checkpoint that is as written.
-
-    is_ours: the damaged ones after it are moved aside, so that training goes on from it.
-    """
-    damaged: dict[int, Damaged] = {}
-    for step in reversed(files.steps(folder)):
-        try:
-            manifest = files.verify(folder / files.name(step))
-        except Damaged as why:
-            damaged[step] = why
-            continue
-        for bad, reason in damaged.items():
-            aside = f" and is kept as {files.set_aside(folder, bad).name}" if is_ours else ""
-            say(f"checkpoint {bad} is damaged ({reason}){aside}; going back to checkpoint {step}")
-        return manifest
-    if not damaged:
-        raise UserError(f"there is no checkpoint in {folder}; train first or give another run")
-    reasons = ", ".join(f"checkpoint {bad}: {reason}" for bad, reason in damaged.items())
-    raise UserError(
-        f"no checkpoint in {folder} can be read ({reasons}); move the folder away to start again"
-    )
 
 
 def _flatten(tree: Tree) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +20,8 @@ started again goes on where the newest checkpoint stops.
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
   dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard True
+  dsjax train tiny --layout.data 2 --layout.expert 4
+  dsjax train tiny --layout.expert 8 --coordinator node0:12345 --processes 2 --process 0
   dsjax train my.py --start-from runs/moonlight --data.tokenizer runs/moonlight/tokenizer.json
 """
 
@@ -29,16 +32,33 @@ def run(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     from dsjax.config import load
+    from dsjax.parallel import launch
 
+    flags = {}
+    for name in ("coordinator", "processes", "process"):
+        flags[name], argv = _take(argv, f"--{name}")
+    launch.join(launch.find(os.environ, **flags))
     config = load.override(load.load(load.first(argv, "dsjax train")), argv[1:])
+    import jax
+
     from dsjax.train import loop
 
-    console = Console()
+    is_first = jax.process_index() == 0
+    console = Console(file=None if is_first else open(os.devnull, "w"))  # noqa: SIM115
     outcome = loop.train(config, console)
     if outcome.signal is not None and not outcome.is_complete:
         return 128 + outcome.signal
-    report(config, outcome, {}, console)
+    if is_first:
+        report(config, outcome, {}, console)
     return 0
+
+
+def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Remove `flag VALUE`; return the value and what is left."""
+    if flag not in argv:
+        return None, argv
+    at = argv.index(flag)
+    return "".join(argv[at + 1 : at + 2]), argv[:at] + argv[at + 2 :]
 
 
 def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],

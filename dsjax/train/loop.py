@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -30,7 +31,7 @@ from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
-from dsjax.train import heldout, metrics, platform, plots, resume, spread
+from dsjax.train import fellows, heldout, metrics, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
 from dsjax.train.heldout import Heldout, HeldoutStep
@@ -64,12 +65,20 @@ class Signals:
             raise KeyboardInterrupt
         self.received = number
 
+    def is_told(self, done: int) -> bool:
+        """Whether to stop after `done` steps; the same answer in every process."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(done):
+            self.received = signal.SIGTERM
+        return self.received is not None
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[Signals]:
         """Listen within the block; handlers of before are put back."""
-        former = {}
+        former: dict[int, Any] = {}
+        # Several processes leave it to JAX's handler, by which they agree on a step.
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            former = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+            former = {n: signal.signal(n, self._note) for n in numbers}
         try:
             yield self
         finally:
@@ -88,7 +97,7 @@ class Session:
     state: TrainState
     average: HostEMA | None
     store: Store
-    writer: metrics.MetricWriter
+    writer: metrics.Writer
     display: Display
     speed: metrics.Throughput
     peak: metrics.Peak
@@ -121,9 +130,9 @@ def train(
     said = platform.describe(run, backend) | spread.describe(run, mesh) | {"folder": str(out)}
     header(said, f"dsjax train {run.name}", console)
     resume.refuse_another(run, out)
-    corpus = prepare(run, out, console.print)
-    step_fn = spread.compile_step(run, backend, mesh)
-    with Signals().listening() as signals:
+    with fellows.watching(out / "processes"), Signals().listening() as signals:
+        corpus = spread.first_alone(lambda: prepare(run, out, console.print))
+        step_fn = spread.compile_step(run, backend, mesh)
         session = _open(run, out, corpus, backend, mesh, console)
         with session.display:
             completed = _run(session, step_fn, signals)
@@ -142,7 +151,8 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         resumed, start, average, loads = resume.restore(run, store, stream, console.print, mesh)
     else:
         start = resume.begin(run, console.print, mesh)
-    run_to_json(run, out / "config.json")
+    if jax.process_index() == 0:
+        run_to_json(run, out / "config.json")
     host = None
     if run.optimizer.ema_decay:
         host = HostEMA(start.params, run.optimizer.ema_decay, run.optimizer.ema_every, average)
@@ -156,7 +166,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         state=start,
         average=host,
         store=store,
-        writer=metrics.MetricWriter(out / "metrics.jsonl", resumed, board),
+        writer=metrics.open_writer(out / "metrics.jsonl", resumed, board),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=metrics.Throughput(),
         peak=metrics.matmul_peak(dtype),
@@ -171,7 +181,7 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     delayed = metrics.Delayed()
     first = done = int(s.state.step)
     saved = done if s.store.latest() is not None else -1
-    while done < s.run.train.steps and signals.received is None:
+    while done < s.run.train.steps and not signals.is_told(done):
         s.state, values = step_fn(s.state, _batch(s, done))
         if done == first:
             platform.release_memory()  # what compiling the step took

@@ -84,6 +84,26 @@ class MetricWriter:
             self._board.close()
 
 
+class Unwritten:
+    """The writer of every process but the first: all of them have the same numbers."""
+
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+Writer = MetricWriter | Unwritten
+
+
+def open_writer(path: Path, resume_step: int | None, board: Path | None) -> Writer:
+    """The writer of this process."""
+    if jax.process_index() > 0:
+        return Unwritten()
+    return MetricWriter(path, resume_step, board)
+
+
 def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Events of a JSONL file in order of steps (of one kind, when given).
 

@@ -6,11 +6,12 @@ the state is born where it rests, by the rules of `parallel.rules`; a step takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from dsjax import params
@@ -25,6 +26,8 @@ from dsjax.train import heldout, state, step
 from dsjax.train.heldout import HeldoutStep, HeldoutSums
 from dsjax.train.state import TrainState
 from dsjax.train.step import TrainStep
+
+Made = TypeVar("Made")
 
 
 def open_mesh(run: RunConfig) -> Mesh | None:
@@ -63,6 +66,14 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
 def tokens_of_a_device(run: RunConfig) -> int:
     """Tokens of a device in a whole batch's microbatch."""
     return run.train.batch * run.train.length // (run.train.microbatches * run.layout.devices)
+
+
+def first_alone(work: Callable[[], Made]) -> Made:
+    """Do in the first process, then in all others, what finds its own results there again."""
+    made = work() if jax.process_index() == 0 else None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("first_alone")
+    return work() if made is None else made
 
 
 def state_shardings(run: RunConfig, mesh: Mesh) -> TrainState:
