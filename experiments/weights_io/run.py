@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import filecmp
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "v_head_dim": 64, "num_hidden_layers": 13, "first_k_dense_replace": 1,
     "n_routed_experts": 64, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
     "moe_intermediate_size": 512, "n_shared_experts": 1, "routed_scaling_factor": 2.5,
-    "num_nextn_predict_layers": 1, "aux_loss_alpha": 0.0001,
+    "num_nextn_predict_layers": 1, "aux_loss_alpha": 0.0001, "norm_topk_prob": True,
 }
 SHARD = 500_000_000
 IN_MEMORY = """
@@ -40,6 +42,19 @@ if len(sys.argv) > 2:
     hf.save(sys.argv[2], cfg, params)
 held = sum(a.nbytes for a in jax.tree.leaves(params))
 """
+TRAIN = """
+import dataclasses, pathlib, sys
+from configs import tiny
+from dsjax.checkpoint import hf
+from dsjax.checkpoint.store import Store
+from dsjax.config.stored import run_to_json
+cfg, params = hf.load(sys.argv[1], dtype="stored")
+folder = pathlib.Path(sys.argv[2])
+store = Store(folder / "checkpoints", 1)
+store.save(1, {"train": {"params": params}}, {})
+store.close()
+run_to_json(dataclasses.replace(tiny.config(), model=cfg), folder / "config.json")
+"""
 PEAK = """
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print("PEAK", int(status["VmHWM"].split()[0]) * 1024, HELD)
@@ -49,7 +64,7 @@ print("PEAK", int(status["VmHWM"].split()[0]) * 1024, HELD)
 def synthesize(folder: Path) -> tuple[int, int]:
     """Write a bfloat16 checkpoint; returns its bytes and those of its largest tensor."""
     tile = np.random.default_rng(0).standard_normal(1 << 22).astype(ml_dtypes.bfloat16)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     places = list(hf_names.placements(hf_config.read(CONFIG).model))
     weight_map: dict[str, str] = {}
     shard: dict[str, np.ndarray] = {}
@@ -92,6 +107,13 @@ def convert(*words: Path | str) -> str:
     return f"from dsjax.cli import main\nassert main.main({['convert', *map(str, words)]!r}) == 0"
 
 
+def cleared(at: Path, keep: set[str]) -> None:
+    """Remove what is no later row's source, and what an interrupted row has left."""
+    for path in at.iterdir():
+        if path.is_dir() and path.name not in keep:
+            shutil.rmtree(path)
+
+
 def restart(source: Path, target: Path, whole: Path) -> tuple[str, float]:
     """Kill a conversion half-way and start it again; what was kept, and the seconds after."""
     command = [sys.executable, "-m", "dsjax", "convert", "hf-to-dsjax", str(source), str(target)]
@@ -102,7 +124,8 @@ def restart(source: Path, target: Path, whole: Path) -> tuple[str, float]:
     there = 0
     while first.poll() is None and there < size / 2:
         time.sleep(0.2)
-        there = sum(_size(p) for p in partial.rglob("*")) if partial.exists() else 0
+        # os.walk passes over folders that go away while it looks
+        there = sum(_size(Path(at, n)) for at, _, names in os.walk(partial) for n in names)
     first.kill()
     first.wait()
     assert not target.exists(), "a killed conversion leaves nothing under the final name"
@@ -133,11 +156,20 @@ def same(a: Path, b: Path) -> bool:
 def main() -> int:
     """Measure, write the record and the page; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", help="where some 15 GB fit; default is the system's")
+    parser.add_argument("--folder", help="where some 20 GB fit, and what is measured stays, so "
+                        "that an interrupted run goes on; default is a temporary one")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as made:
-        at = Path(made)
-        total, largest = synthesize(at / "source")
+    with contextlib.ExitStack() as stack:
+        at = Path(args.folder or stack.enter_context(tempfile.TemporaryDirectory()))
+        kept_at = at / "measured.json"
+        measured_before: dict[str, Any] = {}
+        if kept_at.is_file():
+            measured_before = json.loads(kept_at.read_text())
+        else:
+            shutil.rmtree(at / "source", ignore_errors=True)
+            measured_before["source"] = synthesize(at / "source")
+            hf_files.write_json(kept_at, measured_before)
+        total, largest = measured_before["source"]
         bound = 4 * largest + 10**9
         arms = {
             "hf-to-dsjax": (convert("hf-to-dsjax", at / "source", at / "run"), (), "0"),
@@ -145,18 +177,28 @@ def main() -> int:
             "hf-to-dsjax --dtype float32":
                 (convert("hf-to-dsjax", at / "source", at / "wide", "--dtype", "float32"), (), "0"),
             "dsjax-to-hf --fp8": (convert("dsjax-to-hf", at / "run", at / "low", "--fp8"), (), "0"),
+            "saving a trained run": (TRAIN, (at / "source", at / "trained"), "0"),
+            "dsjax-to-hf of a trained run":
+                (convert("dsjax-to-hf", at / "trained", at / "other"), (), "0"),
             "hf.load": (IN_MEMORY, (at / "source",), "held"),
             "hf.load, hf.save": (IN_MEMORY, (at / "source", at / "again"), "held"),
         }
         rows, seconds = [], {}
         for name, (code, words, held) in arms.items():
-            peak, kept, took = measured(code, *words, held=held)
+            if name not in measured_before:
+                cleared(at, keep={"source", "run", "trained"})
+                measured_before[name] = measured(code, *words, held=held)
+                hf_files.write_json(kept_at, measured_before)
+            peak, kept, took = measured_before[name]
+            if code == TRAIN:
+                continue
             rows.append([name, f"{peak / 1e9:.2f}", f"{(peak - kept) / 1e9:.2f}",
                          f"{bound / 1e9:.2f}", f"{took:.0f}"])
             seconds[name] = {"peak": peak, "held": kept, "seconds": took}
             print(*rows[-1], flush=True)
-        kept, took = restart(at / "source", at / "second", at / "run")
-        rows.append([f"hf-to-dsjax, killed half-way ({kept}), again", "", "", "", f"{took:.0f}"])
+        cleared(at, keep={"source", "run"})
+        share, took = restart(at / "source", at / "second", at / "run")
+        rows.append([f"hf-to-dsjax, killed half-way ({share}), again", "", "", "", f"{took:.0f}"])
     record.write(
         HERE / "records" / "memory.json",
         "peak host memory of conversions stays under the largest tensor x 4 plus 1 GB",
