@@ -57,7 +57,7 @@ class Copies(NamedTuple):
 
     order: Array  # [T*K]
     start: Array  # [P]
-    count: Array  # [P]
+    sizes: Array  # [P] copies for each device
     device: Array  # [T, K] where the copy of this assignment goes
     position: Array  # [T, K] j of that copy; -1 where an earlier choice of the token has it
 
@@ -94,7 +94,7 @@ def routed(hop: Hop, x: Array, experts: Array, weights: Array, masters: Tree,
     if hop.devices == 1:
         return _inner(hop)(x, experts, weights, masters, held)
     copies = make_copies(experts, hop.experts, hop.devices)
-    rounds = lax.pmax(-(-copies.count.max() // hop.rows), hop.lane.everywhere)
+    rounds = lax.pmax(-(-copies.sizes.max() // hop.rows), hop.lane.everywhere)
     return _rounds(hop, x, weights, masters, held, experts, copies, rounds)
 
 
@@ -144,7 +144,7 @@ def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, he
     """Rows r C to (r + 1) C of every part: out, worked on, and back."""
     lane, wire = hop.lane, hop.wire
     first = jnp.int32(r) * hop.rows
-    sent = jnp.clip(copies.count - first, 0, hop.rows)
+    sent = jnp.clip(copies.sizes - first, 0, hop.rows)
     received = exchange.counts(sent, lane)
     token, slot = _rows(hop, copies, first)
     x_rows = exchange.carry(lane, wire.out, wire.back, _take(x, token, slot), sent, received)
@@ -170,7 +170,7 @@ def _rows(hop: Hop, copies: Copies, first: Array) -> tuple[Array, Array]:
     at = first + jnp.arange(hop.rows, dtype=jnp.int32)[None]
     total, per_token = copies.order.size, copies.device.shape[1]
     index = jnp.minimum(copies.start[:, None] + at, total - 1)
-    assignment = jnp.where(at < copies.count[:, None], copies.order[index], total)
+    assignment = jnp.where(at < copies.sizes[:, None], copies.order[index], total)
     row = copies.position - first
     is_now = (copies.position >= 0) & (row >= 0) & (row < hop.rows)
     slot = jnp.where(is_now, copies.device * hop.rows + row, hop.devices * hop.rows)

@@ -39,7 +39,8 @@ def find(env: Mapping[str, str], coordinator: str | None = None, processes: str 
         return _explicit("flags", *flags, ("--coordinator", "--processes", "--process"))
     names = ("DSJAX_COORDINATOR", "DSJAX_PROCESSES", "DSJAX_PROCESS")
     if any(name in env for name in names):
-        return _explicit("environment", *(env.get(name) for name in names), names)
+        said = [env.get(name) for name in names]
+        return _explicit("environment", said[0], said[1], said[2], names)
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
         return Launch("Slurm")
     if int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:

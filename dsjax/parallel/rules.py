@@ -56,7 +56,7 @@ def used(spec: Spec) -> PartitionSpec:
     return PartitionSpec(*found)
 
 
-def used_layer(spec: Spec) -> PartitionSpec:
+def used_layer(spec: Spec | Tree) -> PartitionSpec:
     """As `used`, of one layer's part of a stacked parameter."""
     return PartitionSpec(*list(used(params.stack(spec, 1)))[1:])
 

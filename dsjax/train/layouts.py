@@ -151,7 +151,7 @@ def compare(layout: LayoutConfig, microbatches: int, kind: str, step: Stepper,
     bias = [name for name in names if name.endswith(".bias")]
     assert bias, "the model has routers with a bias"
     wanted_names = dict(params.paths(wanted_state.params))
-    loads = [(metrics.max_violation(x.loads), x.loads) for x in (m, wanted)]
+    loads = [(metrics.max_violation(np.asarray(x.loads)), x.loads) for x in (m, wanted)]
     return Difference(
         layout=layout,
         microbatches=microbatches,
