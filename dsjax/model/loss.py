@@ -98,10 +98,23 @@ def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array |
     length = batch.tokens.shape[1] - 1
     tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
     main = transformer.hidden(p, tokens, segments, cfg, backend, remat=remat, unroll=unroll)
-    nats, hits = _nats(p, main.x, batch, 1, backend)
-    stats = [main.stats] if main.stats is not None else []
+    return after_layers(p, main.x, main.stats, batch, totals, mtp_weight, cfg, losses, backend,
+                        remat=remat)
+
+
+def after_layers(p: TransformerParams, x: Array, stats: RouterStats | None, batch: Batch,
+                 totals: Totals, mtp_weight: Array | float, cfg: ModelConfig, losses: LossConfig,
+                 backend: Backend, *, remat: str = "none") -> tuple[Array, LossParts]:
+    """As `loss`, from what the layers made of the batch: x [B, T, D] after the final norm.
+
+    Reads embedding, head and MTP modules of `p`; `stats` are those of the layers that count here.
+    """
+    length = x.shape[1]
+    tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
+    nats, hits = _nats(p, x, batch, 1, backend)
+    joined_stats = [stats] if stats is not None else []
     mtp_parts = []
-    previous = main.x
+    previous = x
     for depth in range(cfg.mtp_depth):
         ahead = depth + 1
         embedded = transformer.embed(p, shift(tokens, ahead, length), backend)
@@ -112,11 +125,13 @@ def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array |
         mtp_parts.append((*_nats(p, previous, batch, ahead + 1, backend),
                           target_weights(batch, ahead + 1).sum()))
         if mtp_stats is not None:
-            stats.append(jax.tree.map(lambda a: a[None], mtp_stats))
+            joined_stats.append(jax.tree.map(lambda a: a[None], mtp_stats))
     mtp_nats, mtp_hits, mtp_targets = _columns(mtp_parts)
-    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stats) if stats else None
+    joined = None
+    if joined_stats:
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *joined_stats)
     is_real_row = (segments != 0).any(axis=1)
-    balance = _balance(joined, is_real_row, cfg, losses) / totals.rows
+    balance = balance_sum(joined, is_real_row, cfg, losses) / totals.rows
     total = nats / totals.targets + balance
     if cfg.mtp_depth:
         total += mtp_weight / cfg.mtp_depth * mtp_nats.sum() / totals.targets
@@ -144,9 +159,9 @@ def _nats(p: TransformerParams, x: Array, batch: Batch, ahead: int,
                          backend.loss_dtype)
 
 
-def _balance(stats: RouterStats | None, is_real_row: Array, cfg: ModelConfig,
-             losses: LossConfig) -> Array:
-    """All balance losses, summed over rows and mixture layers."""
+def balance_sum(stats: RouterStats | None, is_real_row: Array, cfg: ModelConfig,
+                losses: LossConfig) -> Array:
+    """All balance losses, weighted, summed over rows and mixture layers."""
     total = jnp.zeros(())
     if stats is None or cfg.moe is None:
         return total
