@@ -89,7 +89,7 @@ def _forward(x: Array, head: Array, targets: Array, weights: Array, chunk: int, 
         dx = contract(d_logits, held, 1, 1).reshape(part[0].shape)
         return d_head + contract(rows, d_logits, 2, 2), (nats, hits, dx)
 
-    start = jnp.zeros(head.shape, wide(dtype))
+    start = jnp.zeros_like(head, dtype=wide(dtype))
     cuts = _chunks(x.astype(dtype), targets, weights, chunk)
     d_head, (nats, hits, dx) = lax.scan(body, start, cuts)
     dx = jnp.moveaxis(dx, 0, 1).reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]

@@ -136,11 +136,8 @@ def _ragged(a: Array, sent: Array, received: Array, *, lane: Lane) -> Array:
     devices = lax.axis_size(lane.axis)
     rows = a.shape[0] // devices
 
-    def varying(x: Array, axes: tuple[str, ...]) -> Array:
-        return lax.pcast(x, axes, to="varying")
-
-    starts = varying(jnp.arange(devices, dtype=jnp.int32) * rows, lane.everywhere)
-    others = tuple(axis for axis in lane.everywhere if axis != lane.axis)
-    mine = varying(jnp.full(devices, lax.axis_index(lane.axis) * rows, jnp.int32), others)
-    empty = varying(jnp.zeros(a.shape, a.dtype), lane.everywhere)
+    zeros = jnp.zeros_like(sent)  # which differ over the same axes as what is sent
+    starts = zeros + jnp.arange(devices, dtype=jnp.int32) * rows
+    mine = zeros + lax.axis_index(lane.axis) * rows
+    empty = jnp.zeros_like(a)
     return lax.ragged_all_to_all(a, empty, starts, sent, mine, received, axis_name=lane.axis)

@@ -143,7 +143,7 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weigh
     held = tuple(w.held if isinstance(w, Weight) else None for w in pair)
     specs = moe_specs(model.d_model, moe).experts
     used = tuple(rules.used_layer(s) for s in (specs.w_gate_up, specs.w_down))
-    tokens = x.shape[0] // layout.devices
+    tokens = x.shape[0] // layout.row_devices
     work = functools.partial(_experts, backend=backend, assignments=tokens * experts.shape[1])
     hop = hops(tokens, work, layout, moe, wire)
 
@@ -157,6 +157,18 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weigh
         here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS)),
         out_specs=(rows, PartitionSpec()), check_vma=True,
     )(x, experts, weights, masters, held)
+
+
+def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
+                  w_down: Array | Weight, *, backend: Backend, layout: LayoutConfig,
+                  moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
+    """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
+    pair = (w_gate_up, w_down)
+    masters = tuple(w.master if isinstance(w, Weight) else w for w in pair)
+    held = tuple(w.held if isinstance(w, Weight) else None for w in pair)
+    work = functools.partial(_experts, backend=backend, assignments=experts.size)
+    hop = hops(x.shape[0], work, layout, moe, wire)
+    return expert.routed(hop, x, experts, weights, masters, held)
 
 
 def _join(w: Array, used: PartitionSpec) -> Array:
