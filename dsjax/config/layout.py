@@ -8,9 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """A mesh of data x fsdp x expert devices, and how experts' tokens travel in it.
+    """A mesh of pipe x data x fsdp x expert devices, and how experts' tokens travel in it.
 
-    Every device holds its own rows, whichever axis it lies on. The default is one device.
+    Every device of a pipeline's rank holds its own rows, whichever axis it lies on. The default is
+    one device.
     """
 
     data: int = 1
@@ -21,6 +22,11 @@ class LayoutConfig:
     """Devices that share the routed experts (V3: 64)."""
     expert_nodes: int = 1
     """Nodes that `expert` spans: a token then crosses to a node once (V3: 8)."""
+    pipe: int = 1
+    """Ranks of a pipeline, each with its share of the layers (V3: 16)."""
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe",
+                      "dualpipe-v"] = "1f1b"
+    """In what order the ranks of a pipeline work on the microbatches (V3: dualpipe)."""
     use_zero: bool = True
     """Whether masters and moments are also cut over `data` and `expert` (ZeRO-1)."""
     headroom: float = 1.25
@@ -32,7 +38,7 @@ class LayoutConfig:
 
     def __post_init__(self) -> None:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""
-        for name in ("data", "fsdp", "expert", "expert_nodes"):
+        for name in ("data", "fsdp", "expert", "expert_nodes", "pipe"):
             if getattr(self, name) < 1:
                 raise ValueError(f"LayoutConfig.{name}={getattr(self, name)} must be at least 1")
         if self.expert % self.expert_nodes:
@@ -41,15 +47,26 @@ class LayoutConfig:
                 f"expert={self.expert} devices do not divide over expert_nodes="
                 f"{self.expert_nodes}; choose expert_nodes from {choices}"
             )
+        if self.pipe > 1 and self.fsdp > 1:
+            raise ValueError(
+                f"a pipeline's ranks hold their layers whole, but pipe={self.pipe} and fsdp="
+                f"{self.fsdp}; choose fsdp 1 and more pipe, data or expert"
+            )
         if not self.headroom > 0:
             raise ValueError(f"LayoutConfig.headroom={self.headroom} must be above 0; try 1.25")
 
     @property
     def devices(self) -> int:
         """Devices of the whole mesh."""
+        return self.pipe * self.row_devices
+
+    @property
+    def row_devices(self) -> int:
+        """Devices that the rows of a batch are cut over."""
         return self.data * self.fsdp * self.expert
 
     def __str__(self) -> str:
         """Name the axes, as in tables and headers."""
+        pipe = f"pipe {self.pipe} ({self.schedule}) x " if self.pipe > 1 else ""
         nodes = f" over {self.expert_nodes} nodes" if self.expert_nodes > 1 else ""
-        return f"data {self.data} x fsdp {self.fsdp} x expert {self.expert}{nodes}"
+        return f"{pipe}data {self.data} x fsdp {self.fsdp} x expert {self.expert}{nodes}"

@@ -4,9 +4,10 @@
     fsdp    holders of a matrix's parts; one gather a layer
     node    nodes that share the experts; one hop of a token (V3 report sec. 3.2.2)
     expert  devices of a node that share its experts; the other hop
-    pipe    reserved for stages, see parallel.schedule
+    pipe    ranks of a pipeline, neighbors in its order; only where a layout has one (pipeline.py)
 
-Every device holds whole rows of a batch, cut over all axes: attention never crosses a device.
+Every device holds whole rows of a batch, cut over all axes but `pipe`: attention never crosses a
+device.
 Neighboring devices lie along `expert`, whose exchanges are the most frequent. All axes are Auto:
 the compiler partitions a program written for one device, so that its meaning, and with it every
 loss and metric, is that of one device; only the experts' exchange is written by hand (expert.py).
@@ -25,7 +26,7 @@ from dsjax.config.layout import LayoutConfig
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
 
-DATA, FSDP, NODE, EXPERT = "data", "fsdp", "node", "expert"
+PIPE, DATA, FSDP, NODE, EXPERT = "pipe", "data", "fsdp", "node", "expert"
 AXES = (DATA, FSDP, NODE, EXPERT)
 EXPERTS = (NODE, EXPERT)
 
@@ -46,8 +47,13 @@ def make_mesh(layout: LayoutConfig, devices: Sequence[jax.Device] | None = None)
             f"the layout {layout} leaves devices of {jax.process_count()} processes idle; choose "
             f"--layout.data, .fsdp and .expert whose product is {len(found)}"
         )
-    shape = (layout.data, layout.fsdp, layout.expert_nodes, layout.expert // layout.expert_nodes)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES),
+    shape: tuple[int, ...] = (
+        layout.data, layout.fsdp, layout.expert_nodes, layout.expert // layout.expert_nodes,
+    )
+    axes: tuple[str, ...] = AXES
+    if layout.pipe > 1:
+        shape, axes = (layout.pipe, *shape), (PIPE, *AXES)
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes),
                          devices=found[: layout.devices])
 
 
@@ -59,13 +65,13 @@ def sharding(mesh: Mesh, *axes: Any) -> NamedSharding:
 def check(layout: LayoutConfig, model: ModelConfig, rows: Sequence[int],
           microbatches: int) -> None:
     """Refuse a layout that a run does not divide over. rows: every batch size the run has."""
-    share = layout.devices * microbatches
+    share = layout.row_devices * microbatches
     for batch in rows:
         if batch % share:
             below, above = batch // share * share, -(-batch // share) * share
             near = " or ".join(str(n) for n in (below, above) if n)
             raise UserError(
-                f"a batch of {batch} rows does not divide over {layout.devices} devices x "
+                f"a batch of {batch} rows does not divide over {layout.row_devices} devices x "
                 f"{microbatches} microbatches ({layout}); use {near} rows, or fewer devices"
             )
     if layout.expert > 1 and model.moe is None:

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax import params
-from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE
+from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE, PIPE
 from dsjax.params import Spec, Tree
 
 Names = tuple[str, ...]
@@ -33,7 +33,7 @@ RULES: dict[str, Names] = {
     "depth": (),  # MTP modules run one after the other
 }
 
-ZERO: Names = (DATA, NODE, EXPERT)  # axes that hold copies of a leaf, unless it is cut over them
+ZERO: Names = (PIPE, DATA, NODE, EXPERT)  # hold copies of a leaf, unless it is cut over them
 ZERO_DIMS = ("embed", "rank", "vocab", "hidden", "head", "layer", "expert")  # which dim to cut
 
 
@@ -65,7 +65,7 @@ def stored(spec: Spec, mesh: Mesh, *, use_zero: bool) -> PartitionSpec:
     """Mesh axes of each dim where a parameter's master and moments rest."""
     found = [mesh_axes(entry) for entry in used(spec)]
     copies = (FSDP, *(ZERO if use_zero else ()))
-    free = [n for n in copies if mesh.shape[n] > 1 and not any(n in f for f in found)]
+    free = [n for n in copies if mesh.shape.get(n, 1) > 1 and not any(n in f for f in found)]
     order = [i for name in ZERO_DIMS for i, axis in enumerate(spec.axes) if axis == name]
     for axis in free:
         for dim in order:

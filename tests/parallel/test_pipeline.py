@@ -1,0 +1,178 @@
+"""A pipeline computes what one device computes on the same microbatches, whatever its schedule.
+
+What it defends against: an activation read from the wrong place, a gradient counted twice where two
+ranks hold a stage, a bias moved by a rank's loads alone, losses averaged over microbatches with
+unequal numbers of targets. Gradients are compared leaf by leaf, relative to the leaf's largest
+number. The work that each rank did is compared with the table's.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsjax import params
+from dsjax.config.layout import LayoutConfig
+from dsjax.config.loss import LossConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.layers.backend import single
+from dsjax.model import loss as losses
+from dsjax.model import transformer
+from dsjax.numerics import gemm, products
+from dsjax.parallel import exchange, mesh, pipeline, place
+from dsjax.parallel.mesh import AXES, PIPE
+from dsjax.parallel.program import compile_table
+from dsjax.parallel.schedule import NAMES, build, lockstep
+from dsjax.train import step
+
+MODEL = ModelConfig(
+    vocab=61, d_model=32, layers=3, dense_layers=1, dense_dim=40,
+    attention=MLAConfig(heads=3, kv_rank=8, nope_dim=6, rope_dim=4, value_dim=5, q_rank=16),
+    moe=MoEConfig(experts=8, experts_per_token=3, expert_dim=7, groups=4, groups_per_token=2),
+    mtp_depth=1, init_std=0.2,
+)
+LOSSES = LossConfig(balance=0.01, expert_balance=0.003, device_balance=0.05,
+                    communication_balance=0.02)
+T = 7
+PRODUCTS = {"fp32": products.FP32, "bf16": products.BF16, "fp8": gemm.FP8}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    ranks: int
+    layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
+    is_masked: bool = False
+    precision: str = "fp32"
+    remat: str = "none"
+    layers: int = 3
+    dense: int = 1
+
+    def __str__(self):
+        said = [self.name, str(self.ranks), self.precision, self.remat]
+        said += ["masked"] if self.is_masked else []
+        return "-".join(said + ([str(self.layout)] if self.layout.devices > 1 else []))
+
+    @property
+    def microbatches(self):
+        return max(4, 2 * self.ranks)
+
+    @property
+    def run(self):
+        rows = 2 * self.microbatches * self.layout.row_devices
+        model = dataclasses.replace(MODEL, layers=self.layers, dense_layers=self.dense)
+        train = TrainConfig(batch=rows, length=T, microbatches=self.microbatches,
+                            precision=self.precision)
+        return RunConfig("pipeline", model, train=train, loss=LOSSES,
+                         place=PlaceConfig(remat=self.remat))
+
+
+@functools.cache
+def batch_of(rows):
+    """Packed documents, padding of unequal length, tokens that are no targets."""
+    rng = np.random.default_rng(3)
+    shape, at = (rows, T + 1), np.arange(T + 1)[None]
+    ends = np.sort(rng.integers(1, T, (rows, 2)), axis=1)
+    segments = 1 + (at[None] >= ends.T[:, :, None]).sum(0)
+    segments = np.where(at < rng.integers(2, T + 2, (rows, 1)), segments, 0)
+    return losses.Batch(
+        jnp.asarray(rng.integers(0, MODEL.vocab, shape), jnp.int32),
+        jnp.asarray(segments, jnp.int32),
+        jnp.asarray(rng.random(shape) < 0.8, jnp.float32))
+
+
+@functools.cache
+def start(model):
+    """Parameters with biases that are not zero."""
+    p = transformer.init(model, jax.random.key(0))
+    rng = np.random.default_rng(1)
+
+    def drawn(path, leaf):
+        is_bias = jax.tree_util.keystr(path).endswith(".bias")
+        return jnp.asarray(rng.normal(0, 0.05, leaf.shape), jnp.float32) if is_bias else leaf
+
+    return jax.tree_util.tree_map_with_path(drawn, p)
+
+
+@functools.cache
+def alone(run):
+    """What one device makes of the same microbatches."""
+    backend = single(PRODUCTS[run.train.precision])
+    take = jax.jit(lambda p, b: step.gradients(p, b, jnp.int32(0), run, backend),
+                   compiler_options=QUICK)
+    return jax.device_get(take(start(run.model), batch_of(run.train.batch)))
+
+
+def piped(case):
+    """What the pipeline makes of them, and its program."""
+    run, layout = case.run, case.layout
+    program = compile_table(lockstep(build(case.name, case.ranks, case.microbatches),
+                                     lanes=case.is_masked))
+    devices = mesh.make_mesh(dataclasses.replace(layout, pipe=case.ranks))
+    if case.ranks == 1:
+        devices = jax.make_mesh((1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
+                                axis_types=(jax.sharding.AxisType.Auto,) * 5)
+    backend = single(PRODUCTS[case.precision])
+    if layout.expert > 1:
+        backend = dataclasses.replace(backend, dispatch=functools.partial(
+            place.dispatch_here, backend=backend, layout=layout, moe=MODEL.moe,
+            wire=exchange.WIRES[case.precision]))
+    pipe = pipeline.Pipeline(program, devices, run.model, run.loss, backend, case.remat)
+    specs = transformer.specs(run.model)
+
+    def take(p, batch):
+        held = None
+        if case.precision != "fp32":
+            held = products.hold(p, specs, backend.products)
+        cut = jax.tree.map(lambda a: a.reshape(case.microbatches, -1, T + 1), batch)
+        weight = step.schedule_mtp_weight(run, jnp.int32(0))
+        return pipeline.run(pipe, p, held, cut, losses.count(batch), weight)
+
+    out = jax.jit(take, compiler_options=QUICK)(start(run.model), batch_of(run.train.batch))
+    return jax.device_get(out), program
+
+
+def relative(got, wanted):
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    return max(float(np.abs(np.subtract(a, b)).max() / max(np.abs(b).max(), 1e-30))
+               for a, b in pairs if np.size(b))
+
+
+def check(case, tolerance=1e-5):
+    out, program = piped(case)
+    grads, total, parts = alone(case.run)
+    assert relative(out.total, total) <= 1e-6
+    # A position's sums are the same; microbatches and ranks are added up in another order.
+    assert relative(out.parts, parts) <= 1e-6
+    np.testing.assert_array_equal(out.parts.loads, parts.loads)
+    assert relative(out.grads, grads) <= tolerance
+    assert [name for name, _ in params.paths(out.grads)] == [n for n, _ in params.paths(grads)]
+    work = pipeline.executed_work(program, out.executed)
+    if case.is_masked:  # all of it, in every slot
+        assert all(w.forward == w.input == w.weight == program.steps.slots for w in work)
+    else:
+        assert work == program.steps.work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [
+    Case("1f1b", 2), Case("zb-v", 2), Case("dualpipe", 4, layers=4),
+    Case("dualpipe", 2, LayoutConfig(data=2, expert=2)),
+], ids=str)
+def test_a_pipeline_computes_what_one_device_computes(case):
+    check(case)
+
+
+EVERY = [Case(name, ranks, layers=max(3, ranks)) for name in NAMES for ranks in (2, 4, 8)]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", EVERY, ids=str)
+def test_every_schedule_is_exact_on_two_four_and_eight_ranks(case):
+    check(case)
