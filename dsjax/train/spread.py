@@ -22,7 +22,7 @@ from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
 from dsjax.parallel import exchange, place, rules
 from dsjax.parallel import mesh as meshes
-from dsjax.train import heldout, state, step
+from dsjax.train import heldout, pipelined, state, step
 from dsjax.train.heldout import HeldoutStep, HeldoutSums
 from dsjax.train.state import TrainState
 from dsjax.train.step import TrainStep
@@ -39,6 +39,8 @@ def open_mesh(run: RunConfig) -> Mesh | None:
     if run.layout.devices == 1 and jax.process_count() == 1:
         return None
     meshes.check(run.layout, run.model, rows, train.microbatches)
+    if run.layout.pipe > 1:
+        pipelined.compile_schedule(run)
     return meshes.make_mesh(run.layout)
 
 
@@ -56,6 +58,8 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
         return {"layout": f"one device of {count}"} if count > 1 else {}
     said = {"layout": f"{run.layout}: {run.layout.devices} of {count} devices"
             + (", ZeRO-1" if run.layout.use_zero else "")}
+    if run.layout.pipe > 1:
+        said["pipeline"] = pipelined.describe(run)
     if run.model.moe is not None and run.layout.expert > 1:
         said["exchange"] = place.describe(
             tokens_of_a_device(run), run.layout, run.model.d_model, run.model.moe,
@@ -65,7 +69,7 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
 
 def tokens_of_a_device(run: RunConfig) -> int:
     """Tokens of a device in a whole batch's microbatch."""
-    return run.train.batch * run.train.length // (run.train.microbatches * run.layout.devices)
+    return run.train.batch * run.train.length // (run.train.microbatches * run.layout.row_devices)
 
 
 def first_alone(work: Callable[[], Made]) -> Made:
@@ -132,7 +136,11 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
     where = None
     if mesh is not None:
         where = (state_shardings(run, mesh), meshes.sharding(mesh))
-    return jax.jit(step.make_train_step(run, backend), donate_argnums=0, out_shardings=where)
+    differentiate = step.gradients
+    if mesh is not None and run.layout.pipe > 1:
+        differentiate = pipelined.make_gradients(run, backend, mesh)
+    return jax.jit(step.make_train_step(run, backend, differentiate), donate_argnums=0,
+                   out_shardings=where)
 
 
 def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> HeldoutStep:

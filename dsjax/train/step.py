@@ -53,17 +53,25 @@ class StepMetrics:
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+Gradients = Callable[[TransformerParams, Batch, Array, RunConfig, Backend],
+                     tuple[TransformerParams, Array, LossParts]]
+"""As `gradients`: parameters, batch, step, run, backend -> gradients, loss, its summed parts."""
 
 
-def make_train_step(run: RunConfig, backend: Backend) -> TrainStep:
-    """Build the step function of a run; jit it with the state donated."""
+def make_train_step(run: RunConfig, backend: Backend,
+                    differentiate: Gradients | None = None) -> TrainStep:
+    """Build the step function of a run; jit it with the state donated.
+
+    `differentiate` is `gradients`, or a pipeline's form of it.
+    """
+    differentiate = differentiate or gradients
     specs = transformer.specs(run.model)
     update = optimizer(specs, run.optimizer).update
     is_free = trainable_mask(specs)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         rate = schedule.learning_rate(run.rate, state.step)
-        grads, total, parts = gradients(state.params, batch, state.step, run, backend)
+        grads, total, parts = differentiate(state.params, batch, state.step, run, backend)
         with jax.named_scope("optimizer"):
             norm = global_norm(grads, is_free)
             is_finite = jnp.isfinite(norm) & jnp.isfinite(total)

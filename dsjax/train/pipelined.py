@@ -1,0 +1,70 @@
+"""The gradients of a step under a pipeline: as `step.gradients`, by parallel.pipeline.
+
+Microbatches, totals and weights of the losses are those of any other step; so is what comes out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from dsjax.config.run import RunConfig
+from dsjax.layers.backend import Backend, single
+from dsjax.model import loss as losses
+from dsjax.model import transformer
+from dsjax.model.loss import Batch, LossParts
+from dsjax.model.transformer import TransformerParams
+from dsjax.numerics import products
+from dsjax.parallel import exchange, pipeline, place, stages
+from dsjax.parallel.pipeline import Pipeline
+from dsjax.parallel.program import Program, compile_table
+from dsjax.parallel.schedule import build, lockstep
+from dsjax.train import step
+from dsjax.train.step import Gradients
+
+
+def compile_schedule(run: RunConfig) -> Program:
+    """The program of a run's layout; refuses microbatches that its schedule cannot serve."""
+    schedule = build(run.layout.schedule, run.layout.pipe, run.train.microbatches)
+    return compile_table(lockstep(schedule))
+
+
+def describe(run: RunConfig) -> str:
+    """What the header of a run says of its pipeline."""
+    program = compile_schedule(run)
+    schedule = program.schedule
+    layers = stages.share(run.model.layers, schedule.stages)
+    few = f"{layers[-1]} or {layers[0]}" if layers[0] != layers[-1] else f"{layers[0]}"
+    return (f"{schedule.name}: {schedule.stages} stages of {few} layers, {schedule.chunks} on each "
+            f"of {schedule.ranks} ranks; {program.steps.slots} slots for {schedule.microbatches} "
+            f"microbatches, {program.activations} activations of a stage kept")
+
+
+def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
+    """`step.gradients` over a pipeline; backend: the one on the mesh."""
+    program = compile_schedule(run)
+    inside = single(backend.products, backend.dtype)
+    if run.model.moe is not None and run.layout.expert > 1:
+        inside = dataclasses.replace(inside, dispatch=functools.partial(
+            place.dispatch_here, backend=inside, layout=run.layout, moe=run.model.moe,
+            wire=exchange.WIRES[run.train.precision]))
+    pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.place.remat)
+
+    def gradients(p: TransformerParams, batch: Batch, at: Array, run: RunConfig,
+                  backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
+        specs, count = transformer.specs(run.model), run.train.microbatches
+        held = None
+        if backend.products.name != "fp32":
+            held = backend.place(products.hold(p, specs, backend.products), specs)
+        cut = jax.tree.map(
+            lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
+            batch)
+        found = pipeline.run(pipe, backend.place(p, specs), held, cut, losses.count(batch),
+                             step.schedule_mtp_weight(run, at))
+        return backend.settle(found.grads, specs), found.total, found.parts
+
+    return gradients
