@@ -185,9 +185,9 @@ def _reduced(state: slots.State, where: tuple) -> tuple:
         return jax.tree.map(one, tree, specs)
 
     grads = jax.tree.map(lambda a: a[None], state.grads)
-    parts = lax.psum(dataclasses.replace(state.parts, extra_rounds=jnp.zeros_like(state.rounds)),
-                     EVERYWHERE)
-    rounds = lax.psum(lax.pmax(state.rounds, AXES), PIPE)  # the same number on a rank's devices
+    rounds = state.rounds + state.parts.extra_rounds  # the same number on a rank's devices
+    rounds = lax.psum(lax.pmax(rounds, AXES), PIPE)
+    parts = lax.psum(state.parts, EVERYWHERE)
     return (
         summed(grads, where[0]),
         summed(state.d_ends, where[1]),
