@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
 from dsjax.layers.backend import Backend, single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
@@ -31,6 +32,19 @@ def compile_schedule(run: RunConfig) -> Program:
     """The program of a run's layout; refuses microbatches that its schedule cannot serve."""
     schedule = build(run.layout.schedule, run.layout.pipe, run.train.microbatches)
     return compile_table(lockstep(schedule))
+
+
+def check(run: RunConfig) -> None:
+    """Refuse a run that its pipeline cannot take.
+
+    Several processes read different rows, and the ranks of a pipeline need the same ones.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"a pipeline of {run.layout.pipe} ranks over {jax.process_count()} processes is not "
+            "there yet; use one process, or --layout.pipe 1 with data and expert"
+        )
+    compile_schedule(run)
 
 
 def describe(run: RunConfig) -> str:

@@ -40,7 +40,7 @@ def open_mesh(run: RunConfig) -> Mesh | None:
         return None
     meshes.check(run.layout, run.model, rows, train.microbatches)
     if run.layout.pipe > 1:
-        pipelined.compile_schedule(run)
+        pipelined.check(run)
     return meshes.make_mesh(run.layout)
 
 
