@@ -79,4 +79,4 @@ def _line(g: Grid, tile: int, summed: int) -> Array:
     return line[..., g.owner[summed - 1]]
 
 
-MACHINE = Machine(scaled.quantize, multiply)
+MACHINE = Machine(scaled.quantize, multiply, codes=lambda q: q)

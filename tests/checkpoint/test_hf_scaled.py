@@ -12,7 +12,7 @@ from dsjax.infer.generate import generate
 from dsjax.infer.sample import Sampling
 from dsjax.layers.backend import single
 from dsjax.model import transformer
-from dsjax.numerics import gemm
+from dsjax.numerics import codes, gemm
 from dsjax.numerics.products import BF16, FP32, Weight
 from dsjax.numerics.scaled import Scaled, quantize
 from dsjax.ops.linear import linear
@@ -75,6 +75,18 @@ def test_fp8_products_read_the_codes_and_not_new_ones(released):
     np.testing.assert_array_equal(ours, logits(wide, cfg, single(EXACT)))
     far = np.abs(ours - logits(wide, cfg, single())).max()
     assert 0 < far < 0.2 * np.abs(ours).max()
+
+
+def test_a_machine_with_8_bit_products_gets_the_codes_as_they_are(released):
+    """Equal to the emulated products but for the order of sums, whose differences flip codes."""
+    cfg, kept, _ = released
+    machine = gemm.products(gemm.V3_1, codes.MACHINE)
+    q = kept.moe.attn.w_o
+    assert machine.hold_codes(q) is q
+    emulated = logits(kept, cfg, single(gemm.FP8))
+    # Half an FP8 code, 2^-4 of a number, is the most that one flipped rounding moves it by.
+    error = np.abs(logits(kept, cfg, single(machine)) - emulated).max()
+    assert error <= 2**-4 * np.abs(emulated).max()
 
 
 def test_they_decode_what_dequantized_ones_say(released):
