@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsjax.parallel.schedule import Lockstep
+from dsjax.parallel.schedule import Lockstep, lockstep, split_backward
 from dsjax.parallel.schedules.table import Cell, Kind, Op, Schedule
+from dsjax.parallel.simulate import Times, lockstep_time
 
 
 class Instructions(NamedTuple):
@@ -73,6 +74,17 @@ class Program:
     def schedule(self) -> Schedule:
         """The schedule this runs."""
         return self.steps.schedule
+
+
+def shortest(schedule: Schedule) -> Lockstep:
+    """The branched form that takes less time by count: full backwards whole, or as B and then W.
+
+    A slot lasts as long as its longest cell: an F beside a BW waits for it, so 1F1B and its kin
+    gain by the cut, and DualPipe, whose pairs are whole slots, loses. The masked form, in which
+    every slot is as long as a pair, is longer for every schedule, so nothing chooses it by count.
+    """
+    forms = (lockstep(schedule), lockstep(split_backward(schedule)))
+    return min(forms, key=lambda steps: lockstep_time(steps, Times()).branched)
 
 
 class _Places:

@@ -22,8 +22,8 @@ from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import products
 from dsjax.parallel import exchange, pipeline, place, stages
 from dsjax.parallel.pipeline import Pipeline
-from dsjax.parallel.program import Program, compile_table
-from dsjax.parallel.schedule import build, lockstep
+from dsjax.parallel.program import Program, compile_table, shortest
+from dsjax.parallel.schedule import build
 from dsjax.train import step
 from dsjax.train.step import Gradients
 
@@ -31,7 +31,7 @@ from dsjax.train.step import Gradients
 def compile_schedule(run: RunConfig) -> Program:
     """The program of a run's layout; refuses microbatches that its schedule cannot serve."""
     schedule = build(run.layout.schedule, run.layout.pipe, run.train.microbatches)
-    return compile_table(lockstep(schedule))
+    return compile_table(shortest(schedule))
 
 
 def check(run: RunConfig) -> None:

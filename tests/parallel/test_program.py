@@ -6,9 +6,10 @@ Memory is then fixed and small by construction; that it is the table's peak is c
 import numpy as np
 import pytest
 
-from dsjax.parallel.program import Instructions, compile_table
+from dsjax.parallel.program import Instructions, compile_table, shortest
 from dsjax.parallel.schedule import NAMES, build, lockstep
 from dsjax.parallel.schedules.table import Kind
+from dsjax.parallel.simulate import Times, lockstep_time
 from dsjax.parallel.validate import peak_activations
 
 CASES = [(name, ranks, is_masked)
@@ -92,3 +93,25 @@ def test_memory_is_the_peak_of_the_table(name, ranks, is_masked):
     has_halves = any(op.kind is Kind.WEIGHT for row in steps.table for c in row for op in c)
     assert (program.owed > 0) == bool(has_halves or is_masked)
     assert all(np.max(field) >= -1 for field in program.instructions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_form_that_runs_is_the_shortest_by_count(name):
+    schedule = build(name, 4, 8)
+    chosen, whole = shortest(schedule), lockstep(schedule)
+    masked = lockstep_time(lockstep(schedule, lanes=True), Times()).masked
+    time = lockstep_time(chosen, Times()).branched
+    assert time <= lockstep_time(whole, Times()).branched
+    assert time < masked
+    assert max(peak_activations(chosen.table)) == max(peak_activations(whole.table))
+    program = compile_table(chosen)
+    assert program.activations == max(peak_activations(whole.table))
+    run_on_labels(program)
+
+
+def test_a_finer_schedule_is_shorter_in_equal_slots_too():
+    # In times of one stage of 1F1B; the stages of ZB-V and interleaved are half as thick.
+    time = {name: lockstep_time(shortest(build(name, 4, 8)), Times()).branched
+            / (build(name, 4, 8).stages // 4) for name in NAMES if name != "dualpipe-v"}
+    assert time["zb-v"] < time["dualpipe"] < time["zb-h1"] == time["interleaved"] < time["1f1b"]
+    assert time["1f1b"] == time["gpipe"] == 30
