@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from dsjax.cli import arguments
 from dsjax.errors import UserError
 
 if TYPE_CHECKING:  # jax costs a second to import
@@ -65,7 +66,7 @@ Convert = (
 
 def run(argv: list[str]) -> int:
     """Convert; returns the exit status. Interrupted, the same command goes on where it stopped."""
-    args = tyro.cli(Convert, args=argv, prog="dsjax convert", description=__doc__)
+    args = arguments.parse(Convert, argv, "dsjax convert", __doc__)
     from dsjax.checkpoint import hf_disk
 
     with progress_bar(args.target.name) as progress:
