@@ -84,8 +84,8 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: 
     layers = {name: stages.to_stages(getattr(p, name), room) for name, room in found.items()}
     where = {name: params.map_specs(stages.layer_partition, getattr(specs, name))
              for name in found}
-    ends = p.replace(dense=None, moe=None)
-    ends_specs = specs.replace(dense=None, moe=None)
+    ends = dataclasses.replace(p, dense=None, moe=None)
+    ends_specs = dataclasses.replace(specs, dense=None, moe=None)
     ends_where = params.map_specs(rules.used, ends_specs)
     held_layers = dict.fromkeys(found)
     held_where: dict[str, Any] = dict(held_layers)
@@ -95,7 +95,7 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: 
             held_layers[name] = stages.to_stages(getattr(held, name), room)
             held_where[name] = stages.held_specs(getattr(specs, name), getattr(held, name),
                                                  is_layer=True)
-        held_ends = held.replace(dense=None, moe=None)
+        held_ends = dataclasses.replace(held, dense=None, moe=None)
         held_ends_where = stages.held_specs(ends_specs, held_ends, is_layer=False)
     whole, by_rank = PartitionSpec(), PartitionSpec(PIPE)
     counts = {name: jnp.asarray(room.count) for name, room in found.items()}
@@ -112,9 +112,9 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: 
     back = {name: stages.from_stages(d_layers[name], room) for name, room in found.items()}
     if "moe" in found:
         main = stages.from_stages(loads, found["moe"])
-        parts = parts.replace(loads=jnp.concatenate([main, parts.loads]) if parts.loads.size
-                              else main)
-    return Outcome(d_ends.replace(**back), total, parts, executed)
+        loads = jnp.concatenate([main, parts.loads]) if parts.loads.size else main
+        parts = dataclasses.replace(parts, loads=loads)
+    return Outcome(dataclasses.replace(d_ends, **back), total, parts, executed)
 
 
 def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict, held: dict,
@@ -156,14 +156,14 @@ def _counted(work: Callable, index: int) -> Callable:
     def run(state: slots.State, now: Any) -> tuple[Array, Array, slots.State]:
         y, dx, state = work(state, now)
         y, dx, state = varying((y, dx, state))
-        return y, dx, state.replace(executed=state.executed.at[index].add(1))
+        return y, dx, dataclasses.replace(state, executed=state.executed.at[index].add(1))
 
     return run
 
 
 def _tail(pipe: Pipeline, held: Tree, totals: Totals, mtp_weight: Array) -> Callable:
     """What follows the layers, with its gradient: ends, x [B, T, D], batch -> loss, parts, d's."""
-    specs = transformer.specs(pipe.model).replace(dense=None, moe=None)
+    specs = dataclasses.replace(transformer.specs(pipe.model), dense=None, moe=None)
 
     def loss(ends: TransformerParams, x: Array, part: Batch) -> tuple[Array, LossParts]:
         tree = ends if held is None else products.attach(ends, held, specs)
@@ -192,7 +192,7 @@ def _reduced(state: slots.State, where: tuple) -> tuple:
         summed(grads, where[0]),
         summed(state.d_ends, where[1]),
         lax.psum(state.total, EVERYWHERE),
-        parts.replace(extra_rounds=rounds),
+        dataclasses.replace(parts, extra_rounds=rounds),
         lax.psum(state.loads, AXES)[None],
         lax.pmax(state.executed, AXES)[None],
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,33 +24,35 @@ from dsjax.parallel.schedule import Lockstep, lockstep, split_backward
 from dsjax.parallel.schedules.table import Cell, Kind, Op, Schedule
 from dsjax.parallel.simulate import Times, lockstep_time
 
+Column = Any  # [P, slots] int32 in NumPy; [] on a rank in its slot
+
 
 class Instructions(NamedTuple):
     """What a rank does in a slot; arrays [P, slots] int32, or one of their columns in a slot."""
 
-    branch: np.ndarray  # which of `Program.branches`
-    f_chunk: np.ndarray
-    f_microbatch: np.ndarray
-    f_place: np.ndarray  # where its activations go; -1: no F
-    f_from: np.ndarray  # place in the inbox of activations; -1: the embedding
-    b_chunk: np.ndarray
-    b_microbatch: np.ndarray
-    b_place: np.ndarray  # -1: no B
-    b_from: np.ndarray  # place in the inbox of gradients; of the output, on the last stage
-    b_is_last: np.ndarray  # 1 where the loss is
-    b_is_first: np.ndarray  # 1 where the embedding is
-    b_owed: np.ndarray  # where what W needs goes; -1: W runs at once
-    w_chunk: np.ndarray
-    w_microbatch: np.ndarray
-    w_place: np.ndarray  # -1: no W
-    w_owed: np.ndarray
-    y_here: np.ndarray  # place in the own inbox of activations that this slot's output goes to
-    y_last: np.ndarray  # place in the own inbox of gradients, for the last stage's output
-    y_up: np.ndarray  # place for the output that the rank before sends in this slot
-    y_down: np.ndarray  # place for the output that the rank after sends
-    dx_here: np.ndarray
-    dx_up: np.ndarray
-    dx_down: np.ndarray
+    branch: Column  # which of `Program.branches`
+    f_chunk: Column
+    f_microbatch: Column
+    f_place: Column  # where its activations go; -1: no F
+    f_from: Column  # place in the inbox of activations; -1: the embedding
+    b_chunk: Column
+    b_microbatch: Column
+    b_place: Column  # -1: no B
+    b_from: Column  # place in the inbox of gradients; of the output, on the last stage
+    b_is_last: Column  # 1 where the loss is
+    b_is_first: Column  # 1 where the embedding is
+    b_owed: Column  # where what W needs goes; -1: W runs at once
+    w_chunk: Column
+    w_microbatch: Column
+    w_place: Column  # -1: no W
+    w_owed: Column
+    y_here: Column  # place in the own inbox of activations that this slot's output goes to
+    y_last: Column  # place in the own inbox of gradients, for the last stage's output
+    y_up: Column  # place for the output that the rank before sends in this slot
+    y_down: Column  # place for the output that the rank after sends
+    dx_here: Column
+    dx_up: Column
+    dx_down: Column
 
 
 @dataclasses.dataclass(frozen=True)

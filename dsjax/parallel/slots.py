@@ -185,8 +185,9 @@ def _forward(rank: Rank, state: State, now: Instructions, ok: Flag) -> tuple[Arr
             first = jnp.maximum(now.f_chunk, 0) * g.room.size
             old = lax.dynamic_slice_in_dim(loads, first, g.room.size)
             loads = lax.dynamic_update_slice_in_dim(loads, old + _masked(chosen, ok), first, 0)
-    return x, state.replace(stored=stored, total=total, loads=loads, rounds=rounds,
-                            parts=state.parts.replace(balance=balance))
+    parts = dataclasses.replace(state.parts, balance=balance)
+    return x, dataclasses.replace(state, stored=stored, total=total, loads=loads, rounds=rounds,
+                                  parts=parts)
 
 
 def _backward(rank: Rank, state: State, now: Instructions, ok: Flag,
@@ -228,7 +229,8 @@ def _backward(rank: Rank, state: State, now: Instructions, ok: Flag,
     is_first = (now.b_is_first == 1) & ok
     d_embed = state.d_ends.embed.at[part.tokens[:, :-1]].add(
         jnp.where(is_first, dy, 0).astype(state.d_ends.embed.dtype))
-    return dy, state.replace(grads=grads, owed=owed, d_ends=state.d_ends.replace(embed=d_embed))
+    d_ends = dataclasses.replace(state.d_ends, embed=d_embed)
+    return dy, dataclasses.replace(state, grads=grads, owed=owed, d_ends=d_ends)
 
 
 def _incoming(rank: Rank, state: State, now: Instructions, ok: Flag) -> tuple[Array, State]:
@@ -243,7 +245,7 @@ def _incoming(rank: Rank, state: State, now: Instructions, ok: Flag) -> tuple[Ar
 
     is_last = (now.b_is_last == 1) & ok
     dy, (d_ends, total, parts) = lax.cond(is_last, last, lambda: (got, sums))
-    return dy, state.replace(d_ends=d_ends, total=total, parts=parts)
+    return dy, dataclasses.replace(state, d_ends=d_ends, total=total, parts=parts)
 
 
 def _weights(rank: Rank, state: State, now: Instructions, ok: Flag) -> State:
@@ -265,7 +267,7 @@ def _weights(rank: Rank, state: State, now: Instructions, ok: Flag) -> State:
 
         grads[g.name], _ = lax.scan(one, grads[g.name],
                                     (jnp.arange(g.room.size), stored, owed))
-    return state.replace(grads=grads)
+    return dataclasses.replace(state, grads=grads)
 
 
 def exchange(rank: Rank, state: State, now: Instructions, y: Array, dx: Array) -> State:
@@ -287,7 +289,7 @@ def exchange(rank: Rank, state: State, now: Instructions, y: Array, dx: Array) -
     x_box = receive(x_box, y, "y")
     gradient_box = receive(gradient_box, dx, "dx")
     gradient_box = _put(gradient_box, now.y_last, y, now.y_last >= 0)
-    return state.replace(inbox_x=x_box, inbox_gradient=gradient_box)
+    return dataclasses.replace(state, inbox_x=x_box, inbox_gradient=gradient_box)
 
 
 def _layer(g: Group, rank: Rank, chunk: Array | int, j: Array | int,

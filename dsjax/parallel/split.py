@@ -121,7 +121,7 @@ def _share(eqns: list[JaxprEqn], ins: list[list[Var]], outs: list[list[Any]]) ->
               if e.primitive.name in VIEWS and isinstance(e.invars[0], Var)}
 
     def carried(read: Iterable[Var]) -> dict[Var, None]:
-        found = {}
+        found: dict[Var, None] = {}
         for v in read:
             while v in source:
                 v = source[v]

@@ -25,7 +25,7 @@ from dsjax.parallel import mesh as meshes
 from dsjax.train import heldout, pipelined, state, step
 from dsjax.train.heldout import HeldoutStep, HeldoutSums
 from dsjax.train.state import TrainState
-from dsjax.train.step import TrainStep
+from dsjax.train.step import Gradients, TrainStep
 
 Made = TypeVar("Made")
 
@@ -136,7 +136,7 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
     where = None
     if mesh is not None:
         where = (state_shardings(run, mesh), meshes.sharding(mesh))
-    differentiate = step.gradients
+    differentiate: Gradients = step.gradients
     if mesh is not None and run.layout.pipe > 1:
         differentiate = pipelined.make_gradients(run, backend, mesh)
     return jax.jit(step.make_train_step(run, backend, differentiate), donate_argnums=0,
