@@ -105,7 +105,9 @@ def evaluate(step: HeldoutStep, p: TransformerParams,
     """Sum over (batch, bytes of its targets) and divide once."""
     sums, total_bytes = [], 0
     for batch, size in batches:
-        sums.append(step(p, from_rows(batch)))
+        # One at a time: programs queued on devices that share a CPU's threads can wait forever for
+        # each other's collectives.
+        sums.append(jax.block_until_ready(step(p, from_rows(batch))))
         total_bytes += size
     total = jax.tree.map(lambda *parts: np.sum([np.asarray(a, np.float64) for a in parts], axis=0),
                          *sums)
