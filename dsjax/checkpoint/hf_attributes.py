@@ -109,7 +109,7 @@ class Reader:
         """A finite number."""
         value = self._value(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < least:
+        if not is_number or not -1e30 < value < 1e30 or value < least:
             raise self.wrong(f"has {name}={_short(value)}, which is not a number"
                              f"{f' of at least {least:g}' if least > -math.inf else ''}; "
                              "correct it")

@@ -48,6 +48,8 @@ def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = No
     plan = hf_plan.plan(source, dtype, mtp)
     for remark in plan.remarks:
         say(remark)
+    if not (source / WORDS).is_file():
+        say(f"{source} has no {WORDS}: copy one into {run} before generating or training from it")
     folder = Folder(run.absolute(), _fingerprint(source, dtype, mtp))
     arrays = folder.partial / "checkpoints" / f"{files.PARTIAL}{0:08d}" / ARRAYS
     finished = arrays.parent.parent / files.name(0)

@@ -31,6 +31,7 @@ from dsjax.ops import rope
 
 WIDTHS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 DTYPES = (*WIDTHS, "stored", "fp8")
+ENOUGH = 1000  # missing tensors, after which a config is plainly another's
 DIRECT_QUERY = "model.layers.0.self_attn.q_proj.weight"  # is there without query compression
 
 
@@ -62,6 +63,10 @@ def plan(folder: Path, dtype: str, mtp: bool | None = None) -> Plan:
     tensors = hf_files.open_checkpoint(folder)
     if "q_lora_rank" not in data and DIRECT_QUERY in tensors:  # the tensors say that it is null
         released = hf_config.read(data | {"q_lora_rank": None}, where)
+    counted = released.model.layers + released.model.mtp_depth
+    if counted > len(tensors):
+        raise UserError(f"{where} counts {counted:,} layers with those of MTP, and the checkpoint "
+                        f"has {len(tensors):,} tensors in all; correct the config")
     cfg, remarks = _with_mtp(released.model, tensors, mtp)
     remarks += released.remarks
     order = {name: i for i, name in enumerate(tensors)}
@@ -113,6 +118,8 @@ def _match(
         if tensor is None:
             if place.copy_of is None:
                 missing.append(place.name)
+            if len(missing) > ENOUGH:
+                break
             continue
         scales = tensors.pop(place.name + SCALE, None) if tensor.dtype == FP8 else None
         _check(place, tensor, scales)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from dsjax.cli import arguments
 from dsjax.cli.tune import tune_process
@@ -45,6 +46,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dsjax ARGV...`; returns the exit status, and never raises for bad input or ctrl-C."""
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
             status = _run(list(sys.argv[1:] if argv is None else argv), is_process=argv is None)
@@ -54,13 +57,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dsjax: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if isinstance(error, ImportError) and not _was_interrupted:
+            raise
         print("\ndsjax: interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     return status
+
+
+_was_interrupted = False
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Ctrl-C; remembered, because an extension module that is being loaded hides what it raises."""
+    global _was_interrupted
+    _was_interrupted = True
+    raise KeyboardInterrupt
 
 
 def available() -> dict[str, Command]:

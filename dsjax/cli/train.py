@@ -19,7 +19,7 @@ started again goes on where the newest checkpoint stops.
 
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
-  dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard True
+  dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard
   dsjax train tiny --layout.data 2 --layout.expert 4
   dsjax train tiny --layout.pipe 4 --layout.schedule dualpipe --train.microbatches 8
   dsjax train tiny --layout.expert 8 --coordinator node0:12345 --processes 2 --process 0

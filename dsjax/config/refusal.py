@@ -39,7 +39,8 @@ def _unknown(words: str, rest: str) -> str:
     if found := re.search(r"Available subcommands: ([\w-]+(?:, [\w-]+)*)", rest):
         return f"there is no {first}; choose from {found[1]}"
     if not first.startswith("-"):
-        return f"these words belong to no flag: {words}; see --help"
+        return (f"these words belong to no flag: {words}; a switch takes no value (--NAME or "
+                "--no-NAME); see --help")
     meant = list(dict.fromkeys(re.findall(r"(?<!\S)--[a-z][\w.-]*", rest.partition("meant:")[2])))
     meant = [flag for flag in meant if flag != "--help"]
     mean = f", did you mean {' or '.join(meant)}" if meant else ""

@@ -228,7 +228,9 @@ def _lines(stream: BinaryIO | io.BufferedIOBase, path: Path, field: str) -> Iter
         except ValueError as error:
             raise UserError(f"{where} is not JSON ({error})") from error
         value = row.get(field) if isinstance(row, dict) else None
-        if not isinstance(value, str) or not value:
+        if isinstance(value, str) and not value.strip():
+            continue  # an empty document
+        if not isinstance(value, str):
             has = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(
                 f"{where} has no text in field '{field}', it has {has}; name the text's field with "

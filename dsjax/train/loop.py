@@ -8,6 +8,7 @@ evaluation changes nothing; and the metrics file is cut back to the step that is
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -249,11 +250,13 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
         values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
     s.writer.write(number, "train", values)
     flops = count.training_flops(s.run.model, s.run.train.length)
-    pace = {
-        "tok_s": s.speed.tok_s,
-        "mfu": s.peak.share(s.speed.tok_s * flops, s.run.layout.devices),
-        "seconds_left": s.speed.seconds_left(s.run.train.steps - number),
-    }
+    pace = {}
+    if math.isfinite(s.speed.tok_s):  # known from the second step on
+        pace = {
+            "tok_s": s.speed.tok_s,
+            "mfu": s.peak.share(s.speed.tok_s * flops, s.run.layout.devices),
+            "seconds_left": s.speed.seconds_left(s.run.train.steps - number),
+        }
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")
     shown = {k: v for k, v in values.items() if k not in hidden}
     s.display.update(number, shown | {"loss": m.next_token} | pace)

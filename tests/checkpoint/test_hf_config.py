@@ -216,6 +216,7 @@ WRONG = {
     "a word for a flag": ({"norm_topk_prob": "yes"}, "norm_topk_prob='yes', which is not true or"),
     "a word for a number": ({"routed_scaling_factor": "2.5"}, "'2.5', which is not a number"),
     "not finite": ({"routed_scaling_factor": float("nan")}, "routed_scaling_factor=nan"),
+    "beyond a float": ({"rms_norm_eps": 10**400}, "which is not a number"),
     "no groups": ({"n_group": 0}, "n_group=0, which is not a count of at least 1"),
     "a list for a router": ({"scoring_func": ["sigmoid"]}, "scoring_func=['sigmoid']"),
     "a list for a type": ({"model_type": ["x"]}, "model_type=['x'], which is not a name"),

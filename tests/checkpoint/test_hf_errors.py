@@ -317,3 +317,19 @@ def test_nan_is_not_written(tmp_path):
     with pytest.raises(UserError, match="norm holds 1 numbers that are not finite"):
         hf.save(tmp_path / "a", CFG, p)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_nextn_predict_layers"])
+def test_a_count_of_layers_beyond_the_tensors_is_refused_at_once(broken, name):
+    refuses(broken(config={name: 10**9}), "layers with those of MTP, and the checkpoint has")
+
+
+def test_a_config_of_many_more_experts_is_refused_without_listing_them_all(broken):
+    folder = broken(lambda tensors: tensors.pop(GATE), config={"n_routed_experts": 10**9})
+    refuses(folder, "which its config.json asks for")
+
+
+def test_a_config_nested_too_deep_is_refused(broken):
+    folder = broken()
+    (folder / "config.json").write_text("[" * 100_000)
+    refuses(folder, "config.json cannot be read")

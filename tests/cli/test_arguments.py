@@ -20,8 +20,8 @@ REFUSED = {
     "data a.txt --wrong": "there is no flag --wrong; --help lists them all",
     "pipeline": "give SCHEDULE, --ranks and --microbatches; see --help",
     "pipeline dualpipe --ranks 8": "give --microbatches; see --help",
-    "pipeline dualpipe --ranks 8 --microbatches 2 more": "these words belong to no flag: more; see"
-    " --help",
+    "pipeline dualpipe --ranks 8 --microbatches 2 more": "these words belong to no flag: more; a "
+    "switch takes no value (--NAME or --no-NAME); see --help",
     "bench": "a benchmark is missing; give `dsjax bench train` or `dsjax bench decode`",
 }
 

@@ -162,3 +162,16 @@ def test_the_kernels_options_join_the_flags_that_are_set_and_yield_to_chosen_one
     assert python(say, XLA_FLAGS=mine, **held).stdout.strip() == f"{mine} {tune.KERNELS}"
     chosen = "--xla_backend_extra_options=xla_cpu_optimize_for_size"
     assert python(say, XLA_FLAGS=chosen, **held).stdout.strip() == chosen
+
+
+def test_ctrl_c_while_a_library_is_loaded_is_no_traceback() -> None:
+    """An extension module that is interrupted raises an ImportError of its own."""
+    said = (
+        "import os, signal, sys; from dsjax.cli import main as m\n"
+        "def load(argv, is_process):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise ImportError('initializing') from None\n"
+        "m._run = load; sys.argv = ['dsjax', 'train']; print(m.main())"
+    )
+    found = python(said)
+    assert (found.stdout.strip(), found.stderr.strip()) == ("130", "dsjax: interrupted")

@@ -83,9 +83,16 @@ def test_bad_input_is_refused_with_its_place(tmp_path):
     refused(
         tmp_path / "f.jsonl", good, r"line 1 has no text in field 'body'.*\['text'\]", field="body"
     )
+    refused(tmp_path / "v.jsonl", b'{"text": 3}', "line 1 has no text in field 'text'")
     refused(tmp_path / "n.jsonl", b"[1]", "line 1 has no text in field 'text'")
     refused(tmp_path / "s.jsonl", b'{"text": "\\ud800"}', "half of a surrogate pair")
     refused(tmp_path / "a.json", b"{}", "give JSONL")
+
+
+def test_empty_documents_are_passed_over(tmp_path):
+    path = tmp_path / "e.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": ""}\n{"text": " "}\n{"text": "b"}\n')
+    assert read(path) == ["a", "b"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
