@@ -9,12 +9,13 @@ PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint types bench lock clean
+.PHONY: help demo test test-fast test-all check lint types bench lock clean
 
 help:
 	@echo "make demo       train a small DeepSeek-V3 on Shakespeare and let it speak (5 minutes)"
-	@echo "make test       all tests, on WORKERS=$(WORKERS) processes"
+	@echo "make test       the tests, on WORKERS=$(WORKERS) processes"
 	@echo "make test-fast  all tests but those marked slow"
+	@echo "make test-all   every combination of what make test samples, too"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      training and decoding speed of this machine"
 	@echo "make lock       pin the newest dependencies in requirements.lock (needs uv)"
@@ -28,7 +29,10 @@ test: .venv/ready
 	$(PY) -m pytest -n $(WORKERS)
 
 test-fast: .venv/ready
-	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+	$(PY) -m pytest -n $(WORKERS) -m "not slow and not exhaustive"
+
+test-all: .venv/ready
+	$(PY) -m pytest -n $(WORKERS) -m "exhaustive or not exhaustive"
 
 check: lint types
 

@@ -249,14 +249,11 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
     if m.mtp.size:
         values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
     s.writer.write(number, "train", values)
-    flops = count.training_flops(s.run.model, s.run.train.length)
     pace = {}
-    if math.isfinite(s.speed.tok_s):  # known from the second step on
-        pace = {
-            "tok_s": s.speed.tok_s,
-            "mfu": s.peak.share(s.speed.tok_s * flops, s.run.layout.devices),
-            "seconds_left": s.speed.seconds_left(s.run.train.steps - number),
-        }
+    if math.isfinite(speed := s.speed.tok_s):  # known from the second step on
+        flops = speed * count.training_flops(s.run.model, s.run.train.length)
+        pace = {"tok_s": speed, "mfu": s.peak.share(flops, s.run.layout.devices),
+                "seconds_left": s.speed.seconds_left(s.run.train.steps - number)}
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")
     shown = {k: v for k, v in values.items() if k not in hidden}
     s.display.update(number, shown | {"loss": m.next_token} | pace)

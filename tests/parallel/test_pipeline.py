@@ -181,13 +181,13 @@ def test_a_pipeline_computes_what_one_device_computes(case):
     check(case)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", [c for c in EVERY if c not in SAMPLE], ids=str)
 def test_every_schedule_is_exact_on_two_four_and_eight_ranks(case):
     check(case)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", FORMS, ids=str)
 def test_devices_of_a_rank_precision_recomputation_and_masks_change_nothing(case):
     check(case)
