@@ -1,5 +1,5 @@
 #!/bin/bash
-# One process a node, all of a node's GPUs each: sbatch launch/slurm.sh small --layout.expert 16
+# One process a node, all of a node's GPUs each: sbatch launch/slurm.sh small --parallel.expert 16
 # The same job submitted again goes on from the newest checkpoint.
 #SBATCH --job-name=dsjax
 #SBATCH --nodes=2

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsjax.errors import UserError
+
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.config.run import RunConfig
     from dsjax.train.loop import Outcome
@@ -15,14 +17,16 @@ USAGE = """usage: dsjax train CONFIG [--FIELD VALUE ...]
 
 Train a model from a config: a name (tiny, small, ...) or a Python file with one config(). Any field
 can be overridden, typed and checked; `dsjax train CONFIG --help` lists them all. The same command
-started again goes on where the newest checkpoint stops.
+started again goes on where the newest checkpoint stops. --devices N makes N virtual devices of a
+CPU, to try a layout on.
 
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
   dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard
-  dsjax train tiny --layout.data 2 --layout.expert 4
-  dsjax train tiny --layout.pipe 4 --layout.schedule dualpipe --train.microbatches 8
-  dsjax train tiny --layout.expert 8 --coordinator node0:12345 --processes 2 --process 0
+  dsjax train tiny --parallel.data 2 --parallel.expert 4 --devices 8
+  dsjax train tiny --parallel.pipe 4 --parallel.schedule dualpipe --train.microbatches 8 \\
+      --devices 8
+  dsjax train tiny --parallel.expert 8 --coordinator node0:12345 --processes 2 --process 0
   dsjax train my.py --start-from runs/moonlight --data.tokenizer runs/moonlight/tokenizer.json
 """
 
@@ -38,6 +42,9 @@ def run(argv: list[str]) -> int:
     flags = {}
     for name in ("coordinator", "processes", "process"):
         flags[name], argv = _take(argv, f"--{name}")
+    devices, argv = _take(argv, "--devices")
+    if devices is not None:
+        make_devices(devices)
     launch.join(launch.find(os.environ, **flags))
     config = load.override(load.load(load.first(argv, "dsjax train")), argv[1:])
     import jax
@@ -52,6 +59,15 @@ def run(argv: list[str]) -> int:
     if is_first:
         report(config, outcome, {}, console)
     return 0
+
+
+def make_devices(number: str) -> None:
+    """Make so many virtual devices of the CPU, before JAX has looked for any."""
+    if not number.isdecimal() or int(number) < 1:
+        raise UserError(f"--devices {number!r} is not a number of devices; try --devices 8")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", int(number))
 
 
 def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:

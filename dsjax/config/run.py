@@ -3,8 +3,8 @@
 `model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: a run resumes only with those
 in its folder's config.json, where a field added since has its default. `train` and `rate` may be
 changed on resume by one who means it (more steps, another rate, other microbatches); `place` and
-`layout` never change what is computed, and `start_from` is read once, where there is no checkpoint
-yet.
+`parallel` never change what is computed, and `start_from` is read once, where there is no
+checkpoint yet.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dsjax.config.fields import finite
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.schedule import LearningRate, StepDecay
 
 
@@ -217,7 +217,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     place: PlaceConfig = field(default_factory=PlaceConfig)
-    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     seed: int = 0
     """Seed of start values, data order and tokenizer training."""
     start_from: str | None = None

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.model import ModelConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
 
 PIPE, DATA, FSDP, NODE, EXPERT = "pipe", "data", "fsdp", "node", "expert"
@@ -31,7 +31,7 @@ AXES = (DATA, FSDP, NODE, EXPERT)
 EXPERTS = (NODE, EXPERT)
 
 
-def make_mesh(layout: LayoutConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(layout: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a layout on the first of the given devices (default: all there are).
 
     Several processes must be used whole: each has devices, and each takes part in every step.
@@ -45,7 +45,7 @@ def make_mesh(layout: LayoutConfig, devices: Sequence[jax.Device] | None = None)
     if devices is None and jax.process_count() > 1 and layout.devices != len(found):
         raise UserError(
             f"the layout {layout} leaves devices of {jax.process_count()} processes idle; choose "
-            f"--layout.data, .fsdp and .expert whose product is {len(found)}"
+            f"--parallel.data, .fsdp and .expert whose product is {len(found)}"
         )
     shape: tuple[int, ...] = (
         layout.data, layout.fsdp, layout.expert_nodes, layout.expert // layout.expert_nodes,
@@ -62,7 +62,7 @@ def sharding(mesh: Mesh, *axes: Any) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def check(layout: LayoutConfig, model: ModelConfig, rows: Sequence[int],
+def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
           microbatches: int) -> None:
     """Refuse a layout that a run does not divide over. rows: every batch size the run has."""
     share = layout.row_devices * microbatches
@@ -78,12 +78,12 @@ def check(layout: LayoutConfig, model: ModelConfig, rows: Sequence[int],
         raise UserError(f"the model has no experts to share over expert={layout.expert}; use 1")
     if model.moe is not None and model.moe.experts % layout.expert:
         raise UserError(
-            f"{model.moe.experts} experts do not divide over --layout.expert {layout.expert}; "
+            f"{model.moe.experts} experts do not divide over --parallel.expert {layout.expert}; "
             f"choose from {divisors(model.moe.experts)}"
         )
     if model.d_model % layout.fsdp:
         raise UserError(
-            f"d_model={model.d_model} does not divide over --layout.fsdp {layout.fsdp}; choose "
+            f"d_model={model.d_model} does not divide over --parallel.fsdp {layout.fsdp}; choose "
             f"from {divisors(model.d_model)}"
         )
 

@@ -21,8 +21,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from dsjax import params
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.model import ModelConfig, MoEConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import Backend, Linear
 from dsjax.layers.moe import moe_specs
 from dsjax.numerics.products import Weight
@@ -35,7 +35,7 @@ from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE, shardin
 Tree = Any
 
 
-def on_mesh(backend: Backend, mesh: Mesh, layout: LayoutConfig, model: ModelConfig,
+def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelConfig,
             wire: exchange.Wire) -> Backend:
     """The backend with everything that varies with a mesh replaced."""
     dispatch = backend.dispatch
@@ -105,7 +105,7 @@ def rows_of_a_part(tokens: int, choices: float, devices: int, headroom: float) -
     return max(1, min(tokens, math.ceil(balanced * headroom)))
 
 
-def hops(tokens: int, inner: Inner, layout: LayoutConfig, moe: MoEConfig,
+def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
          wire: exchange.Wire) -> Hop:
     """The exchange of a layer for `tokens` tokens a device: across nodes, then within one."""
     nodes, devices = layout.expert_nodes, layout.expert // layout.expert_nodes
@@ -135,7 +135,7 @@ def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree
 
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
-              w_down: Array | Weight, *, backend: Backend, mesh: Mesh, layout: LayoutConfig,
+              w_down: Array | Weight, *, backend: Backend, mesh: Mesh, layout: ParallelConfig,
               model: ModelConfig, moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
     pair = (w_gate_up, w_down)
@@ -160,7 +160,7 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weigh
 
 
 def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Array | Weight,
-                  w_down: Array | Weight, *, backend: Backend, layout: LayoutConfig,
+                  w_down: Array | Weight, *, backend: Backend, layout: ParallelConfig,
                   moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
     pair = (w_gate_up, w_down)
@@ -177,7 +177,7 @@ def _join(w: Array, used: PartitionSpec) -> Array:
     return lax.pcast(lax.all_gather(w, FSDP, axis=dim, tiled=True), (DATA,), to="varying")
 
 
-def describe(tokens: int, layout: LayoutConfig, d_model: int, moe: MoEConfig, wire: exchange.Wire,
+def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, wire: exchange.Wire,
              itemsize: int) -> str:
     """The bound on what a device receives at once, in a sentence for the header of a run."""
     hop: Any = hops(tokens, _nothing, layout, moe, wire)

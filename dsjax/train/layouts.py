@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from dsjax import params
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import OptimizerConfig, RunConfig, TrainConfig
 from dsjax.train import metrics, platform, spread
 from dsjax.train.state import TrainState
@@ -64,7 +64,7 @@ RUN = RunConfig(
 class Difference:
     """Largest relative differences of one layout from one device."""
 
-    layout: LayoutConfig
+    layout: ParallelConfig
     microbatches: int
     kind: str
     loss: float  # all terms
@@ -80,12 +80,12 @@ class Difference:
         return max(self.loss, self.parts, self.gradients, self.bias, self.metrics)
 
 
-def factorizations(devices: int) -> Iterator[LayoutConfig]:
+def factorizations(devices: int) -> Iterator[ParallelConfig]:
     """Every data x fsdp x expert whose product is `devices`."""
     sizes = [n for n in range(1, devices + 1) if devices % n == 0]
     for data, fsdp, expert in itertools.product(sizes, repeat=3):
         if data * fsdp * expert == devices:
-            yield LayoutConfig(data=data, fsdp=fsdp, expert=expert)
+            yield ParallelConfig(data=data, fsdp=fsdp, expert=expert)
 
 
 def rows_of(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
@@ -103,10 +103,10 @@ def rows_of(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "segments": segments.astype(np.int32), "weights": weights}
 
 
-def configured(layout: LayoutConfig, microbatches: int, base: RunConfig = RUN) -> RunConfig:
+def configured(layout: ParallelConfig, microbatches: int, base: RunConfig = RUN) -> RunConfig:
     """The run of this comparison on a layout."""
     train = dataclasses.replace(base.train, microbatches=microbatches)
-    return dataclasses.replace(base, train=train, layout=layout)
+    return dataclasses.replace(base, train=train, parallel=layout)
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def start() -> TrainState:
 class Stepper:
     """One compiled step; gives what a batch makes of the same start state."""
 
-    def __init__(self, layout: LayoutConfig, microbatches: int = 1,
+    def __init__(self, layout: ParallelConfig, microbatches: int = 1,
                  base: RunConfig | None = None) -> None:
         self.run = configured(layout, microbatches, base or RUN)
         self.mesh = spread.open_mesh(self.run)
@@ -143,7 +143,7 @@ class Stepper:
         return jax.device_get(self._step(jax.device_put(start(), where), batch))
 
 
-def compare(layout: LayoutConfig, microbatches: int, kind: str, step: Stepper,
+def compare(layout: ParallelConfig, microbatches: int, kind: str, step: Stepper,
             alone: tuple[TrainState, StepMetrics]) -> Difference:
     """How far a step on a layout is from the one of a single device."""
     (state, m), (wanted_state, wanted) = step.take(kind), alone
@@ -174,9 +174,9 @@ def _relative(got: Any, wanted: Any) -> float:
                for a, b in pairs)
 
 
-def compare_all(devices: int) -> Iterator[tuple[LayoutConfig, list[Difference]]]:
+def compare_all(devices: int) -> Iterator[tuple[ParallelConfig, list[Difference]]]:
     """Every factorization, with each count of microbatches and kind of rows, against one device."""
-    single_step = Stepper(LayoutConfig())
+    single_step = Stepper(ParallelConfig())
     alone = {kind: single_step.take(kind) for kind in KINDS}
     for layout in factorizations(devices):
         found = []

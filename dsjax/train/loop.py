@@ -244,7 +244,7 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
             "dead_experts": metrics.dead_experts(loads),
             "balance": m.balance,
         }
-    if s.run.layout.expert > 1:
+    if s.run.parallel.expert > 1:
         values["extra_rounds"] = m.extra_rounds
     if m.mtp.size:
         values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
@@ -252,7 +252,7 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
     pace = {}
     if math.isfinite(speed := s.speed.tok_s):  # known from the second step on
         flops = speed * count.training_flops(s.run.model, s.run.train.length)
-        pace = {"tok_s": speed, "mfu": s.peak.share(flops, s.run.layout.devices),
+        pace = {"tok_s": speed, "mfu": s.peak.share(flops, s.run.parallel.devices),
                 "seconds_left": s.speed.seconds_left(s.run.train.steps - number)}
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")
     shown = {k: v for k, v in values.items() if k not in hidden}

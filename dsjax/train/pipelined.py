@@ -30,7 +30,7 @@ from dsjax.train.step import Gradients
 
 def compile_schedule(run: RunConfig) -> Program:
     """The program of a run's layout; refuses microbatches that its schedule cannot serve."""
-    schedule = build(run.layout.schedule, run.layout.pipe, run.train.microbatches)
+    schedule = build(run.parallel.schedule, run.parallel.pipe, run.train.microbatches)
     return compile_table(shortest(schedule))
 
 
@@ -41,8 +41,8 @@ def check(run: RunConfig) -> None:
     """
     if jax.process_count() > 1:
         raise UserError(
-            f"a pipeline of {run.layout.pipe} ranks over {jax.process_count()} processes is not "
-            "there yet; use one process, or --layout.pipe 1 with data and expert"
+            f"a pipeline of {run.parallel.pipe} ranks over {jax.process_count()} processes is not "
+            "there yet; use one process, or --parallel.pipe 1 with data and expert"
         )
     compile_schedule(run)
 
@@ -62,9 +62,9 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     """`step.gradients` over a pipeline; backend: the one on the mesh."""
     program = compile_schedule(run)
     inside = single(backend.products, backend.dtype)
-    if run.model.moe is not None and run.layout.expert > 1:
+    if run.model.moe is not None and run.parallel.expert > 1:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
-            place.dispatch_here, backend=inside, layout=run.layout, moe=run.model.moe,
+            place.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
             wire=exchange.WIRES[run.train.precision]))
     pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.place.remat)
 

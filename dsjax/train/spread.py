@@ -36,19 +36,20 @@ def open_mesh(run: RunConfig) -> Mesh | None:
     rows = [train.batch]
     if train.batch_start is not None:
         rows += [train.batch_start, train.batch_multiple]
-    if run.layout.devices == 1 and jax.process_count() == 1:
+    if run.parallel.devices == 1 and jax.process_count() == 1:
         return None
-    meshes.check(run.layout, run.model, rows, train.microbatches)
-    if run.layout.pipe > 1:
+    meshes.check(run.parallel, run.model, rows, train.microbatches)
+    if run.parallel.pipe > 1:
         pipelined.check(run)
-    return meshes.make_mesh(run.layout)
+    return meshes.make_mesh(run.parallel)
 
 
 def on_mesh(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Backend:
     """The backend of a run, placed on its mesh."""
     if mesh is None:
         return backend
-    return place.on_mesh(backend, mesh, run.layout, run.model, exchange.WIRES[run.train.precision])
+    wire = exchange.WIRES[run.train.precision]
+    return place.on_mesh(backend, mesh, run.parallel, run.model, wire)
 
 
 def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
@@ -56,20 +57,20 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
     count = jax.device_count()
     if mesh is None:
         return {"layout": f"one device of {count}"} if count > 1 else {}
-    said = {"layout": f"{run.layout}: {run.layout.devices} of {count} devices"
-            + (", ZeRO-1" if run.layout.use_zero else "")}
-    if run.layout.pipe > 1:
+    said = {"layout": f"{run.parallel}: {run.parallel.devices} of {count} devices"
+            + (", ZeRO-1" if run.parallel.use_zero else "")}
+    if run.parallel.pipe > 1:
         said["pipeline"] = pipelined.describe(run)
-    if run.model.moe is not None and run.layout.expert > 1:
+    if run.model.moe is not None and run.parallel.expert > 1:
         said["exchange"] = place.describe(
-            tokens_of_a_device(run), run.layout, run.model.d_model, run.model.moe,
+            tokens_of_a_device(run), run.parallel, run.model.d_model, run.model.moe,
             exchange.WIRES[run.train.precision], np.dtype(run.train.activations).itemsize)
     return said
 
 
 def tokens_of_a_device(run: RunConfig) -> int:
     """Tokens of a device in a whole batch's microbatch."""
-    return run.train.batch * run.train.length // (run.train.microbatches * run.layout.row_devices)
+    return run.train.batch * run.train.length // (run.train.microbatches * run.parallel.row_devices)
 
 
 def first_alone(work: Callable[[], Made]) -> Made:
@@ -84,7 +85,7 @@ def state_shardings(run: RunConfig, mesh: Mesh) -> TrainState:
     """Where each leaf of a run's state rests: masters and moments by the rules, counts whole."""
     specs = transformer.specs(run.model)
     by_name = dict(params.paths(
-        rules.stored_shardings(specs, mesh, use_zero=run.layout.use_zero)))
+        rules.stored_shardings(specs, mesh, use_zero=run.parallel.use_zero)))
     whole = meshes.sharding(mesh)
 
     def one(path: Any, leaf: Any) -> NamedSharding:
@@ -137,7 +138,7 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
     if mesh is not None:
         where = (state_shardings(run, mesh), meshes.sharding(mesh))
     differentiate: Gradients = step.gradients
-    if mesh is not None and run.layout.pipe > 1:
+    if mesh is not None and run.parallel.pipe > 1:
         differentiate = pipelined.make_gradients(run, backend, mesh)
     return jax.jit(step.make_train_step(run, backend, differentiate), donate_argnums=0,
                    out_shardings=where)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dsjax.config.layout import LayoutConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.parallel import exchange
 from dsjax.parallel.exchange import BFLOAT16, EXACT, FP8, Lane
 from dsjax.parallel.mesh import AXES, make_mesh
@@ -25,7 +25,7 @@ def exchanged(x, out, back, is_ragged=True):
         rows = exchange.carry(lane, out, back, x.reshape(DEVICES * C, D), full, full)
         return rows.reshape(x.shape)
 
-    mesh = make_mesh(LayoutConfig(expert=DEVICES))
+    mesh = make_mesh(ParallelConfig(expert=DEVICES))
     return jax.shard_map(here, mesh=mesh, in_specs=P(AXES), out_specs=P(AXES), check_vma=True)(x)
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import single
 from dsjax.numerics import gemm, products
 from dsjax.parallel import exchange
@@ -24,11 +24,11 @@ MODEL = ModelConfig(
     mtp_depth=0,
 )
 LAYOUTS = [
-    LayoutConfig(expert=8),
-    LayoutConfig(data=2, expert=4),
-    LayoutConfig(fsdp=2, expert=2, data=2),
-    LayoutConfig(expert=8, expert_nodes=2),
-    LayoutConfig(data=2, expert=4, expert_nodes=4),
+    ParallelConfig(expert=8),
+    ParallelConfig(data=2, expert=4),
+    ParallelConfig(fsdp=2, expert=2, data=2),
+    ParallelConfig(expert=8, expert_nodes=2),
+    ParallelConfig(data=2, expert=4, expert_nodes=4),
 ]
 
 

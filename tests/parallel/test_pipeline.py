@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from dsjax import params
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.layers.backend import single
 from dsjax.model import loss as losses
@@ -46,7 +46,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 class Case:
     name: str
     ranks: int
-    layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
+    layout: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     is_masked: bool = False
     precision: str = "fp32"
     remat: str = "none"
@@ -163,14 +163,14 @@ def check(case):
 SAMPLE = [Case("1f1b", 2), Case("zb-v", 2), Case("dualpipe", 4)]
 EVERY = [Case(name, ranks) for name in NAMES for ranks in (2, 4, 8)]
 FORMS = [
-    Case("dualpipe", 2, LayoutConfig(data=2, expert=2)),
-    Case("zb-v", 2, LayoutConfig(expert=4, expert_nodes=2, headroom=0.7)),
+    Case("dualpipe", 2, ParallelConfig(data=2, expert=2)),
+    Case("zb-v", 2, ParallelConfig(expert=4, expert_nodes=2, headroom=0.7)),
     Case("dualpipe-v", 2, precision="fp8"),  # one device exchanges nothing in FP8, so no experts
-    Case("zb-h1", 2, LayoutConfig(data=2), precision="bf16"),
+    Case("zb-h1", 2, ParallelConfig(data=2), precision="bf16"),
     Case("interleaved", 2, remat="v3"),
     Case("dualpipe", 2, remat="full"),
     Case("zb-h1", 4, is_masked=True),
-    Case("dualpipe-v", 2, LayoutConfig(expert=2), is_masked=True),
+    Case("dualpipe-v", 2, ParallelConfig(expert=2), is_masked=True),
     Case("1f1b", 2, dense=3),  # no mixture but the MTP module's
     Case("1f1b", 1),
 ]

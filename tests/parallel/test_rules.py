@@ -9,13 +9,13 @@ from jax.sharding import PartitionSpec as P
 
 from dsjax import params
 from dsjax.config import load
-from dsjax.config.layout import LayoutConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.model import transformer
 from dsjax.parallel import rules
 from dsjax.parallel.mesh import make_mesh
 from tests.train.small_run import MODEL
 
-LAYOUT = LayoutConfig(data=2, fsdp=2, expert=2)
+LAYOUT = ParallelConfig(data=2, fsdp=2, expert=2)
 
 
 def by_name(tree):
@@ -44,7 +44,7 @@ def test_zero_cuts_masters_over_the_axes_that_hold_copies():
 def test_each_device_of_v3_stores_little_more_than_its_share():
     model = load.load("deepseek_v3").model
     specs = transformer.specs(model)
-    layout = LayoutConfig(data=32, expert=64, expert_nodes=8)
+    layout = ParallelConfig(data=32, expert=64, expert_nodes=8)
     shape = {"data": 32, "fsdp": 1, "node": 8, "expert": 8}
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
 
@@ -59,7 +59,7 @@ def test_each_device_of_v3_stores_little_more_than_its_share():
 
 
 def test_a_dim_that_does_not_divide_stays_whole():
-    mesh = make_mesh(LayoutConfig(data=8))
+    mesh = make_mesh(ParallelConfig(data=8))
     assert rules.stored(params.Spec((9,), (None,)), mesh, use_zero=True) == P(None)
     assert rules.stored(params.Spec((9, 16), ("embed", "hidden")), mesh, use_zero=True) == P(
         None, "data")

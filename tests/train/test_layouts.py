@@ -11,22 +11,22 @@ import jax
 import numpy as np
 import pytest
 
-from dsjax.config.layout import LayoutConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.model import loss as losses
 from dsjax.train import layouts, spread, state
 from dsjax.train.layouts import KINDS, Stepper
 
 SAMPLE = [
-    (LayoutConfig(data=2, fsdp=2, expert=2), 2),
-    (LayoutConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1),
-    (LayoutConfig(data=4, expert=2, use_zero=False), 4),
+    (ParallelConfig(data=2, fsdp=2, expert=2), 2),
+    (ParallelConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1),
+    (ParallelConfig(data=4, expert=2, use_zero=False), 4),
 ]
 EPS = float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture(scope="module")
 def alone():
-    step = Stepper(LayoutConfig())
+    step = Stepper(ParallelConfig())
     return {kind: step.take(kind) for kind in KINDS}
 
 
@@ -56,8 +56,8 @@ def test_low_precision_and_recomputation_run_on_a_mesh(precision):
         train=dataclasses.replace(layouts.RUN.train, precision=precision),
         place=dataclasses.replace(layouts.RUN.place, remat="v3"),
     )
-    layout = LayoutConfig(data=2, fsdp=2, expert=2)
-    alone, many = (Stepper(where, 1, base).take("packed") for where in (LayoutConfig(), layout))
+    layout = ParallelConfig(data=2, fsdp=2, expert=2)
+    alone, many = (Stepper(where, 1, base).take("packed") for where in (ParallelConfig(), layout))
     # Sums travel in bfloat16, 2^-8 off, and are added to a residual stream of many such terms;
     # gradients in E4M3 are quantized once more on the way.
     assert many[1].loss == pytest.approx(alone[1].loss, rel=2.0**-8)
@@ -69,7 +69,7 @@ def test_a_bias_moved_by_part_of_a_batch_would_be_seen(alone):
     whole = np.asarray(alone["packed"][1].loads)
     rows = layouts.rows_of("packed")
     half = {name: np.where(np.arange(layouts.ROWS)[:, None] < 16, a, 0) for name, a in rows.items()}
-    loads = np.asarray(Stepper(LayoutConfig()).step(half)[1].loads)
+    loads = np.asarray(Stepper(ParallelConfig()).step(half)[1].loads)
     assert (losses.bias_step(loads, 1.0) != losses.bias_step(whole, 1.0)).any()
 
 
@@ -89,7 +89,7 @@ def test_rows_hold_unequal_numbers_of_targets_on_every_device():
 
 
 def test_parameters_are_born_where_they_rest_with_the_numbers_of_one_device():
-    run = layouts.configured(LayoutConfig(data=2, fsdp=2, expert=2), 1)
+    run = layouts.configured(ParallelConfig(data=2, fsdp=2, expert=2), 1)
     mesh = spread.open_mesh(run)
     born = spread.init(run, mesh)
     jax.tree.map(np.testing.assert_array_equal, born, spread.init(layouts.RUN, None))
@@ -104,5 +104,5 @@ def test_a_run_off_its_layout_is_what_it_was_without_one():
     run = layouts.RUN
     assert spread.open_mesh(run) is None
     assert spread.abstract(run, None) == state.abstract(run)
-    moved = dataclasses.replace(run, layout=LayoutConfig(data=8))
+    moved = dataclasses.replace(run, parallel=ParallelConfig(data=8))
     assert spread.open_mesh(moved).size == 8

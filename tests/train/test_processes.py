@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from dsjax.config.layout import LayoutConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.stored import run_to_json
 from dsjax.train.metrics import read_metrics
 from tests.train.small_run import small_run, write_text
@@ -42,7 +42,7 @@ def started(run, folder, count, *flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(run.layout.devices // count)}
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(run.parallel.devices // count)}
     processes = []
     for i in range(count):
         who = ["--coordinator", address, "--processes", str(count), "--process", str(i)]
@@ -56,7 +56,7 @@ def run_on(folder, name, layout, steps):
     run = small_run(folder / name, folder / "words.txt", steps)
     place = dataclasses.replace(run.place, save_every=4, eval_every=0)
     loss = dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0)
-    return dataclasses.replace(run, layout=layout, place=place, loss=loss)
+    return dataclasses.replace(run, parallel=layout, place=place, loss=loss)
 
 
 def finish(processes):
@@ -72,8 +72,8 @@ def curve(folder, name):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_and_one_goes_on_from_them(folder):
-    layout = LayoutConfig(data=2, expert=2)
-    alone = run_on(folder, "one", LayoutConfig(), 6)
+    layout = ParallelConfig(data=2, expert=2)
+    alone = run_on(folder, "one", ParallelConfig(), 6)
     finish(started(alone, folder, 1))
     both = run_on(folder, "two", layout, 4)
     said = finish(started(both, folder, 2))
@@ -90,7 +90,7 @@ def test_two_processes_train_what_one_does_and_one_goes_on_from_them(folder):
 
 @pytest.mark.slow
 def test_when_one_process_is_killed_the_other_names_it_and_leaves(folder):
-    run = run_on(folder, "killed", LayoutConfig(data=2), 100_000)
+    run = run_on(folder, "killed", ParallelConfig(data=2), 100_000)
     first, second = started(run, folder, 2)
     path = folder / "killed" / "metrics.jsonl"
     until = time.monotonic() + 200

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dsjax.config.layout import LayoutConfig
 from dsjax.config.load import override
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.errors import UserError
 from dsjax.train import loop, spread
@@ -28,7 +28,7 @@ def run_to(folder, text, steps, layout, **train):
     run = small_run(folder, text, STEPS)
     run = dataclasses.replace(
         run,
-        layout=layout,
+        parallel=layout,
         place=dataclasses.replace(run.place, save_every=0, eval_every=4),
         train=dataclasses.replace(run.train, steps=steps, **train),
         loss=dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0),
@@ -47,14 +47,14 @@ def curve(folder):
 @pytest.mark.slow
 def test_a_run_that_moves_between_meshes_keeps_its_loss_curve(tmp_path, text):
     still, moving = tmp_path / "still", tmp_path / "moving"
-    outcome, _ = run_to(still, text, STEPS, LayoutConfig())
-    _, said = run_to(moving, text, 3, LayoutConfig(data=2, expert=2))
+    outcome, _ = run_to(still, text, STEPS, ParallelConfig())
+    _, said = run_to(moving, text, 3, ParallelConfig(data=2, expert=2))
     assert "data 2 x fsdp 1 x expert 2: 4 of 8 devices, ZeRO-1" in said
     assert "rows" in said
     assert "received over expert" in said
-    _, said = run_to(moving, text, 6, LayoutConfig(fsdp=2), microbatches=2)
+    _, said = run_to(moving, text, 6, ParallelConfig(fsdp=2), microbatches=2)
     assert "resuming after step 3" in said
-    moved, said = run_to(moving, text, STEPS, LayoutConfig())
+    moved, said = run_to(moving, text, STEPS, ParallelConfig())
     assert "resuming after step 6" in said
     # A step adds a few float32 roundings of gradients, and each may turn the last bit of one of the
     # bfloat16 moments (2^-9 of it): 1e-5 of a gradient's norm bounds eight steps with room.
@@ -66,8 +66,9 @@ def test_a_run_that_moves_between_meshes_keeps_its_loss_curve(tmp_path, text):
 
 def test_a_layout_is_named_on_the_command_line_and_kept_with_the_run(tmp_path, text):
     run = small_run(tmp_path, text)
-    run = override(run, ["--layout.data", "2", "--layout.expert=6", "--layout.expert-nodes", "2"])
-    assert run.layout == LayoutConfig(data=2, expert=6, expert_nodes=2)
+    flags = ["--parallel.data", "2", "--parallel.expert=6", "--parallel.expert-nodes", "2"]
+    run = override(run, flags)
+    assert run.parallel == ParallelConfig(data=2, expert=6, expert_nodes=2)
     run_to_json(run, tmp_path / "config.json")
     assert run_from_json(tmp_path / "config.json") == run
 
@@ -76,6 +77,6 @@ def test_every_size_of_a_batch_ramp_must_divide(tmp_path, text):
     run = small_run(tmp_path, text)
     train = dataclasses.replace(run.train, batch=8, batch_start=4, batch_multiple=2,
                                 batch_ramp_steps=4)
-    run = dataclasses.replace(run, train=train, layout=LayoutConfig(data=4))
+    run = dataclasses.replace(run, train=train, parallel=ParallelConfig(data=4))
     with pytest.raises(UserError, match=r"a batch of 2 rows does not divide over 4 devices"):
         spread.open_mesh(run)

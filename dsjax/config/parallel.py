@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class LayoutConfig:
+class ParallelConfig:
     """A mesh of pipe x data x fsdp x expert devices, and how experts' tokens travel in it.
 
     Every device of a pipeline's rank holds its own rows, whichever axis it lies on. The default is
@@ -40,7 +40,7 @@ class LayoutConfig:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""
         for name in ("data", "fsdp", "expert", "expert_nodes", "pipe"):
             if getattr(self, name) < 1:
-                raise ValueError(f"LayoutConfig.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"ParallelConfig.{name}={getattr(self, name)} must be at least 1")
         if self.expert % self.expert_nodes:
             choices = [n for n in range(1, self.expert + 1) if self.expert % n == 0]
             raise ValueError(
@@ -53,7 +53,7 @@ class LayoutConfig:
                 f"{self.fsdp}; choose fsdp 1 and more pipe, data or expert"
             )
         if not self.headroom > 0:
-            raise ValueError(f"LayoutConfig.headroom={self.headroom} must be above 0; try 1.25")
+            raise ValueError(f"ParallelConfig.headroom={self.headroom} must be above 0; try 1.25")
 
     @property
     def devices(self) -> int:
