@@ -151,7 +151,7 @@ def summary(found: Sequence[Collective]) -> list[dict[str, object]]:
 def parse(text: str) -> Program:
     """Cut the text of a program into computations and instructions."""
     program, lines = Program(), None
-    if found := re.search(r"num_partitions=(\d+)", text[: text.find("\n")]):
+    if found := re.search(r"^HloModule.*\bnum_partitions=(\d+)", text, re.MULTILINE):
         program.devices = int(found[1])
     for raw in text.splitlines():
         if raw.endswith("{") and not raw.startswith((" ", "HloModule")):
