@@ -163,10 +163,10 @@ def _forward_scanned(q: Array, k: Array, v: Array, segments: Array,
             part = contract(p.astype(v.dtype), at(v, j * block, axis=2), 1, 2)
             return new_top, total * shrink + p.sum(-1), out * shrink[..., None] + part
 
-        top = jnp.full((b, h, block), NEVER, dtype)
-        zero = jnp.zeros((b, h, block), dtype)
-        out = jnp.zeros((b, h, block, v.shape[-1]), dtype)
-        top, total, out = lax.fori_loop(0, i + 1, add_key_block, (top, zero, out))
+        row, out = q_i[..., 0], at(v, start, axis=2)  # in a shard_map, carries vary as these do
+        first = (jnp.full_like(row, NEVER, dtype), jnp.zeros_like(row, dtype),
+                 jnp.zeros_like(out, dtype))
+        top, total, out = lax.fori_loop(0, i + 1, add_key_block, first)
         return out / total[..., None], top + jnp.log(total)
 
     outs, logs = lax.map(one_query_block, jnp.arange(length // block))
@@ -201,11 +201,11 @@ def _backward_scanned(q: Array, k: Array, v: Array, segments: Array, log_total: 
             dq = lax.dynamic_update_slice_in_dim(dq, dq_i, start, 3)
             return dq, dk + contract(ds, q_i, 1, 2), dv + contract(p, d_i, 1, 2)
 
-        dk, dv = jnp.zeros(k_j.shape, dtype), jnp.zeros(v_j.shape, dtype)
+        dk, dv = jnp.zeros_like(k_j, dtype), jnp.zeros_like(v_j, dtype)
         dq, dk, dv = lax.fori_loop(j, count, add_query_block, (dq, dk, dv))
         return dq, (dk, dv)
 
-    dq, (dk, dv) = lax.scan(one_key_block, jnp.zeros(q.swapaxes(2, 3).shape, dtype),
+    dq, (dk, dv) = lax.scan(one_key_block, jnp.zeros_like(q.swapaxes(2, 3), dtype),
                             jnp.arange(count))
     return dq.swapaxes(2, 3), _join(dk), _join(dv)
 

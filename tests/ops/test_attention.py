@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from dsjax.ops import attention
 from dsjax.ops.attention import attend, attend_plain
@@ -78,6 +79,25 @@ def test_no_query_reads_the_future_another_document_or_padding(length):
     for b, t, other, s in np.ndindex(*reads.shape):
         is_visible = (b == other and s <= t and segments[b, s] == segments[b, t] != 0)
         assert (reads[b, t, other, s] > 0) == (is_visible or (b, t) == (other, s))
+
+
+@pytest.mark.parametrize("length", [11, 37], ids=["written out", "scanned"])
+def test_devices_that_each_have_their_rows_attend_as_one(length):
+    rows = PartitionSpec("data")
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
+                         devices=jax.devices()[:2])
+
+    def form(q, k, v, segments, scale):
+        def here(*args):
+            return attend(*args, scale, 4)
+
+        return jax.shard_map(here, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=True)(
+            q, k, v, jnp.asarray(segments))
+
+    (y, gradients), (plain_y, plain_gradients) = by_form(form, length), plain(length)
+    close(y, plain_y, 1e-13)
+    for actual, expected in zip(gradients, plain_gradients, strict=True):
+        close(actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("length", [11, 37])
