@@ -10,6 +10,11 @@ looped over the layers of a stage. Two forms of a slot:
     masked    every rank computes one F, one B and one W in every slot and drops what it was not
               asked for. All is in the open for the compiler, and idle slots cost as much as others.
 
+A collective may not stand in a branch that ranks choose differently, so what a slot made is sent
+after its switch, with nothing left to hide behind. `is_open` takes slots in which all ranks have a
+pair (for M much larger than P, most of DualPipe's) out of the switch and writes them out whole: the
+forward's output then travels behind the rest of the backward.
+
 Embedding and head are on every rank, one copy each: the same program runs everywhere. Stage 0 reads
 the embedding; final norm, head, losses and MTP modules run, forward and backward together, in the
 B of the last stage, whose weight gradients are not postponed. In DualPipe both ends meet on the
@@ -43,7 +48,7 @@ from dsjax.model.loss import Batch, LossParts, Totals
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import products
 from dsjax.ops.norm import rms_norm
-from dsjax.parallel import rules, slots, stages
+from dsjax.parallel import memory, rules, slots, stages
 from dsjax.parallel.mesh import AXES, PIPE
 from dsjax.parallel.program import Program
 from dsjax.parallel.schedules.table import Kind, Work
@@ -61,6 +66,8 @@ class Pipeline:
     weights: LossConfig
     backend: Backend
     remat: str = "none"
+    is_open: bool = False
+    """Whether paired slots are laid open, for machines that compute while they communicate."""
 
 
 @struct.dataclass
@@ -130,30 +137,46 @@ def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict,
     groups = []
     for name, room in found.items():
         layer = stages.layer(pipe.model, name == "moe", pipe.weights, pipe.backend, pipe.remat)
-        groups.append(slots.group(name, room, layers[name], held[name], counts[name], totals.rows,
-                                  batch.segments[0, :, :-1], layer, x))
+        groups.append(memory.group(name, room, layers[name], held[name], counts[name], totals.rows,
+                                   batch.segments[0, :, :-1], layer, x))
     tail = _tail(pipe, held_ends, totals, mtp_weight)
-    rank = slots.Rank(pipe.program, tuple(groups), ends, tail, batch, pipe.backend)
+    rank = memory.Rank(pipe.program, tuple(groups), ends, tail, batch, pipe.backend, pipe.is_open)
     experts = pipe.model.moe.experts if pipe.model.moe else 0
-    state = varying(slots.start(rank, x, experts))
-    branches = [_counted(slots.branch(rank, kinds), i)
-                for i, kinds in enumerate(pipe.program.branches)]
+    state = varying(memory.start(rank, x, experts))
+    steady = jnp.asarray(pipe.program.steady & pipe.is_open)
+    state, _ = lax.scan(_slot(rank), state, (instructions, steady))
+    return _reduced(state, where)
 
-    def slot(state: slots.State, now: Any) -> tuple[slots.State, None]:
+
+def _slot(rank: memory.Rank) -> Callable:
+    """One slot: what the instructions say, and the exchange."""
+    program = rank.program
+    branches = [_counted(slots.branch(rank, kinds), i) for i, kinds in enumerate(program.branches)]
+
+    def chosen(state: memory.State, now: Any) -> memory.State:
         if len(branches) == 1:
             y, dx, state = branches[0](state, now)
         else:
             y, dx, state = lax.switch(now.branch, branches, state, now)
-        return slots.exchange(rank, state, now, y, dx), None
+        return slots.exchange(rank, state, now, y, dx)
 
-    state, _ = lax.scan(slot, state, instructions)
-    return _reduced(state, where)
+    def paired(state: memory.State, now: Any) -> memory.State:
+        y, dx, state = branches[program.pair](state, now)
+        return slots.exchange(rank, state, now, y, dx)
+
+    def slot(state: memory.State, step: Any) -> tuple[memory.State, None]:
+        now, is_steady = step
+        if rank.is_open and program.steady.any():
+            return lax.cond(is_steady, paired, chosen, state, now), None
+        return chosen(state, now), None
+
+    return slot
 
 
 def _counted(work: Callable, index: int) -> Callable:
     """Work that also counts how often it ran."""
 
-    def run(state: slots.State, now: Any) -> tuple[Array, Array, slots.State]:
+    def run(state: memory.State, now: Any) -> tuple[Array, Array, memory.State]:
         y, dx, state = work(state, now)
         y, dx, state = varying((y, dx, state))
         return y, dx, dataclasses.replace(state, executed=state.executed.at[index].add(1))
@@ -174,7 +197,7 @@ def _tail(pipe: Pipeline, held: Tree, totals: Totals, mtp_weight: Array) -> Call
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
 
-def _reduced(state: slots.State, where: tuple) -> tuple:
+def _reduced(state: memory.State, where: tuple) -> tuple:
     """Sum over devices what is not cut over them."""
 
     def one(a: Array, spec: PartitionSpec) -> Array:
