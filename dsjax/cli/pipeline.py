@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dsjax.errors import UserError
 from dsjax.parallel import draw
+from dsjax.parallel.program import forms, length
 from dsjax.parallel.schedule import build
 from dsjax.parallel.schedules.table import Op
 from dsjax.parallel.simulate import (
@@ -19,7 +20,6 @@ from dsjax.parallel.simulate import (
     Times,
     formula_activations,
     formula_bubble,
-    lockstep_time,
     simulate,
 )
 from dsjax.parallel.validate import Proof, validate
@@ -45,8 +45,18 @@ class Pipeline:
     """Print one JSON object instead."""
 
 
+MOST = 2_000_000
+"""Stages times microbatches that are still a matter of a minute."""
+
+
 def main(args: Pipeline) -> int:
     """Run the command; returns the exit status."""
+    cells = args.ranks * args.microbatches * (args.chunks or 1)
+    if cells > MOST:
+        raise UserError(
+            f"a table of {args.ranks} ranks and {args.microbatches} microbatches has {cells:,} "
+            f"cells; choose at most {MOST:,}, ranks times microbatches"
+        )
     schedule = build(args.name, args.ranks, args.microbatches, chunks=args.chunks)
     proof = validate(schedule)
     timeline = simulate(schedule, args.times)
@@ -72,7 +82,6 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
     microbatch, `weight_copies` in shares of model / stages, as in the report's table.
     """
     schedule, steps = timeline.schedule, proof.certificate
-    slots = lockstep_time(steps, timeline.times)
     counts = {str(rank): list(row) for rank, row in enumerate(schedule.steps)}
     return {
         "schedule": schedule.name,
@@ -93,7 +102,7 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
         "weight_copies_by_rank": [schedule.chunks] * schedule.ranks,
         **({"step_counts_by_rank": counts} if counts else {}),
         "work_by_rank": [dataclasses.asdict(work) for work in steps.work],
-        "lockstep": {"slots": steps.slots, "branched": slots.branched, "masked": slots.masked},
+        "lockstep": _forms(timeline),
         "proof": {
             "operations": proof.operations,
             "dependencies": proof.dependencies,
@@ -102,6 +111,15 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
         "home": schedule.home,
         "table": [[[_plain(op) for op in cell] or None for cell in row] for row in steps.table],
     }
+
+
+def _forms(timeline: Timeline) -> dict[str, Any]:
+    """Slots and time of each form that can be executed, and the name of the shortest."""
+    found = forms(timeline.schedule)
+    times = {name: length(steps, timeline.times) for name, steps in found.items()}
+    counted: dict[str, Any] = {
+        name: {"slots": steps.slots, "time": times[name]} for name, steps in found.items()}
+    return counted | {"shortest": min(times, key=lambda name: times[name])}
 
 
 def _plain(op: Op) -> dict[str, Any]:
@@ -128,7 +146,6 @@ def _print(proof: Proof, timeline: Timeline) -> None:
 def _words(proof: Proof, timeline: Timeline) -> tuple[str, str]:
     """Say what the table shows, and what it costs."""
     schedule, steps, times = timeline.schedule, proof.certificate, timeline.times
-    slots = lockstep_time(steps, times)
     share = float(timeline.bubble / (timeline.makespan or 1))
     head = f"""\
 {schedule.name}: {schedule.ranks} ranks, {schedule.stages} stages, \
@@ -142,11 +159,18 @@ activations: at most {max(proof.peak_activations)} alive on a rank (formula \
 {formula_activations(schedule)}), each of one stage and one microbatch
 weights: {schedule.chunks} of {schedule.stages} stages on each rank, {schedule.copies} cop\
 {"y" if schedule.copies == 1 else "ies"} of the model in all
-lockstep: {steps.slots} slots take {slots.branched:g} if ranks branch, {slots.masked:g} if every \
-slot computes F, B and W and masks
+executed in equal slots: {_said(_forms(timeline))}
 proved: {proof.operations} operations once each, {proof.dependencies} dependencies, \
 {proof.transfers} of them across ranks"""
     return head, tail
+
+
+def _said(found: dict[str, Any]) -> str:
+    """The forms in a line, the shortest marked."""
+    return "; ".join(
+        f"{name} {form['slots']} slots, {form['time']:g}" + (
+            " (shortest)" if name == found["shortest"] else "")
+        for name, form in found.items() if name != "shortest")
 
 
 def _by_rank(proof: Proof, timeline: Timeline) -> Table:

@@ -77,16 +77,45 @@ class Program:
         """The schedule this runs."""
         return self.steps.schedule
 
+    @property
+    def pair(self) -> int:
+        """The branch of an overlapped F&BW; -1 if the table has none."""
+        kinds = (Kind.FORWARD, Kind.BACKWARD)
+        return self.branches.index(kinds) if kinds in self.branches else -1
 
-def shortest(schedule: Schedule) -> Lockstep:
-    """The branched form that takes less time by count: full backwards whole, or as B and then W.
+    @property
+    def steady(self) -> np.ndarray:
+        """Slots in which every rank has such a pair, [slots] bool."""
+        return (self.instructions.branch == self.pair).all(axis=0)
 
-    A slot lasts as long as its longest cell: an F beside a BW waits for it, so 1F1B and its kin
-    gain by the cut, and DualPipe, whose pairs are whole slots, loses. The masked form, in which
-    every slot is as long as a pair, is longer for every schedule, so nothing chooses it by count.
+
+def forms(schedule: Schedule) -> dict[str, Lockstep]:
+    """What can be executed of a schedule: slots that branch, backwards whole or cut; or masked.
+
+    A branched slot lasts as long as its longest cell: an F beside a BW waits for it, so 1F1B and
+    its kin gain by the cut, and DualPipe, whose pairs are whole slots, loses.
     """
-    forms = (lockstep(schedule), lockstep(split_backward(schedule)))
-    return min(forms, key=lambda steps: lockstep_time(steps, Times()).branched)
+    return {
+        "branched": lockstep(schedule),
+        "branched, backwards cut": lockstep(split_backward(schedule)),
+        "masked": lockstep(schedule, lanes=True),
+    }
+
+
+def length(steps: Lockstep, times: Times | None = None) -> float:
+    """How long the slots of a form take; all times 1 by default."""
+    counted = lockstep_time(steps, times or Times())
+    return counted.masked if steps.lanes else counted.branched
+
+
+def shortest(schedule: Schedule, times: Times | None = None) -> Lockstep:
+    """The form that takes least time by count, all times 1 by default.
+
+    A masked slot is as long as F&B on every rank. Where overlap saves nothing that is longer for
+    every schedule; it is shorter where F&B takes little of F + B + W, for ZB-V below three
+    quarters (experiments/pipelines has the measured times).
+    """
+    return min(forms(schedule).values(), key=lambda steps: length(steps, times))
 
 
 class _Places:

@@ -52,7 +52,10 @@ def test_json_has_the_table_and_the_numbers(capsys):
     assert (shown["makespan"], shown["bubble"]) == (66, 6)
     assert (shown["peak_activations"], shown["weight_copies"]) == (9, 2)
     assert shown["step_counts_by_rank"]["0"] == [6, 1, 3, 3, 3, 1, 3, 1]
-    assert {len(row) for row in shown["table"]} == {shown["lockstep"]["slots"]}
+    forms = shown["lockstep"]
+    assert {len(row) for row in shown["table"]} == {forms["branched"]["slots"]}
+    assert forms["shortest"] == "branched"
+    assert forms["masked"] == {"slots": 34, "time": 3 * 34}
     operations = [op for row in shown["table"] for cell in row if cell for op in cell]
     keys = {(op["kind"], op["stage"], op["microbatch"]) for op in operations}
     assert len(keys) == len(operations) == shown["proof"]["operations"]
@@ -72,5 +75,7 @@ def test_the_command_prints_each_schedule_and_draws_it(name, capsys, tmp_path):
 def test_bad_input_is_the_users(tmp_path):
     with pytest.raises(UserError, match="choose ranks 2 or 4"):
         main(Pipeline("dualpipe", 3, 20))
+    with pytest.raises(UserError, match="10,000,000,000 cells; choose at most"):
+        main(Pipeline("1f1b", 100_000, 100_000))
     with pytest.raises(UserError, match="cannot write"):
         main(Pipeline("1f1b", 2, 2, svg=tmp_path / "no" / "such.svg"))

@@ -109,6 +109,12 @@ def test_the_form_that_runs_is_the_shortest_by_count(name):
     run_on_labels(program)
 
 
+def test_masks_are_chosen_where_overlap_saves_enough():
+    # 33 masked slots of ZB-V against 51 times of one operation: even at F&B = 51 / 33
+    schedule = build("zb-v", 4, 8)
+    assert [shortest(schedule, Times(overlapped=t)).lanes for t in (1.54, 1.55)] == [True, False]
+
+
 def test_a_finer_schedule_is_shorter_in_equal_slots_too():
     # In times of one stage of 1F1B; the stages of ZB-V and interleaved are half as thick.
     time = {name: lockstep_time(shortest(build(name, 4, 8)), Times()).branched
