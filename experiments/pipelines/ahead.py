@@ -1,0 +1,211 @@
+"""What compilers for machines that are not here hide in a pipeline: compiled, not run.
+
+Each schedule with experts over two devices in each of four stages, compiled for v5p and for H200
+from shapes alone. The compiler's schedule says which exchange has matrix products between its start
+and its done; the table says how often a rank runs the branch it stands in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import tiny
+from dsjax.config.model import MLAConfig
+from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import RunConfig
+from dsjax.layers.backend import single
+from dsjax.model import loss as losses
+from dsjax.model import transformer
+from dsjax.model.loss import Batch
+from dsjax.numerics import products
+from dsjax.parallel import exchange, mesh, pipeline, place, rules
+from dsjax.parallel.mesh import AXES
+from dsjax.parallel.pipeline import Pipeline
+from dsjax.parallel.program import Program, compile_table, shortest
+from dsjax.parallel.schedule import NAMES, build, lockstep
+from dsjax.plan import ahead, hlo
+from dsjax.plan import target as targets
+from dsjax.train import step
+from experiments.common import record
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.pipelines.run ahead"
+TARGETS = {"v5p": "v5p:2x2x2", "h200": "h200:1x8"}
+RANKS, MICROBATCHES, ROWS, LENGTH = 4, 8, 8, 128
+FORMS = [*((name, "branched") for name in NAMES), ("dualpipe", "open"), ("zb-v", "masked")]
+
+
+def run_of(stages: int) -> RunConfig:
+    """One mixture layer a stage, 1,024 tokens a device and microbatch, bfloat16."""
+    base = tiny.config()
+    model = dataclasses.replace(
+        base.model, d_model=1024, layers=stages, dense_layers=0, mtp_depth=0,
+        attention=MLAConfig(heads=8, q_rank=512, kv_rank=256, nope_dim=128, rope_dim=64,
+                            value_dim=128),
+        moe=dataclasses.replace(base.model.moe, expert_dim=512))
+    train = dataclasses.replace(base.train, batch=2 * ROWS * MICROBATCHES, length=LENGTH,
+                                microbatches=MICROBATCHES, precision="bf16")
+    return dataclasses.replace(base, model=model, train=train,
+                               place=dataclasses.replace(base.place, remat="none"))
+
+
+def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
+    """A schedule's program in numbers and as a machine's compiler scheduled it."""
+    schedule = build(name, RANKS, MICROBATCHES)
+    steps = lockstep(schedule, lanes=True) if form == "masked" else shortest(schedule)
+    program, run = compile_table(steps), run_of(schedule.stages)
+    target = targets.parse(TARGETS[machine])
+    layout = ParallelConfig(pipe=RANKS, expert=2)
+    devices = mesh.make_mesh(layout, targets.devices(target))
+    backend = single(products.BF16, jnp.bfloat16)
+    backend = dataclasses.replace(backend, dispatch=functools.partial(
+        place.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
+        wire=exchange.WIRES["bf16"]))
+    pipe = Pipeline(program, devices, run.model, run.loss, backend, "none", form != "branched")
+    specs = transformer.specs(run.model)
+
+    def take(p: Any, batch: Batch) -> pipeline.Outcome:
+        held = products.hold(p, specs, backend.products)
+        cut = jax.tree.map(lambda a: a.reshape(MICROBATCHES, -1, *a.shape[1:]), batch)
+        return pipeline.run(pipe, p, held, cut, losses.count(batch),
+                            step.schedule_mtp_weight(run, jnp.int32(0)))
+
+    shapes = jax.eval_shape(lambda: transformer.init(run.model, jax.random.key(0)))
+    p = jax.tree.map(lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+                     shapes, rules.used_shardings(specs, devices))
+    rows, shape = mesh.sharding(devices, AXES), (run.train.batch, LENGTH + 1)
+    batch = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+                    for dtype in (jnp.int32, jnp.int32, jnp.float32)))
+    found = ahead.compile_for(target, jax.jit(take), p, batch)
+    assert isinstance(found, ahead.Compiled), found
+    return program, found.text
+
+
+def branch_paths(text: str) -> dict[str, tuple[tuple[int, int], ...]]:
+    """For each computation, which branch of how many it stands in, from the outermost switch in."""
+    program = hlo.parse(text)
+    found: dict[str, tuple[tuple[int, int], ...]] = {}
+
+    def visit(name: str, path: tuple[tuple[int, int], ...]) -> None:
+        found[name] = path
+        for line in program.computations[name]:
+            if line.opcode == "conditional":
+                for index, other in enumerate(line.called):
+                    visit(other, (*path, (index, len(line.called))))
+            elif line.opcode in ("while", "call"):
+                for other in line.called:
+                    visit(other, path)
+
+    visit(program.entry, ())
+    return found
+
+
+def where(path: tuple[tuple[int, int], ...], program: Program, is_open: bool) -> tuple[str, int]:
+    """The slot a path stands in, and how often the busiest rank runs it."""
+    columns, slots = program.instructions.branch, program.steps.slots
+    steady = program.steady if is_open else np.zeros(slots, bool)
+    rest = list(path)
+    if steady.any() and rest and rest[0][1] == 2:
+        if rest.pop(0)[0] == 1:
+            return "all ranks paired", int(steady.sum())
+        if not rest or len(program.branches) == 1:
+            return "exchange", int((~steady).sum())
+    if rest and rest[0][1] == len(program.branches) > 1:
+        kinds = "&".join(kind.value for kind in program.branches[rest[0][0]]) or "idle"
+        return kinds, int(((columns == rest[0][0]) & ~steady).sum(axis=1).max())
+    return "exchange" if not program.steps.lanes else "all of F, B, W", slots
+
+
+def exchanges(name: str, form: str, machine: str) -> list[dict[str, Any]]:
+    """Every exchange that a rank runs in a step: its slot, runs, bytes, what hides it."""
+    program, text = compiled(name, form, machine)
+    paths, found = branch_paths(text), []
+    for one in hlo.collectives(text):
+        per_slot = one.times / program.steps.slots
+        if one.is_rare or per_slot < 1:
+            continue
+        slot, runs = where(paths[one.computation], program, form == "open")
+        kind = "transfer" if one.kind == "collective-permute" else one.kind
+        found.append({"kind": kind.removeprefix("ragged-"), "slot": slot, "bytes": one.bytes,
+                      "runs": round(runs * per_slot), "is_async": one.is_async,
+                      "products": one.products})
+    return found
+
+
+def counted(found: list[dict[str, Any]], kind: str) -> str:
+    """Hidden and all: exchanges in the program, and MiB that a rank runs."""
+    mine = [e for e in found if e["kind"] == kind]
+    hidden = [e for e in mine if e["is_async"] and e["products"]]
+    size = [sum(e["bytes"] * e["runs"] for e in group) / 2**20 for group in (hidden, mine)]
+    return f"{len(hidden)} of {len(mine)}; {size[0]:.0f} of {size[1]:.0f}"
+
+
+def one(machine: str, name: str, form: str) -> None:
+    """Compile one program and print its exchanges as a line of JSON."""
+    print("exchanges " + json.dumps(exchanges(name, form, machine)), flush=True)
+
+
+def main() -> None:
+    """Compile what the record does not have yet; delete it to compile all anew."""
+    path = HERE / "records" / "ahead.json"
+    done = {}
+    if path.exists():
+        done = {(e["machine"], e["schedule"], e["form"]): e["exchanges"]
+                for e in json.loads(path.read_text())["exchanges"]}
+    for machine, (name, form) in ((m, f) for m in TARGETS for f in FORMS):
+        if (machine, name, form) not in done:
+            done[machine, name, form] = _compile_apart(machine, name, form)
+            print(machine, name, form, flush=True)
+            write(done)
+
+
+def _compile_apart(machine: str, name: str, form: str) -> list[dict[str, Any]]:
+    """The exchanges of a program, compiled in a process of its own: compilers keep memory."""
+    code = f"from experiments.pipelines import ahead; ahead.one({machine!r}, {name!r}, {form!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = [x for x in ran.stdout.splitlines() if x.startswith("exchanges ")]
+    if not lines:
+        raise RuntimeError(ran.stderr[-2000:])
+    return json.loads(lines[0].removeprefix("exchanges "))
+
+
+def write(done: dict[tuple[str, str, str], list[dict[str, Any]]]) -> None:
+    """Write the two records of what is compiled so far."""
+    rows, pairs = [], []
+    for (machine, name, form), found in done.items():
+        total, exposed = (sum(e["bytes"] * e["runs"] for e in group) / 2**20 for group in (
+            found, [e for e in found if not (e["is_async"] and e["products"])]))
+        rows.append([machine, name, form, counted(found, "all-to-all"),
+                     counted(found, "transfer"), f"{exposed:.0f}", f"{exposed / total:.0%}"])
+        for slot in ("F&BW", "all ranks paired"):
+            mine = [e for e in found if e["slot"] == slot]
+            if name == "dualpipe" and mine:
+                pairs.append([machine, form, slot, counted(mine, "all-to-all"),
+                              counted(mine, "transfer")])
+    shape = {"ranks": RANKS, "microbatches": MICROBATCHES, "experts_over": 2,
+             "tokens": ROWS * LENGTH, "d_model": 1024, "layers_a_stage": 1}
+    every = [{"machine": m, "schedule": n, "form": f, "exchanges": e}
+             for (m, n, f), e in done.items()]
+    record.write(
+        HERE / "records" / "ahead.json",
+        "what compilers for v5p and H200 hide of each schedule's exchanges; compiled, not run",
+        ["for", "schedule", "form", "all-to-alls hidden; MiB", "transfers hidden; MiB",
+         "exposed MiB", "share"], rows, COMMAND,
+        unit="in the program; MiB of the busiest rank in a step", exchanges=every, **shape,
+    )
+    record.write(
+        HERE / "records" / "pairs.json",
+        "DualPipe's paired slots as compilers for v5p and H200 schedule them; compiled, not run",
+        ["for", "form", "slots", "all-to-alls hidden; MiB", "transfers hidden; MiB"], pairs,
+        COMMAND, unit="in the program; MiB of the busiest rank in a step", **shape,
+    )

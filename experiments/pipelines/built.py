@@ -1,0 +1,121 @@
+"""One model under any schedule, as a compiled program: the `tiny` shape with eight mixture layers.
+
+Eight layers lie evenly on 4 or 8 stages, so a place of activations holds two layers or one.
+
+Axes: M microbatches, B rows, T time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import tiny
+from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import RunConfig
+from dsjax.layers.backend import single
+from dsjax.model import loss as losses
+from dsjax.model import transformer
+from dsjax.model.loss import Batch
+from dsjax.parallel import pipeline
+from dsjax.parallel.mesh import AXES, PIPE, make_mesh
+from dsjax.parallel.pipeline import Pipeline
+from dsjax.parallel.program import Program, compile_table
+from dsjax.parallel.schedule import Lockstep
+from dsjax.parallel.schedules.table import Kind
+from dsjax.train import step
+
+LENGTH, ROWS = 128, 1
+
+
+def run_of(microbatches: int, layers: int = 8, remat: str = "none") -> RunConfig:
+    """The run that all schedules compute, in float32."""
+    base = tiny.config()
+    model = dataclasses.replace(base.model, layers=layers, dense_layers=0)
+    train = dataclasses.replace(base.train, batch=ROWS * microbatches, length=LENGTH,
+                                microbatches=microbatches, precision="fp32")
+    return dataclasses.replace(base, model=model, train=train,
+                               place=dataclasses.replace(base.place, remat=remat))
+
+
+@functools.cache
+def inputs(run: RunConfig) -> tuple[Any, Batch]:
+    """Parameters, and random tokens [B, T+1]."""
+    rng = np.random.default_rng(0)
+    shape = (run.train.batch, run.train.length + 1)
+    batch = Batch(jnp.asarray(rng.integers(0, run.model.vocab, shape), jnp.int32),
+                  jnp.ones(shape, jnp.int32), jnp.ones(shape))
+    return transformer.init(run.model, jax.random.key(0)), batch
+
+
+def piped(run: RunConfig, program: Program) -> Any:
+    """The compiled gradients of a step under a program, a function of parameters and batch."""
+    ranks = program.schedule.ranks
+    mesh = make_mesh(ParallelConfig(pipe=ranks)) if ranks > 1 else jax.make_mesh(
+        (1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 5)
+    pipe = Pipeline(program, mesh, run.model, run.loss, single(), run.place.remat)
+    count = run.train.microbatches
+
+    def take(p: Any, batch: Batch) -> pipeline.Outcome:
+        cut = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+        return pipeline.run(pipe, p, None, cut, losses.count(batch),
+                            step.schedule_mtp_weight(run, jnp.int32(0)))
+
+    return jax.jit(take).lower(*inputs(run)).compile()
+
+
+def plain(run: RunConfig) -> Any:
+    """The compiled gradients of the same microbatches on one device without a pipeline."""
+    return jax.jit(lambda p, b: step.gradients(p, b, jnp.int32(0), run, single())).lower(
+        *inputs(run)).compile()
+
+
+def in_turn(programs: dict[Any, Any], run: RunConfig, rounds: int) -> dict[Any, list[float]]:
+    """Seconds of each program, one after another, `rounds` times."""
+    found: dict[Any, list[float]] = {name: [] for name in programs}
+    p, batch = inputs(run)
+    for program in programs.values():
+        jax.block_until_ready(program(p, batch))
+    for _ in range(rounds):
+        for name, program in programs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(program(p, batch))
+            found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def medians(programs: dict[Any, Any], run: RunConfig, rounds: int) -> dict[Any, float]:
+    """The middle of each program's seconds."""
+    taken = in_turn(programs, run, rounds)
+    return {name: sorted(times)[rounds // 2] for name, times in taken.items()}
+
+
+def only(steps: Lockstep, kinds: tuple[Kind, ...], repeats: int) -> Program:
+    """A program in which one rank does one slot's work again and again and the others idle.
+
+    The slot is one of a stage that is neither the first nor the last where there is any.
+    """
+    program = compile_table(steps)
+    columns = program.instructions
+    of = program.branches.index(kinds)
+    found = [(rank, slot) for rank, row in enumerate(steps.table) for slot in range(steps.slots)
+             if columns.branch[rank, slot] == of
+             and all(0 < op.stage < steps.schedule.stages - 1 for op in row[slot])]
+    rank, slot = found[len(found) // 2]
+    idle = 0 if steps.lanes else program.branches.index(())
+
+    def one(name: str, a: np.ndarray) -> np.ndarray:
+        made = np.full((a.shape[0], repeats), idle if name == "branch" else -1, np.int32)
+        is_sent = name.startswith(("y_", "dx_"))
+        made[rank] = -1 if is_sent else a[rank, slot]
+        return made
+
+    columns = type(columns)(**{n: one(n, a) for n, a in columns._asdict().items()})
+    return dataclasses.replace(program, instructions=columns)

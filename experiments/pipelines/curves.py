@@ -1,0 +1,84 @@
+"""tiny under DualPipe on four virtual devices and on one device: the same curve.
+
+Rounding differs by the order of float32 sums alone, and training makes any such difference larger:
+sooner or later a token's choice of experts that is undecided within a rounding turns, and from
+there two runs part. How fast is a property of the run and not of the pipeline, so each run has a
+control beside it: one device that adds up 4 microbatches where the others have 8. `calm` keeps the
+rate and the router's bias at V3's own size and moments in float32; `as it is` is the config's
+recipe, 14 times V3's rate.
+
+A run that was stopped goes on; finished ones are read from runs/pipelines.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dsjax.train.metrics import read_metrics
+from experiments.common import plot, record
+
+HERE = Path(__file__).parent
+OUT = HERE.parents[1] / "runs" / "pipelines"
+COMMAND = "python -m experiments.pipelines.run curves"
+STEPS = 60
+COMMON = ("--train.steps", str(STEPS), "--place.eval-every", "0", "--place.save-every", "0",
+          "--train.precision", "fp32")
+PIPED = ("--parallel.pipe", "4", "--parallel.schedule", "dualpipe", "--devices", "8")
+ARMS = {
+    "one device": ("--train.microbatches", "8"),
+    "DualPipe": (*PIPED, "--train.microbatches", "8"),
+    "one device, 4 microbatches": ("--train.microbatches", "4"),
+}
+RECIPES = {
+    "calm": ("--rate.peak", "2.2e-4", "--rate.low", "2.2e-5", "--rate.last", "7.3e-6",
+             "--loss.bias-speed", "0.001", "--optimizer.moments", "float32"),
+    "as it is": (),
+}
+
+
+def trained(out: Path, words: tuple[str, ...]) -> np.ndarray:
+    """Train in a process of its own; next-token loss by step."""
+    path = out / "metrics.jsonl"
+    if not path.exists() or len(read_metrics(path, "train")) < STEPS:
+        env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+        subprocess.run([sys.executable, "-m", "dsjax", "train", "tiny", *words, *COMMON,
+                        "--place.out", str(out)], check=True, env=env, stdout=subprocess.DEVNULL)
+    return np.array([e["next_token"] for e in read_metrics(path, "train")])
+
+
+def main() -> None:
+    rows, curves = [], {}
+    for recipe, words in RECIPES.items():
+        lines = {}
+        for arm, more in ARMS.items():
+            out = OUT / f"{recipe}_{arm}".replace(" ", "_").replace(",", "")
+            lines[arm] = trained(out, (*more, *words))
+            print(recipe, arm, lines[arm][-1], flush=True)
+        alone = lines["one device"]
+        for arm in list(ARMS)[1:]:
+            apart = np.abs(lines[arm] / alone - 1)
+            same = int((apart > 1e-6).argmax()) if (apart > 1e-6).any() else STEPS
+            rows.append([recipe, arm, f"{alone[-1]:.5f}", f"{lines[arm][-1]:.5f}", same,
+                         f"{apart[:20].max():.0e}", f"{apart.max():.0e}"])
+        curves[recipe] = {arm: line.tolist() for arm, line in lines.items()}
+    record.write(
+        HERE / "records" / "curves.json",
+        "tiny trains under DualPipe to the curve of one device",
+        ["recipe", "against one device", "its last loss", "last loss", "steps within 1e-6",
+         "apart in 20 steps", "in 60"],
+        rows, COMMAND, unit="nats a token; largest relative difference of the loss", steps=STEPS,
+        curves=curves, commands={arm: " ".join(("dsjax train tiny", *more, *COMMON))
+                                 for arm, more in ARMS.items()},
+    )
+    with plot.figure(HERE / "curves.svg", panels=2) as axes:
+        for axis, (recipe, lines) in zip(axes, curves.items(), strict=True):
+            for (arm, line), color, style in zip(lines.items(), plot.COLORS, ("-", "--", ":"),
+                                                 strict=False):
+                axis.plot(range(1, STEPS + 1), line, style, color=color, label=arm)
+            axis.set(xlabel="step", ylabel="nats a token", title=recipe)
+            axis.legend()

@@ -1,0 +1,135 @@
+"""What the executor does of each schedule: slots, work of each rank, memory, time by form.
+
+On virtual devices of one CPU all ranks share the cores, so the time of a step there is the work of
+all ranks together. The time that ranks of their own would take is counted instead: a slot lasts as
+long as the longest cell in it, with the times of F, B, W, BW and the pair measured one rank at a
+time, the others idle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dsjax.parallel import pipeline
+from dsjax.parallel.program import Program, compile_table, length, shortest
+from dsjax.parallel.program import forms as program_forms
+from dsjax.parallel.schedule import NAMES, Lockstep, build, lockstep
+from dsjax.parallel.schedules.table import Kind
+from dsjax.parallel.simulate import Times
+from dsjax.parallel.validate import peak_activations
+from experiments.common import record
+from experiments.pipelines import built
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.pipelines.run executed"
+RANKS, MICROBATCHES, REPEATS, ROUNDS = 4, 8, 24, 7
+
+
+def cell_times() -> Times:
+    """Seconds of F, B, W and the pair on a stage of two layers."""
+    run = built.run_of(MICROBATCHES)
+    made = {name: lockstep(build(name, RANKS, MICROBATCHES)) for name in ("zb-h1", "dualpipe")}
+    pair = (Kind.FORWARD, Kind.BACKWARD)
+    wanted: dict[str, tuple[Lockstep, tuple[Kind, ...]]] = {
+        "idle": (made["zb-h1"], ()),
+        "F": (made["zb-h1"], (Kind.FORWARD,)),
+        "B": (made["zb-h1"], (Kind.INPUT,)),
+        "W": (made["zb-h1"], (Kind.WEIGHT,)),
+        "pair": (made["dualpipe"], pair),
+    }
+    programs = {n: built.piped(run, built.only(*which, 1 if n == "idle" else REPEATS))
+                for n, which in wanted.items()}
+    taken = built.medians(programs, run, ROUNDS)
+    each = {n: (t - taken["idle"]) / REPEATS for n, t in taken.items()}
+    return Times(each["F"], each["B"], each["W"], each["pair"])
+
+
+def scaled(times: Times, by: float) -> Times:
+    """Times of a thinner stage."""
+    assert times.overlapped is not None
+    return Times(times.forward * by, times.input * by, times.weight * by, times.overlapped * by)
+
+
+def place_bytes(run: Any, program: Program) -> int:
+    """Bytes of one more place of activations, by the compiler: what it adds to the program."""
+    more = dataclasses.replace(program, activations=program.activations + 1)
+    sizes = [built.piped(run, p).memory_analysis().temp_size_in_bytes for p in (program, more)]
+    return sizes[1] - sizes[0]
+
+
+def main() -> None:
+    run = built.run_of(MICROBATCHES)
+    times = cell_times()
+    programs: dict[Any, Any] = {}
+    chosen, found = {}, []
+    for name in NAMES:
+        schedule = build(name, RANKS, MICROBATCHES)
+        chosen[name] = compile_table(shortest(schedule))
+        programs[name, "branched"] = built.piped(run, chosen[name])
+        programs[name, "masked"] = built.piped(run, compile_table(lockstep(schedule, lanes=True)))
+        print(name, "compiled", flush=True)
+    walls = built.medians(programs, run, 3)
+    bytes_of = {2: place_bytes(run, chosen["1f1b"]), 1: place_bytes(run, chosen["zb-v"])}
+    p, batch = built.inputs(run)
+    memory, work, forms = [], [], []
+    for name in NAMES:
+        program, schedule = chosen[name], chosen[name].schedule
+        outcome = jax.device_get(programs[name, "branched"](p, batch))
+        executed = pipeline.executed_work(program, outcome.executed)
+        assert executed == program.steps.work, f"{name} did not run its table"
+        layers = run.model.layers // schedule.stages
+        peak = max(peak_activations(schedule.table))
+        temp = programs[name, "branched"].memory_analysis().temp_size_in_bytes
+        memory.append([name, layers, peak, program.activations, *program.inbox, program.owed,
+                       f"{program.activations * bytes_of[layers] / 2**20:.1f}",
+                       f"{temp / 2**20:.1f}"])
+        slots = program.steps.slots
+        work.append([name, slots, *_ranges(executed), "equal"])
+        thin = scaled(times, layers / 2)
+        made = program_forms(schedule)
+        by_form = {f: length(steps, thin) for f, steps in made.items()}
+        best = min(by_form, key=lambda f: by_form[f])
+        assert made[best].lanes == program.steps.lanes, f"measured times choose {best} for {name}"
+        busy = max(sum(thin.of(cell) for cell in row if cell) for row in program.steps.table)
+        even = length(program.steps) / (3 * made["masked"].slots)
+        forms.append([name, slots, made["masked"].slots,
+                      *(f"{1e3 * t:.0f}" for t in by_form.values()), f"{1e3 * busy:.0f}", best,
+                      f"{even:.2f}",
+                      f"{walls[name, 'masked'] / walls[name, 'branched']:.2f}"])
+        found.append({"schedule": name, "seconds": by_form, "temp_bytes": temp, "walls": [
+            walls[name, "branched"], walls[name, "masked"]]})
+    where = {"ranks": RANKS, "microbatches": MICROBATCHES}
+    record.write(
+        HERE / "records" / "memory.json",
+        "each schedule works in one fixed memory with as many places as its table's peak",
+        ["schedule", "layers a stage", "peak of the table", "places", "inbox x", "inbox dx",
+         "places owed to W", "activations MiB", "all temporaries MiB"],
+        memory, COMMAND, unit="places; MiB a rank by the compiler's memory_analysis",
+        bytes_of_a_place={str(k): v for k, v in bytes_of.items()}, **where,
+    )
+    record.write(
+        HERE / "records" / "work.json",
+        "every rank executes its row of the table and nothing else",
+        ["schedule", "slots", "F", "B", "W", "BW", "F&BW", "idle", "table"], work, COMMAND,
+        unit="cells a rank, least to most", **where,
+    )
+    record.write(
+        HERE / "records" / "forms.json",
+        "branched slots are shorter than masked ones for every schedule unless overlap saves",
+        ["schedule", "slots", "masked slots", "branched ms", "backward cut ms", "masked ms",
+         "busiest rank ms", "shortest", "masked wins below F&B /(F+B+W)",
+         "work of all ranks, masked / branched"],
+        forms, COMMAND, unit="ms of a step, counted with measured times of cells",
+        cell_ms={"F": 1e3 * times.forward, "B": 1e3 * times.input, "W": 1e3 * times.weight,
+                 "F&BW": 1e3 * times.pair},
+        measured=found, **where,
+    )
+
+
+def _ranges(work: Any) -> list[str]:
+    rows = [[getattr(w, f.name) for w in work] for f in dataclasses.fields(work[0])]
+    return [f"{min(r)}" if min(r) == max(r) else f"{min(r)} to {max(r)}" for r in rows]
