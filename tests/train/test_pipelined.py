@@ -1,14 +1,21 @@
-"""A training step under a pipeline is one device's: losses, gradients, biases, metrics."""
+"""A training step under a pipeline is one device's: losses, gradients, biases, metrics; and a run
+may go into a pipeline and out of it whenever it resumes.
+"""
 
 import dataclasses
+import io
 
 import jax
+import numpy as np
 import pytest
+from rich.console import Console
 
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
-from dsjax.train import layouts, spread
+from dsjax.train import layouts, loop, spread
 from dsjax.train.layouts import Stepper
+from dsjax.train.metrics import read_metrics
+from tests.train.small_run import small_run, write_text
 
 LAYOUTS = [
     ParallelConfig(pipe=2, schedule="dualpipe", data=2, expert=2),
@@ -23,6 +30,30 @@ def test_a_step_under_a_pipeline_is_the_same(layout):
     for kind in layouts.KINDS:
         found = layouts.compare(layout, 4, kind, piped, alone.take(kind))
         assert found.largest <= layouts.TOLERANCE
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_pipeline_are_resumed_by_any_other_layout(tmp_path):
+    text = write_text(tmp_path / "words.txt")
+
+    def curve_to(name, *legs):
+        for steps, layout, microbatches in legs:
+            run = small_run(tmp_path / name, text, 8)
+            run = dataclasses.replace(
+                run, parallel=layout, place=dataclasses.replace(run.place, save_every=0),
+                train=dataclasses.replace(run.train, steps=steps, microbatches=microbatches),
+                loss=dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0))
+            outcome = loop.train(run, Console(file=io.StringIO()))
+        events = read_metrics(outcome.out / "metrics.jsonl", "train")
+        keys = ("next_token", "mtp_loss", "balance", "max_vio", "grad_norm")
+        return np.array([[e[key] for key in keys] for e in events])
+
+    still = curve_to("still", (8, ParallelConfig(), 1))
+    moving = curve_to("moving", (3, ParallelConfig(pipe=2, schedule="dualpipe"), 4),
+                      (5, ParallelConfig(data=2, expert=2), 1),
+                      (8, ParallelConfig(pipe=2, schedule="zb-v", expert=2), 2))
+    # roundings of float32 sums and of bfloat16 moments, as in test_spread
+    np.testing.assert_allclose(moving, still, rtol=1e-5)
 
 
 def test_masters_rest_in_parts_over_the_ranks():
