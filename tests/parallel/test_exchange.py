@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dsjax.config.parallel import ParallelConfig
+from dsjax.numerics import gemm, scaled
 from dsjax.parallel import exchange
 from dsjax.parallel.exchange import BFLOAT16, EXACT, FP8, Lane
 from dsjax.parallel.mesh import AXES, make_mesh
@@ -62,3 +63,22 @@ def test_rows_travel_ragged_where_the_machine_can(x, platform, is_ragged, is_fou
     text = f.trace(x).lower(lowering_platforms=(platform,)).as_text()
     assert ("ragged_all_to_all" in text) == is_found
     assert ("stablehlo.all_to_all" in text) != is_found
+
+
+def test_what_arrives_in_fp8_is_the_operand_that_one_device_would_hold(key):
+    """Tiles and powers of two are those of the products, so rounding twice is rounding once.
+
+    Codes are equal too, except where the largest of a tile rounds down to half the range: the
+    scale is then half as large and every code twice, which E4M3 holds exactly.
+    """
+    sizes = jnp.exp2(jax.random.randint(jax.random.key(2), (64, 2), -20, 20).astype(jnp.float32))
+    x = jax.random.normal(key, (64, D)) * jnp.repeat(sizes, 128, axis=1)
+    x = x.at[0].set(jnp.linspace(-100.0, 225.0, D))
+    arrived = FP8.unpack(FP8.pack(x), x.dtype)
+    once, twice = gemm.FP8.hold_input(x), gemm.FP8.hold_input(arrived)
+    np.testing.assert_array_equal(scaled.dequantize(twice), scaled.dequantize(once))
+    ratio = np.asarray(scaled.scale_values(twice.scales) / scaled.scale_values(once.scales))
+    is_same = np.repeat(ratio == 1.0, 128, axis=1)
+    np.testing.assert_array_equal(np.asarray(once.codes)[is_same], np.asarray(twice.codes)[is_same])
+    assert set(np.unique(ratio)) == {0.5, 1.0}
+    assert ratio[0, 1] == 0.5
