@@ -3,7 +3,7 @@
 import pytest
 
 from dsjax.errors import UserError
-from dsjax.parallel.launch import Launch, find
+from dsjax.parallel.launch import Launch, all_gpus, find
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
 OPEN_MPI_5 = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1",
@@ -28,6 +28,27 @@ def test_launchers_that_jax_reads_are_left_to_it():
     old = OPEN_MPI_5 | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
     assert find(old) == Launch("Open MPI")
     assert find({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}) == Launch("TPU pod")
+
+
+def test_a_process_alone_on_its_host_takes_all_its_gpus():
+    gpus = {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    alone = SLURM | gpus | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+    assert find(alone) == Launch("Slurm", gpus=(0, 1, 2))
+    for others in ("4(x2)", "2,1", "11(x4)", "1(x3),2"):
+        assert find(alone | {"SLURM_STEP_TASKS_PER_NODE": others}) == Launch("Slurm")
+    mpi = OPEN_MPI_5 | gpus | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
+    assert find(mpi) == Launch("Open MPI")
+    assert find(mpi | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}) == Launch("Open MPI", gpus=(0, 1, 2))
+
+
+def test_gpus_are_counted_where_nothing_hides_them(tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert all_gpus({}, tmp_path) == (0, 1)
+    assert all_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) is None
+    (tmp_path / "nvidia0").unlink()
+    (tmp_path / "nvidia1").unlink()
+    assert all_gpus({}, tmp_path) is None
 
 
 def test_open_mpi_5_on_one_node_agrees_on_a_port():
