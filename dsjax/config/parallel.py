@@ -36,6 +36,10 @@ class ParallelConfig:
     """`ragged` sends filled rows only, on TPU and GPU; `padded` all of them, as a CPU always does
     (XLA's one-shot ragged exchange has crashed above 32 GPUs, openxla/xla#47283)."""
 
+    interleave: bool = False
+    """Whether two halves of a device's rows go through each layer side by side, so that attention
+    of one may run while tokens of the other travel (V3 report sec. 3.2.1, without a pipeline)."""
+
     def __post_init__(self) -> None:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""
         for name in ("data", "fsdp", "expert", "expert_nodes", "pipe"):
@@ -51,6 +55,11 @@ class ParallelConfig:
             raise ValueError(
                 f"a pipeline's ranks hold their layers whole, but pipe={self.pipe} and fsdp="
                 f"{self.fsdp}; choose fsdp 1 and more pipe, data or expert"
+            )
+        if self.pipe > 1 and self.interleave:
+            raise ValueError(
+                "a pipeline's schedule interleaves by itself; use --parallel.schedule dualpipe "
+                "instead of --parallel.interleave"
             )
         if not self.headroom > 0:
             raise ValueError(f"ParallelConfig.headroom={self.headroom} must be above 0; try 1.25")

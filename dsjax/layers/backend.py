@@ -45,6 +45,16 @@ Move = Callable[[Tree, Tree], Tree]
 """A tree of parameters, or of what is held of them, and its Specs -> the tree in another place."""
 
 
+AddUp = Callable[..., Tree]
+"""A function f, what it reads whole, and arrays that lead with rows -> f(whole, *rows), a tree of
+sums over rows: each device may sum over its own, and all add theirs once at the end."""
+
+
+def at_once(f: Callable[..., Tree], whole: Array, *rows: Array) -> Tree:
+    """The single device's `add_up`: all rows are here."""
+    return f(whole, *rows)
+
+
 def leave(x: Array, axes: tuple[str | None, ...]) -> Array:
     """The single device's `constrain`: nothing to place."""
     return x
@@ -70,8 +80,10 @@ class Backend:
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_chunk: int = 128
+    add_up: AddUp = at_once
     place: Move = stay  # parameters from where they rest to where a step uses them
     settle: Move = stay  # gradients to where their parameters rest
+    parts: int = 1  # of a batch's rows that go through each layer side by side
 
 
 HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16

@@ -154,9 +154,11 @@ def _columns(rows: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Arra
 def _nats(p: TransformerParams, x: Array, batch: Batch, ahead: int,
           backend: Backend) -> tuple[Array, Array]:
     """Weighted nats and hits of predicting token i+ahead at position i."""
+    def sums(head: Array, x: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
+        return cross_entropy(x, head, targets, weights, backend.loss_chunk, backend.loss_dtype)
+
     targets = shift(batch.tokens, ahead, x.shape[1])
-    return cross_entropy(x, p.head, targets, target_weights(batch, ahead), backend.loss_chunk,
-                         backend.loss_dtype)
+    return backend.add_up(sums, p.head, x, targets, target_weights(batch, ahead))
 
 
 def balance_sum(stats: RouterStats | None, is_real_row: Array, cfg: ModelConfig,

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dsjax.config.model import ModelConfig
@@ -53,8 +54,9 @@ def make_mesh(layout: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     axes: tuple[str, ...] = AXES
     if layout.pipe > 1:
         shape, axes = (layout.pipe, *shape), (PIPE, *AXES)
-    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes),
-                         devices=found[: layout.devices])
+    placed = mesh_utils.create_device_mesh(
+        shape, found[: layout.devices], allow_split_physical_axes=True)  # of a TPU's torus
+    return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def sharding(mesh: Mesh, *axes: Any) -> NamedSharding:

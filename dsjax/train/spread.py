@@ -6,6 +6,7 @@ the state is born where it rests, by the rules of `parallel.rules`; a step takes
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -16,12 +17,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from dsjax import params
 from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
 from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
 from dsjax.parallel import exchange, place, rules
 from dsjax.parallel import mesh as meshes
+from dsjax.plan import options
 from dsjax.train import heldout, pipelined, state, step
 from dsjax.train.heldout import HeldoutStep, HeldoutSums
 from dsjax.train.state import TrainState
@@ -32,20 +35,44 @@ Made = TypeVar("Made")
 
 def open_mesh(run: RunConfig) -> Mesh | None:
     """The mesh of a run's layout, refused where the run does not divide over it."""
-    train = run.train
-    rows = [train.batch]
-    if train.batch_start is not None:
-        rows += [train.batch_start, train.batch_multiple]
+    check(run)
     if run.parallel.devices == 1 and jax.process_count() == 1:
         return None
-    meshes.check(run.parallel, run.model, rows, train.microbatches)
+    return meshes.make_mesh(run.parallel)
+
+
+def check(run: RunConfig) -> None:
+    """Refuse a run that does not divide over its layout."""
+    rows = [run.train.batch]
+    if run.train.batch_start is not None:
+        rows += [run.train.batch_start, run.train.batch_multiple]
+    meshes.check(run.parallel, run.model, rows, run.train.microbatches)
+    if run.parallel.interleave:
+        _check_halves(run, rows)
     if run.parallel.pipe > 1:
         pipelined.check(run)
-    return meshes.make_mesh(run.parallel)
+
+
+def _check_halves(run: RunConfig, rows: list[int]) -> None:
+    """Refuse to interleave what has no two equal halves."""
+    share = run.parallel.row_devices * run.train.microbatches
+    for batch in rows:
+        if batch // share % 2:
+            raise UserError(
+                f"--parallel.interleave cuts the rows of a device in two, and of {batch} rows in "
+                f"{run.train.microbatches} microbatches over {run.parallel.row_devices} devices "
+                f"each has {batch // share}; use a batch that is a multiple of {2 * share} rows"
+            )
+    if run.model.moe is not None and run.model.moe.capacity_factor is not None:
+        raise UserError(
+            "a capacity is of the whole batch's tokens, so its halves cannot go apart; use "
+            "--model.moe.capacity-factor None or leave --parallel.interleave out"
+        )
 
 
 def on_mesh(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Backend:
     """The backend of a run, placed on its mesh."""
+    backend = dataclasses.replace(backend, parts=2 if run.parallel.interleave else 1)
     if mesh is None:
         return backend
     wire = exchange.WIRES[run.train.precision]
@@ -133,7 +160,7 @@ def put_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> Batch:
 
 
 def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainStep:
-    """The jitted step of a run; the state is donated."""
+    """The jitted step of a run, compiled with the options of its platform; the state is donated."""
     where = None
     if mesh is not None:
         where = (state_shardings(run, mesh), meshes.sharding(mesh))
@@ -141,7 +168,7 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
     if mesh is not None and run.parallel.pipe > 1:
         differentiate = pipelined.make_gradients(run, backend, mesh)
     return jax.jit(step.make_train_step(run, backend, differentiate), donate_argnums=0,
-                   out_shardings=where)
+                   out_shardings=where, compiler_options=options.here() or None)
 
 
 def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> HeldoutStep:

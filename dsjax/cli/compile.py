@@ -1,0 +1,162 @@
+"""`dsjax compile CONFIG --on v5p:8x16x16`: compile a run's step for a machine that is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dsjax.errors import UserError
+
+if TYPE_CHECKING:  # JAX and the model cost a second to import
+    from dsjax.train.ahead import Plan
+
+USAGE = """usage: dsjax compile CONFIG --on MACHINE [--json] [--text FILE] [--FIELD VALUE ...]
+
+Compile a run's whole training step for a machine that is not here, as `dsjax train` would run it
+there, and print what a device needs by kind, every collective with its bytes, and which of them run
+beside computation. Nothing is run. Leaves with status 1 where a device has too little memory, and
+says what to change. CONFIG is a name or a file with one config(); any field can be overridden.
+
+  --on MACHINE  a TPU and the chips along each axis of its torus (v5p:8x16x16, v5e:4x4, v6e:16x16),
+                or a GPU, nodes and GPUs of a node (h200:256x8, h100:1x8)
+  --json        one JSON object
+  --text FILE   also write the compiled program (HLO text, scheduled)
+
+  dsjax compile tiny --on h200:1x8 --parallel.data 2 --parallel.expert 4
+  dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --train.precision bf16
+
+The compilers are the extras tpu-aot and gpu-aot: pip install 'dsjax[tpu-aot]'.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Compile and report; returns the exit status."""
+    if argv[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
+    from dsjax.config import load
+    from dsjax.plan import target
+
+    is_json = "--json" in argv
+    machine, argv = _take([a for a in argv if a != "--json"], "--on")
+    text, argv = _take(argv, "--text")
+    config = load.override(load.load(load.first(argv, "dsjax compile")), argv[1:],
+                           "dsjax compile CONFIG")
+    if machine is None:
+        raise UserError("say for which machine: --on v5p:8x16x16 or --on h200:256x8")
+    found = target.parse(machine)
+    target.require(found)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a plugin without its machine would look for it
+    from dsjax.train import ahead
+
+    made = ahead.plan(config, found)
+    if text is not None:
+        _write(made, Path(text))
+    if is_json:
+        print(json.dumps(summary(made)))
+    else:
+        _print(made)
+    return 0 if made.memory.fits else 1
+
+
+def summary(made: Plan) -> dict[str, Any]:
+    """Everything that `--json` prints; bytes are of one device and one step."""
+    from dsjax.plan import hlo
+    from dsjax.plan.ahead import Compiled
+
+    result = made.result
+    found = result.collectives if isinstance(result, Compiled) else ()
+    return {
+        "config": made.run.name,
+        "machine": made.target.name,
+        "devices": made.target.devices,
+        "layout": str(made.run.parallel),
+        "parallel": dataclasses.asdict(made.run.parallel),
+        "batch": made.run.train.batch,
+        "length": made.run.train.length,
+        "microbatches": made.run.train.microbatches,
+        "precision": made.run.train.precision,
+        "remat": made.run.place.remat,
+        "fits": made.memory.fits,
+        "bytes": made.memory.total,
+        "limit": made.memory.limit,
+        "parts": made.memory.parts,
+        "advice": made.advice,
+        "compiled": isinstance(result, Compiled),
+        "seconds": round(result.seconds, 1),
+        "peak_memory": result.peak_memory,
+        "options": result.options if isinstance(result, Compiled) else {},
+        "collectives": hlo.summary(found),
+    }
+
+
+def _print(made: Plan) -> None:
+    said, console = summary(made), Console()
+    console.print(f"{said['config']} on {said['machine']}: {said['devices']} devices, "
+                  f"{said['layout']}; {said['batch']} rows of {said['length']} tokens in "
+                  f"{said['microbatches']} microbatches, {said['precision']}, remat "
+                  f"{said['remat']}", highlight=False, soft_wrap=True)
+    console.print(_memory(said))
+    if said["collectives"]:
+        console.print(_collectives(said))
+    verdict = "fits" if said["fits"] else f"does not fit: {said['advice']}"
+    done = "compiled" if said["compiled"] else "refused by the compiler"
+    console.print(f"{verdict}\n{done} in {said['seconds']:.0f} s and "
+                  f"{said['peak_memory'] / 1e9:.1f} GB; not run", highlight=False, soft_wrap=True)
+
+
+def _memory(said: dict[str, Any]) -> Table:
+    """Draw bytes of a device by kind."""
+    table = Table(box=box.SIMPLE, header_style="")
+    table.add_column("a device's memory")
+    table.add_column("GB", justify="right")
+    for kind, size in said["parts"].items():
+        table.add_row(kind, f"{size / 1e9:.2f}")
+    table.add_row("together", f"{said['bytes'] / 1e9:.2f}")
+    table.add_row("there is", f"{said['limit'] / 1e9:.2f}")
+    return table
+
+
+def _collectives(said: dict[str, Any]) -> Table:
+    """Draw collectives by kind and group."""
+    table = Table(box=box.SIMPLE, header_style="")
+    table.add_column("collective")
+    for head in ("devices", "in program", "runs a step", "GB a step", "async", "beside products",
+                 "GB so"):
+        table.add_column(head, justify="right")
+    for row in said["collectives"]:
+        if row["count"]:
+            table.add_row(row["kind"], *(str(row[k]) for k in ("group", "count", "runs")),
+                          f"{row['bytes'] / 1e9:.3f}", str(row["asynchronous"]),
+                          str(row["hidden"]), f"{row['hidden_bytes'] / 1e9:.3f}")
+    return table
+
+
+def _write(made: Plan, path: Path) -> None:
+    from dsjax.plan.ahead import Compiled
+
+    if not isinstance(made.result, Compiled):
+        raise UserError(f"there is no program to write into {path}: the compiler refused the step "
+                        f"for {made.memory.total / 1e9:.1f} GB; {made.advice}")
+    try:
+        path.write_text(made.result.text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --text") from error
+
+
+def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Remove `flag VALUE`; return the value and what is left."""
+    if flag not in argv:
+        return None, argv
+    at = argv.index(flag)
+    if at + 1 == len(argv):
+        raise UserError(f"{flag} needs a value; see dsjax compile --help")
+    return argv[at + 1], argv[:at] + argv[at + 2 :]

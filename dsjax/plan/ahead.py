@@ -1,0 +1,120 @@
+"""Compile a function for a machine that is not here, and say what came out.
+
+The function is lowered for the target's platform alone, so that every choice by platform is the
+target's, and compiled from shapes with shardings: nothing is allocated. A compiler that finds too
+little memory stops and names the bytes; that is a result here, not an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from dsjax.errors import UserError
+from dsjax.plan import hlo, options
+from dsjax.plan.hlo import Collective
+from dsjax.plan.target import Target
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiler made of a step; bytes are of one device."""
+
+    arguments: int
+    outputs: int  # that no argument's memory is used for
+    temporaries: int
+    code: int
+    collectives: tuple[Collective, ...]
+    options: dict[str, Any]
+    seconds: float  # tracing, lowering and compiling
+    peak_memory: int  # of this process so far, bytes
+    text: str
+
+    @property
+    def total(self) -> int:
+        """Bytes of a device that the step needs."""
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A step for which the compiler found too little memory; bytes are of one device."""
+
+    needed: int
+    limit: int
+    seconds: float
+    peak_memory: int
+
+
+def compile_for(target: Target, step: Any, *args: Any) -> Compiled | Refused:
+    """Compile a jitted step for abstract arguments whose shardings lie on the target's devices."""
+    begin = time.perf_counter()
+    platform = target.chip.platform
+    lowered = step.trace(*args).lower(lowering_platforms=(platform,))
+    asked = options.ahead(platform)
+    while True:
+        try:
+            compiled = lowered.compile(compiler_options=asked)
+            break
+        except Exception as error:  # of several kinds, by platform
+            unknown = options.unknown(error)
+            if unknown in asked:
+                asked = {name: value for name, value in asked.items() if name != unknown}
+                continue
+            refused = _refused(str(error), shard_bytes(args), begin)
+            if refused is None:
+                raise
+            return refused
+    found = compiled.memory_analysis()
+    if found is None:
+        raise UserError(f"the compiler for {target.kind} does not say what memory it needs")
+    text = compiled.as_text()
+    return Compiled(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+        collectives=tuple(hlo.collectives(text)),
+        options=asked,
+        seconds=time.perf_counter() - begin,
+        peak_memory=peak_memory(),
+        text=text,
+    )
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays on one device."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+               for a in jax.tree.leaves(tree))
+
+
+def peak_memory() -> int:
+    """Most memory that this process has had, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
+
+
+def _refused(said: str, arguments: int, begin: float) -> Refused | None:
+    """The bytes that a compiler names when memory is too small; None for any other error.
+
+    It names either the whole or the temporaries alone.
+    """
+    if "RESOURCE_EXHAUSTED" not in said:
+        return None
+    whole = re.search(rf"[Uu]sed {AMOUNT} of {AMOUNT}", said)
+    part = re.search(rf"temporaries \({AMOUNT}\) exceeds available HBM \({AMOUNT}\)", said)
+    found = whole or part
+    if found is None:
+        return None
+    needed, limit = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+    needed += 0 if whole else arguments
+    return Refused(needed, limit, time.perf_counter() - begin, peak_memory())

@@ -1,0 +1,56 @@
+"""What compilers are asked, for a run on its machine and for one compiled ahead: one table.
+
+Each option stands with its reason. The compilers of other versions may not know one; it is then
+left out, and the header of a run or the plan says which were used.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+
+RUN: dict[str, dict[str, Any]] = {
+    "tpu": {
+        # exchanges of tokens become pairs that other work may run between
+        "xla_tpu_enable_async_all_to_all": True,
+        "xla_tpu_enable_async_ragged_all_to_all": True,
+    },
+    "cuda": {
+        # an exchange starts early and is done late: the schedule puts other work between
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+    },
+}
+AHEAD: dict[str, dict[str, Any]] = {
+    # kernels cannot be timed on a GPU that is not here
+    "cuda": {"xla_gpu_autotune_level": 0},
+}
+
+
+def here() -> dict[str, Any]:
+    """Options for the devices of this process that their compiler knows."""
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    return {name: value for name, value in RUN.get(platform, {}).items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: Any) -> bool:
+    """Try an option on the smallest program."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if unknown(error) is None:
+            raise
+        return False
+    return True
+
+
+def ahead(platform: str) -> dict[str, Any]:
+    """Options to compile with for a machine that is not here."""
+    return RUN.get(platform, {}) | AHEAD.get(platform, {})
+
+
+def unknown(error: Exception) -> str | None:
+    """The option that a compiler says it does not know, None where that is not its trouble."""
+    found = re.search(r"No such compile option: '(\w+)'", str(error))
+    return found[1] if found else None
