@@ -1,4 +1,4 @@
-"""`dsjax show CONFIG`: a model's sizes part by part, before a byte is allocated."""
+"""`dsjax show CONFIG`: a model's sizes part by part; `--loads`: how evenly experts are used."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dsjax.errors import UserError
 from dsjax.model.count import Count, count
 
 USAGE = """usage: dsjax show CONFIG [--length N] [--json] [--FIELD VALUE ...]
+       dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]   (--loads --help)
 
 Print total and active parameters, training FLOPs a token and cache bytes a token, part by part.
 CONFIG is a name (tiny, small, deepseek_v3, ...) or a file with one config(); any field of it can be
@@ -30,6 +31,10 @@ def run(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
+    if "--loads" in argv:
+        from dsjax.cli import show_loads
+
+        return show_loads.run(argv)
     config, rest = load.first(argv, "dsjax show"), argv[1:]
     is_json = "--json" in rest
     rest = [a for a in rest if a != "--json"]

@@ -40,6 +40,12 @@ def rebalance_experts(
     return phy2log, log2phy, logcnt
 
 
+def slot_loads(weight: ArrayLike, phy2log: Ints, logcnt: Ints) -> NDArray[np.float64]:
+    """Load of every slot [L, R] when the tokens of an expert are spread evenly over its copies."""
+    share = np.asarray(weight, np.float64) / logcnt
+    return np.take_along_axis(share, phy2log, axis=1)
+
+
 def _balance(
     load: NDArray[np.float64], replicas: int, groups: int, nodes: int, gpus: int
 ) -> tuple[Ints, Ints]:

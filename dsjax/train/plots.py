@@ -1,6 +1,6 @@
-"""A run's two pictures: how its loss fell, and how evenly its experts were used.
+"""A run's pictures: how its loss fell, how evenly its experts were used, what EPLB would mend.
 
-Both are drawn from what the run recorded and from nothing else, so they can be made again at any
+All are drawn from what the run recorded and from nothing else, so they can be made again at any
 time. A title states the finding. Loads are shown as in the DeepSeek-V3 report, sec. 4.5.3: relative
 to the mean of their layer, 1 = balanced. Axes: L layers, E experts, S recorded steps.
 
@@ -119,6 +119,35 @@ def expert_loads(
     return title
 
 
+def placements(
+    before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray], png: str | Path,
+    name: str = "", labels: Sequence[str] | None = None,
+) -> str:
+    """Draw loads before and after experts were copied and moved; return the title.
+
+    before: of experts [L, E] and of the devices [L, P] that hold them in order; after: of slots
+    [L, R] and of devices [L, P]. All four are on one scale, relative to their layer's mean.
+    """
+    rows = len(before[0])
+    labels = labels or [f"layer {i}" for i in range(rows)]
+    worst = [float((1 + max_violation(devices)).max()) for _, devices in (before, after)]
+    title = (f"{name}: " if name else "") + (
+        f"busiest device {worst[0]:.2f}x its layer's mean, {worst[1]:.2f}x after EPLB")
+    top = max(float((1 + max_violation(part)).max()) for part in (*before, *after))
+    height = float(np.clip(0.24 * rows, 0.9, 10))
+    with _figure(png, 9, 1.7 + 2 * height) as figure:
+        grid = figure.subplots(2, 2, squeeze=False, width_ratios=[3, 1])
+        for row, pair, words in zip(grid, (before, after), ("before", "after")):
+            for axes, part, what in zip(row, pair, ("expert", "device")):
+                image = _draw_relative(axes, part, labels, top)
+                slot = "slot" if words == "after" and what == "expert" else what
+                axes.set_xlabel(f"{slot}, {words}")
+            row[1].set_yticks([])
+        figure.colorbar(image, ax=grid, label="load / layer mean", fraction=0.03, aspect=24)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return title
+
+
 @contextmanager
 def _figure(png: str | Path, width: float, height: float) -> Iterator[Figure]:
     """Figure in the house style, saved on leaving; no window system and no global state."""
@@ -213,19 +242,25 @@ def _loads_title(name: str, loads: np.ndarray, labels: Sequence[str]) -> str:
     )
 
 
-def _draw_loads(figure: Figure, axes: Axes, loads: np.ndarray, labels: Sequence[str]) -> None:
+def _draw_relative(axes: Axes, loads: np.ndarray, labels: Sequence[str], top: float) -> Any:
+    """Loads relative to their layer's mean, on colors from 0 to `top` with white at 1."""
     from matplotlib.colors import TwoSlopeNorm
 
     mean = loads.mean(-1, keepdims=True)
     relative = np.divide(loads, mean, out=np.zeros_like(loads), where=mean > 0)
-    norm = TwoSlopeNorm(1, vmin=0, vmax=max(2.0, relative.max()))
-    image = axes.imshow(relative, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
+    image = axes.imshow(relative, cmap="RdBu_r", norm=TwoSlopeNorm(1, vmin=0, vmax=max(2.0, top)),
+                        aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(labels)), labels, fontsize=float(np.clip(330 / len(labels), 5, 9)))
+    axes.grid(False)
+    return image
+
+
+def _draw_loads(figure: Figure, axes: Axes, loads: np.ndarray, labels: Sequence[str]) -> None:
+    image = _draw_relative(axes, loads, labels, float((1 + max_violation(loads)).max()))
     layers, experts = np.nonzero(loads == 0)
     axes.scatter(experts, layers, marker="x", color="white", s=14, linewidths=1)
     size = float(np.clip(330 / len(labels), 5, 9))
-    axes.set_yticks(range(len(labels)), labels, fontsize=size)
     axes.set_xlabel("expert" + ("   (x: chosen by no token)" if len(layers) else ""))
-    axes.grid(False)
     axes.annotate("MaxVio", (1.01, 0), xytext=(0, -4), xycoords="axes fraction", va="top",
                   textcoords="offset points", fontsize=8, color=GRAY)  # fmt: skip
     for layer, value in enumerate(max_violation(loads)):
