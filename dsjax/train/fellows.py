@@ -4,12 +4,17 @@ A collective whose member is gone may wait for ever. So each process writes a be
 folder every few seconds, from a thread of its own, and reads the beats of the others. A beat that
 stays the same for `SILENCE_S` seconds of this process's own clock is of a process that is gone, or
 has lost the folder: this one says so in a sentence and ends, with what it was doing.
+
+JAX's own watch is for a coordinator that is gone: its client calls abort() at once, without a word
+of who. That abort is held up until the beats have told.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -75,17 +80,42 @@ def watching(folder: Path) -> Iterator[None]:
     thread = threading.Thread(target=_watch, args=(fellows, is_over), daemon=True, name="fellows")
     thread.start()
     try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        until = time.monotonic() + 2 * SILENCE_S  # the thread leaves when it knows who is gone
-        while time.monotonic() < until:
-            time.sleep(BEAT_S)
-        raise UserError(f"a step failed on process {fellows.mine} ({str(error)[:200]}); the same "
-                        "command goes on from the newest checkpoint") from error
+        with _abort_waits():
+            try:
+                yield
+            except jax.errors.JaxRuntimeError as error:
+                _wait()
+                raise UserError(
+                    f"a step failed on process {fellows.mine} ({str(error)[:200]}); the same "
+                    "command goes on from the newest checkpoint") from error
     finally:
         is_over.set()
         thread.join()
     fellows.finish()
+
+
+def _wait() -> None:
+    """Give the watching thread time to learn who is gone: it then ends the process."""
+    until = time.monotonic() + 2 * SILENCE_S
+    while time.monotonic() < until:
+        time.sleep(BEAT_S)
+
+
+@contextlib.contextmanager
+def _abort_waits() -> Iterator[None]:
+    """Make an abort() of a native thread wait until the beats have told who is gone.
+
+    A handler of Python's own would not do: it runs in the main thread, after abort() is done.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _number: _wait())
+    former = libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        libc.signal(signal.SIGABRT, former)
 
 
 def _watch(fellows: Fellows, is_over: threading.Event) -> None:
