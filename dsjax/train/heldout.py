@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array, lax
+from jax.experimental import multihost_utils
 
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.layers.backend import Backend
@@ -101,21 +102,32 @@ def _guess(x: Array, head: Array, chunk: int) -> Array:
 
 
 def evaluate(step: HeldoutStep, p: TransformerParams,
-             batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> Heldout:
-    """Sum over (batch, bytes of its targets) and divide once."""
+             batches: Iterable[tuple[dict[str, np.ndarray], int]],
+             put: Callable[[dict[str, np.ndarray]], Batch] = from_rows) -> Heldout:
+    """Sum over (this process's rows of a batch, bytes of their targets) and divide once.
+
+    `put` makes the whole batch of the rows of all processes.
+    """
     sums, total_bytes = [], 0
     for batch, size in batches:
         # One at a time: programs queued on devices that share a CPU's threads can wait forever for
         # each other's collectives.
-        sums.append(jax.block_until_ready(step(p, from_rows(batch))))
+        sums.append(jax.block_until_ready(step(p, put(batch))))
         total_bytes += size
     total = jax.tree.map(lambda *parts: np.sum([np.asarray(a, np.float64) for a in parts], axis=0),
                          *sums)
     counts = np.maximum(total.mtp_targets, 1)
     return Heldout(
         nats=float(total.nats / total.targets),
-        bits_per_byte=bits_per_byte(float(total.nats), total_bytes),
+        bits_per_byte=bits_per_byte(float(total.nats), _of_all_processes(total_bytes)),
         mtp_nats=[float(v) for v in total.mtp_nats / counts],
         acceptance=[float(v) for v in total.accepted / counts],
         targets=int(total.targets),
     )
+
+
+def _of_all_processes(count: int) -> int:
+    """Sum a count over the processes; in halves, as a device has 32 bits."""
+    halves = np.array([count >> 30, count & (2**30 - 1)], np.int32)
+    high, low = np.reshape(multihost_utils.process_allgather(halves), (-1, 2)).T.tolist()
+    return (sum(high) << 30) + sum(low)

@@ -8,6 +8,7 @@ evaluation changes nothing; and the metrics file is cut back to the step that is
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -288,9 +289,11 @@ def _evaluate(s: Session, done: int) -> Heldout:
 
 def _heldout(s: Session, params: Any, most: int) -> Heldout:
     """Evaluate on `most` batches spread over the held-out text, or on all of it when 0."""
-    rows, sizes = s.corpus.heldout, s.corpus.token_sizes
-    batches = heldout_batches(rows, s.run.train.batch, sizes, most=most)
-    return heldout.evaluate(s.heldout_step, params, batches)
+    host, hosts = jax.process_index(), jax.process_count()
+    batches = heldout_batches(s.corpus.heldout, s.run.train.batch // hosts, s.corpus.token_sizes,
+                              most=most, host=host, hosts=hosts)
+    put = functools.partial(spread.put_rows, mesh=s.mesh)
+    return heldout.evaluate(s.heldout_step, params, batches, put)
 
 
 def _save(s: Session, done: int) -> None:

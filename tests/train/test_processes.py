@@ -1,106 +1,99 @@
-"""Two processes train what one does; when one is killed, the other says so and leaves.
+"""Several processes train what one does, however they were started and however many they are.
 
-The processes are real and talk over localhost.
+The processes are real and talk over localhost; Open MPI and Slurm start them where installed.
 """
 
-import dataclasses
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+import shutil
 
 import numpy as np
 import pytest
 
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.stored import run_to_json
-from dsjax.train.metrics import read_metrics
-from tests.train.small_run import small_run, write_text
+from tests.train import crew, one_node
 
-CHILD = """
-import sys
-from dsjax.cli import main
-from dsjax.config import load
-load.load = load.run_from_json
-sys.exit(main.main(["train", *sys.argv[1:]]))
-"""
+STEPS = 4
+# Rounding of float32 sums, and of the bfloat16 moments that each may turn, as in test_spread.
+ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    write_text(folder / "words.txt")
-    return folder
+    return tmp_path_factory.mktemp("processes")
 
 
-def started(run, folder, count, *flags):
-    """Start `count` processes of a run, each with its share of the layout's devices."""
-    config = folder / f"{run.place.out.rpartition('/')[2]}.json"
-    run_to_json(run, config)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(run.parallel.devices // count)}
-    processes = []
-    for i in range(count):
-        who = ["--coordinator", address, "--processes", str(count), "--process", str(i)]
-        words = [sys.executable, "-c", CHILD, str(config), *flags, *(who if count > 1 else [])]
-        processes.append(subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE,
-                                          stderr=subprocess.STDOUT))
-    return processes
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What one process makes of a model on one device."""
+    made = {}
+
+    def run_of(model):
+        if model not in made:
+            name = f"alone{len(made)}"
+            made[model] = crew.run_on(folder, name, ParallelConfig(), STEPS, model)
+            crew.here(made[model])
+        return made[model]
+
+    return run_of
 
 
-def run_on(folder, name, layout, steps):
-    run = small_run(folder / name, folder / "words.txt", steps)
-    place = dataclasses.replace(run.place, save_every=4, eval_every=0)
-    loss = dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0)
-    return dataclasses.replace(run, parallel=layout, place=place, loss=loss)
-
-
-def finish(processes):
-    said = [p.communicate(timeout=240)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(said)
-    return said
-
-
-def curve(folder, name):
-    events = read_metrics(folder / name / "metrics.jsonl", "train")
-    return np.array([[e["next_token"], e["mtp_loss"], e["grad_norm"]] for e in events])
+def same_curve(run, alone):
+    np.testing.assert_allclose(crew.curve(run), crew.curve(alone), rtol=ROUNDING)
+    (bits, tokens), (alone_bits, alone_tokens) = crew.heldout(run), crew.heldout(alone)
+    assert tokens == alone_tokens
+    assert bits == pytest.approx(alone_bits, rel=ROUNDING)
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_and_one_goes_on_from_them(folder):
+def test_a_run_moves_from_one_process_to_two_and_back(folder, alone):
     layout = ParallelConfig(data=2, expert=2)
-    alone = run_on(folder, "one", ParallelConfig(), 6)
-    finish(started(alone, folder, 1))
-    both = run_on(folder, "two", layout, 4)
-    said = finish(started(both, folder, 2))
-    assert "processes" in said[0]
-    lines = [line for line in said[1].splitlines() if line and "peer ranks" not in line]
-    assert len(lines) <= 3, lines  # gloo's greetings, torn where both processes write
-    # rounding of float32 sums and of bfloat16 moments, as in test_spread
-    np.testing.assert_allclose(curve(folder, "two"), curve(folder, "one")[:4], rtol=1e-5)
-    more = dataclasses.replace(both, train=dataclasses.replace(both.train, steps=6))
-    said = finish(started(more, folder, 1))
-    assert "resuming after step 4" in said[0]
-    np.testing.assert_allclose(curve(folder, "two"), curve(folder, "one"), rtol=1e-5)
+    run = crew.run_on(folder, "moving", layout, STEPS)
+    crew.here(crew.lasting(run, 1))
+    said = crew.finish(crew.start(crew.lasting(run, 3), 2))
+    assert "resuming after step 1" in said[0]
+    assert "resuming after step 3" in crew.here(run)
+    same_curve(run, alone(run.model))
 
 
 @pytest.mark.slow
-def test_when_one_process_is_killed_the_other_names_it_and_leaves(folder):
-    run = run_on(folder, "killed", ParallelConfig(data=2), 100_000)
-    first, second = started(run, folder, 2)
-    path = folder / "killed" / "metrics.jsonl"
-    until = time.monotonic() + 200
-    while time.monotonic() < until and not (path.exists() and read_metrics(path, "train")):
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.1)
-    second.send_signal(signal.SIGKILL)
-    killed = time.monotonic()
-    said = first.communicate(timeout=90)[0]
-    assert time.monotonic() - killed < 60
-    assert first.returncode == 3
-    assert "process 1 of 2 cannot be heard any more" in said
-    second.communicate()
+@pytest.mark.parametrize(("name", "layout", "model"), [
+    ("dense", ParallelConfig(data=4), crew.DENSE),
+    pytest.param("mixture", ParallelConfig(data=2, expert=2), crew.MIXTURE,
+                 marks=pytest.mark.exhaustive),
+])
+def test_four_processes_train_what_one_does(name, layout, model, folder, alone):
+    run = crew.run_on(folder, name, layout, STEPS, model)
+    said = crew.finish(crew.start(run, 4))
+    assert "4 of 4 devices" in said[0]
+    for others in said[1:]:
+        lines = [x for x in others.splitlines() if x and "peer ranks" not in x]
+        assert len(lines) <= 6, lines  # gloo's greetings, torn where processes write at once
+    same_curve(run, alone(model))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI's mpirun is not installed")
+def test_mpirun_says_where_the_coordinator_is(folder, alone):
+    run = crew.run_on(folder, "mpi", ParallelConfig(data=2), STEPS, crew.DENSE)
+    env = os.environ | crew.environment(run, 2)
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    command = ["mpirun", *as_root, "--oversubscribe", "-n", "2", *crew.words(run)]
+    said = crew.finish([crew.open_process(command, env)])[0]
+    assert "2 of 2 devices" in said
+    same_curve(run, alone(run.model))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not one_node.is_installed(), reason=one_node.MISSING)
+def test_the_batch_script_trains_on_slurm(folder, alone, tmp_path):
+    run = crew.run_on(folder, "slurm", ParallelConfig(data=2), STEPS, crew.DENSE)
+    said = tmp_path / "said"
+    here = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", f"--output={said}"]
+    script, config = crew.ROOT / "launch" / "slurm.sh", crew.words(run)[-1]
+    with one_node.cluster(tmp_path) as env:
+        job = crew.open_process(["sbatch", "--wait", *here, str(script), config],
+                                env | crew.environment(run, 2))
+        answered = job.communicate(timeout=crew.PATIENCE_S)[0]
+    assert job.returncode == 0, answered + said.read_text()
+    assert "2 of 2 devices" in said.read_text()
+    same_curve(run, alone(run.model))
