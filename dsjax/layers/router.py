@@ -104,6 +104,14 @@ def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
 
 def _count(experts: Array, real: Array, count: int) -> Array:
     """Real tokens of each row that chose each expert: experts [B, T, K] -> [B, E] float32."""
-    rows = jnp.arange(experts.shape[0])[:, None, None]
-    weights = jnp.broadcast_to(real[..., None], experts.shape)
-    return jnp.zeros((experts.shape[0], count), real.dtype).at[rows, experts].add(weights)
+    def by_adding(experts: Array, real: Array) -> Array:
+        rows = jnp.arange(experts.shape[0])[:, None, None]
+        weights = jnp.broadcast_to(real[..., None], experts.shape)
+        return jnp.zeros((experts.shape[0], count), real.dtype).at[rows, experts].add(weights)
+
+    def by_comparing(experts: Array, real: Array) -> Array:
+        is_chosen = experts[..., None] == jnp.arange(count, dtype=experts.dtype)
+        return jnp.where(is_chosen, real[..., None, None], 0.0).sum((1, 2))
+
+    # a TPU adds by a sort, whose program is large (ops/buckets.py)
+    return jax.lax.platform_dependent(experts, real, tpu=by_comparing, default=by_adding)

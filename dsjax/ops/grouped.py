@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dsjax.numerics.products import Held, Matrix, Products, name, weight_of
-from dsjax.ops import swiglu
+from dsjax.ops import buckets, swiglu
 
 TILE = 64  # rows of one overflow tile
 HEADROOM = 1.125  # C over the mean load
@@ -75,29 +75,25 @@ def _capacity(assignments: int, experts: int) -> int:
 
 
 def make_plan(experts: Array, count: int, capacity: int) -> Plan:
-    """Sort assignments by expert (stable) and give each a row. experts [T, K] int32.
+    """Give each assignment a row, in order within its expert. experts [T, K] int32.
 
-    Those outside [0, count) come last and get rows beyond the last.
+    Those outside [0, count) get rows beyond the last.
     """
     total = experts.size
     flat = experts.reshape(-1)
     is_here = (flat >= 0) & (flat < count)
-    flat = jnp.where(is_here, flat, count)
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    loads = jnp.zeros(count, jnp.int32).at[flat].add(1)
-    expert = flat[order]
+    expert = jnp.where(is_here, flat, 0)
+    loads, position = buckets.sizes(flat, count), buckets.places(flat, count)
     at = jnp.arange(total, dtype=jnp.int32)
-    position = at - (jnp.cumsum(loads) - loads)[expert]
     tiles = -(-jnp.maximum(loads - capacity, 0) // TILE)
     last_tile = jnp.cumsum(tiles)
     max_tiles = (total - 1) // TILE + count
     rows = count * capacity
     overflow_row = rows + (last_tile - tiles)[expert] * TILE + position - capacity
     row = jnp.where(position < capacity, expert * capacity + position, overflow_row)
-    row = jnp.where(expert < count, row, rows + max_tiles * TILE + at)
-    source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[row].set(
-        order, unique_indices=True)
-    slot = jnp.zeros(total, jnp.int32).at[order].set(row, unique_indices=True)
+    slot = jnp.where(is_here, row, rows + max_tiles * TILE + at)
+    source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[slot].set(
+        at, unique_indices=True)
     tile_expert = jnp.searchsorted(
         last_tile, jnp.arange(max_tiles, dtype=jnp.int32), side="right").astype(jnp.int32)
     return Plan(

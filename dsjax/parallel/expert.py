@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dsjax.ops import buckets
 from dsjax.parallel import exchange
 from dsjax.parallel.exchange import Lane, Wire
 
@@ -74,14 +75,15 @@ def make_copies(experts: Array, count: int, devices: int) -> Copies:
     is_again = ((device[:, :, None] == device[:, None, :]) & earlier[None]).any(-1)
     is_copy = is_here & ~is_again
     wanted = jnp.where(is_copy, device, devices).reshape(-1)
-    order = jnp.argsort(wanted, stable=True).astype(jnp.int32)
-    counts = (wanted[:, None] == jnp.arange(devices, dtype=jnp.int32)[None]).sum(0, dtype=jnp.int32)
+    counts, place = buckets.sizes(wanted, devices), buckets.places(wanted, devices)
     start = jnp.cumsum(counts, dtype=jnp.int32) - counts
     total = tokens * per_token
-    rank = jnp.zeros(total, jnp.int32).at[order].set(
-        jnp.arange(total, dtype=jnp.int32), unique_indices=True).reshape(experts.shape)
-    position = rank - start[jnp.minimum(device, devices - 1)]
-    return Copies(order, start, counts, device.astype(jnp.int32), jnp.where(is_copy, position, -1))
+    at = jnp.arange(total, dtype=jnp.int32)
+    first = start[jnp.minimum(wanted, devices - 1)]
+    row = jnp.where(is_copy.reshape(-1), first + place, total + at)
+    order = jnp.zeros(total, jnp.int32).at[row].set(at, unique_indices=True)
+    position = jnp.where(is_copy, place.reshape(experts.shape), -1)
+    return Copies(order, start, counts, device.astype(jnp.int32), position)
 
 
 def routed(hop: Hop, x: Array, experts: Array, weights: Array, masters: Tree,

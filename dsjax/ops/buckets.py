@@ -1,0 +1,61 @@
+"""Numbers in buckets: how many there are, and which place each has among those of its bucket.
+
+Two forms of each, chosen by platform and equal to the last bit. One sorts or scatters, cheap on a
+CPU or GPU. A TPU does either by a sort, whose program grows with what is sorted: those of one step
+of V3 took most of the ten minutes that it took to compile, so there buckets are counted by
+comparing with each of them.
+
+Axes: A numbers, N buckets.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def places(bucket: Array, count: int) -> Array:
+    """How many earlier numbers share each one's bucket: bucket [A] in [0, N) -> [A] int32.
+
+    Numbers in no bucket get any place.
+    """
+    return lax.platform_dependent(
+        bucket, tpu=functools.partial(places_by_counting, count=count),
+        default=functools.partial(places_by_sorting, count=count))
+
+
+def places_by_sorting(bucket: Array, count: int) -> Array:
+    """As `places`, from a stable sort."""
+    bucket = jnp.where((bucket >= 0) & (bucket < count), bucket, count)
+    order = jnp.argsort(bucket, stable=True).astype(jnp.int32)
+    sizes = jnp.zeros(count, jnp.int32).at[bucket].add(1)
+    at = jnp.arange(bucket.size, dtype=jnp.int32)
+    place = at - (jnp.cumsum(sizes, dtype=jnp.int32) - sizes)[bucket[order]]
+    return jnp.zeros(bucket.size, jnp.int32).at[order].set(place, unique_indices=True)
+
+
+def places_by_counting(bucket: Array, count: int) -> Array:
+    """As `places`, from a running count of every bucket."""
+    is_in = (bucket[None] == jnp.arange(count, dtype=bucket.dtype)[:, None]).astype(jnp.int32)
+    place = jnp.cumsum(is_in, axis=1, dtype=jnp.int32) - 1
+    return (is_in * place).sum(axis=0, dtype=jnp.int32)
+
+
+def sizes(bucket: Array, count: int) -> Array:
+    """Numbers in each bucket: bucket [A] -> [N] int32."""
+    return lax.platform_dependent(
+        bucket, tpu=functools.partial(sizes_by_comparing, count=count),
+        default=functools.partial(sizes_by_adding, count=count))
+
+
+def sizes_by_adding(bucket: Array, count: int) -> Array:
+    """As `sizes`, adding one at each number's bucket."""
+    bucket = jnp.where((bucket >= 0) & (bucket < count), bucket, count)
+    return jnp.zeros(count, jnp.int32).at[bucket].add(1)
+
+
+def sizes_by_comparing(bucket: Array, count: int) -> Array:
+    """As `sizes`, looking for each bucket in all numbers."""
+    return (bucket[None] == jnp.arange(count, dtype=bucket.dtype)[:, None]).sum(1, dtype=jnp.int32)

@@ -1,0 +1,34 @@
+"""Every number gets its place among those of its bucket, by sorting as by counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsjax.ops import buckets
+
+COUNT = 7
+
+
+def drawn(key):
+    """Numbers from -1 to COUNT, the first and last in no bucket; bucket 3 is empty."""
+    bucket = jax.random.randint(key, (101,), -1, COUNT + 1)
+    return jnp.where(bucket == 3, 4, bucket)
+
+
+@pytest.mark.parametrize("form", [buckets.places, buckets.places_by_sorting,
+                                  buckets.places_by_counting])
+def test_places_count_the_earlier_ones_of_a_bucket(form, key):
+    bucket = np.asarray(drawn(key))
+    found = np.asarray(form(jnp.asarray(bucket), COUNT))
+    for i, b in enumerate(bucket):
+        if 0 <= b < COUNT:
+            assert found[i] == (bucket[:i] == b).sum()
+
+
+@pytest.mark.parametrize("form", [buckets.sizes, buckets.sizes_by_adding,
+                                  buckets.sizes_by_comparing])
+def test_sizes_leave_out_what_is_in_no_bucket(form, key):
+    bucket = np.asarray(drawn(key))
+    expected = [(bucket == b).sum() for b in range(COUNT)]
+    assert form(jnp.asarray(bucket), COUNT).tolist() == expected
