@@ -110,8 +110,8 @@ def _count(experts: Array, real: Array, count: int) -> Array:
         return jnp.zeros((experts.shape[0], count), real.dtype).at[rows, experts].add(weights)
 
     def by_comparing(experts: Array, real: Array) -> Array:
-        is_chosen = experts[..., None] == jnp.arange(count, dtype=experts.dtype)
-        return jnp.where(is_chosen, real[..., None, None], 0.0).sum((1, 2))
+        each = jnp.arange(count, dtype=experts.dtype)[None, None, None]
+        return jnp.where(experts[..., None] == each, real[..., None, None], 0.0).sum((1, 2))
 
     # a TPU adds by a sort, whose program is large (ops/buckets.py)
     return jax.lax.platform_dependent(experts, real, tpu=by_comparing, default=by_adding)
