@@ -3,6 +3,7 @@
 The processes are real and talk over localhost; Open MPI and Slurm start them where installed.
 """
 
+import dataclasses
 import os
 import shutil
 
@@ -46,10 +47,10 @@ def same_curve(run, alone):
 
 @pytest.mark.slow
 def test_a_run_moves_from_one_process_to_two_and_back(folder, alone):
-    layout = ParallelConfig(data=2, expert=2)
-    run = crew.run_on(folder, "moving", layout, STEPS)
+    run = crew.run_on(folder, "moving", ParallelConfig(), STEPS)
+    both = dataclasses.replace(run, parallel=ParallelConfig(data=2, expert=2))
     crew.here(crew.lasting(run, 1))
-    said = crew.finish(crew.start(crew.lasting(run, 3), 2))
+    said = crew.finish(crew.start(crew.lasting(both, 3), 2))
     assert "resuming after step 1" in said[0]
     assert "resuming after step 3" in crew.here(run)
     same_curve(run, alone(run.model))

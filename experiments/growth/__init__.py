@@ -1,0 +1,1 @@
+"""What a device exchanges and computes as devices and experts grow."""
