@@ -91,8 +91,9 @@ def summary(made: Plan) -> dict[str, Any]:
         "parts": made.memory.parts,
         "advice": made.advice,
         "compiled": isinstance(result, Compiled),
-        "seconds": round(result.seconds, 1),
-        "peak_memory": result.peak_memory,
+        "seconds": round(result.cost.seconds, 1),
+        "cpu_seconds": round(result.cost.cpu_seconds, 1),
+        "peak_memory": result.cost.peak_memory,
         "options": result.options if isinstance(result, Compiled) else {},
         "collectives": hlo.summary(found),
     }
@@ -109,8 +110,9 @@ def _print(made: Plan) -> None:
         console.print(_collectives(said))
     verdict = "fits" if said["fits"] else f"does not fit: {said['advice']}"
     done = "compiled" if said["compiled"] else "refused by the compiler"
-    console.print(f"{verdict}\n{done} in {said['seconds']:.0f} s and "
-                  f"{said['peak_memory'] / 1e9:.1f} GB; not run", highlight=False, soft_wrap=True)
+    console.print(f"{verdict}\n{done} in {said['seconds']:.0f} s ({said['cpu_seconds']:.0f} s of "
+                  f"CPU) and {said['peak_memory'] / 1e9:.1f} GB; not run", highlight=False,
+                  soft_wrap=True)
 
 
 def _memory(said: dict[str, Any]) -> Table:

@@ -23,6 +23,15 @@ from dsjax.plan.target import Target
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What tracing, lowering and compiling took here."""
+
+    seconds: float
+    cpu_seconds: float  # of all cores together
+    peak_memory: int  # of this process so far, bytes
+
+
+@dataclass(frozen=True)
 class Compiled:
     """What a compiler made of a step; bytes are of one device."""
 
@@ -32,8 +41,7 @@ class Compiled:
     code: int
     collectives: tuple[Collective, ...]
     options: dict[str, Any]
-    seconds: float  # tracing, lowering and compiling
-    peak_memory: int  # of this process so far, bytes
+    cost: Cost
     text: str
 
     @property
@@ -48,13 +56,12 @@ class Refused:
 
     needed: int
     limit: int
-    seconds: float
-    peak_memory: int
+    cost: Cost
 
 
 def compile_for(target: Target, step: Any, *args: Any) -> Compiled | Refused:
     """Compile a jitted step for abstract arguments whose shardings lie on the target's devices."""
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     platform = target.chip.platform
     lowered = step.trace(*args).lower(lowering_platforms=(platform,))
     asked = options.ahead(platform)
@@ -82,8 +89,7 @@ def compile_for(target: Target, step: Any, *args: Any) -> Compiled | Refused:
         code=found.generated_code_size_in_bytes,
         collectives=tuple(hlo.collectives(text)),
         options=asked,
-        seconds=time.perf_counter() - begin,
-        peak_memory=peak_memory(),
+        cost=_cost(begin),
         text=text,
     )
 
@@ -94,16 +100,17 @@ def shard_bytes(tree: Any) -> int:
                for a in jax.tree.leaves(tree))
 
 
-def peak_memory() -> int:
-    """Most memory that this process has had, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _cost(begin: tuple[float, float]) -> Cost:
+    """What has been spent since `begin`, by the clock and by the cores."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Cost(time.perf_counter() - begin[0], time.process_time() - begin[1], peak)
 
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
 
 
-def _refused(said: str, arguments: int, begin: float) -> Refused | None:
+def _refused(said: str, arguments: int, begin: tuple[float, float]) -> Refused | None:
     """The bytes that a compiler names when memory is too small; None for any other error.
 
     It names either the whole or the temporaries alone.
@@ -117,4 +124,4 @@ def _refused(said: str, arguments: int, begin: float) -> Refused | None:
         return None
     needed, limit = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
     needed += 0 if whole else arguments
-    return Refused(needed, limit, time.perf_counter() - begin, peak_memory())
+    return Refused(needed, limit, _cost(begin))

@@ -118,6 +118,7 @@ def is_installed(module: str) -> bool:
 def _tpu_environment(target: Target) -> Mapping[str, str]:
     """What libtpu asks of a machine before it compiles: no metadata server, one host."""
     return {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once: none holds a chip
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_LOG_DIR": "disabled",
         "TPU_WORKER_ID": "0",
