@@ -38,8 +38,9 @@ def run(argv: list[str]) -> int:
     from dsjax.cli.generate import speak
     from dsjax.cli.train import report
     from dsjax.evaluate import ngram
-    from dsjax.train import corpus, loop
+    from dsjax.train import corpus, loop, platform
 
+    platform.dispatch_inline()
     console = Console()
     began = time.monotonic()
     outcome = loop.train(config, console)

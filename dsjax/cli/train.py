@@ -49,8 +49,9 @@ def run(argv: list[str]) -> int:
     config = load.override(load.load(load.first(argv, "dsjax train")), argv[1:])
     import jax
 
-    from dsjax.train import loop
+    from dsjax.train import loop, platform
 
+    platform.dispatch_inline()
     is_first = jax.process_index() == 0
     console = Console(file=None if is_first else open(os.devnull, "w"))  # noqa: SIM115
     outcome = loop.train(config, console)

@@ -174,6 +174,10 @@ class PlaceConfig:
     """Folder of the run; None is runs/NAME."""
     remat: Literal["none", "v3", "full"] = "none"
     """What the backward pass makes again: `v3` norms, MLA up-projections and SwiGLU outputs."""
+    fp8: Literal["auto", "codes", "values"] = "auto"
+    """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper GPUs,
+    TPU7x), or exactly of the `values` they stand for, in bfloat16. `auto`: codes where there is
+    such a machine. The two differ by the order of float32 sums."""
     unroll: int = 1
     """Layers written out per scan iteration: longer compile, fewer copies."""
     eval_every: int = 100

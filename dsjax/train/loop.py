@@ -186,7 +186,7 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     while done < s.run.train.steps and not signals.is_told(done):
         s.state, values = step_fn(s.state, _batch(s, done))
         if done == first:
-            platform.release_memory()  # what compiling the step took
+            platform.keep_memory()
         done += 1
         if s.average is not None:
             s.average.update(s.state.params, done)

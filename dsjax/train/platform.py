@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 from dsjax.config.run import RunConfig
 from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
-from dsjax.numerics import gemm, products
+from dsjax.numerics import codes, gemm, products
 from dsjax.numerics.products import Products
 
 PRECISIONS: dict[str, Products] = {
@@ -21,12 +24,30 @@ PRECISIONS: dict[str, Products] = {
     "bf16": products.BF16,
     "fp8": gemm.FP8,
 }
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+ROOM = 512 << 20  # bytes of heap beside a step's temporaries
+CODES = gemm.products(gemm.V3_1, codes.MACHINE)
+HOPPER = 9  # the first CUDA capability whose tensor cores multiply E4M3 with float32 sums
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
 
 
 def choose_backend(run: RunConfig) -> Backend:
     """The functions layers call on this machine, in the run's precision."""
-    return backends.single(PRECISIONS[run.train.precision], jnp.dtype(run.train.activations))
+    products = PRECISIONS[run.train.precision]
+    if run.train.precision == "fp8" and fp8_operands(run, jax.devices()[0]) == "codes":
+        products = CODES
+    return backends.single(products, jnp.dtype(run.train.activations))
+
+
+def fp8_operands(run: RunConfig, device: jax.Device) -> Literal["codes", "values"]:
+    """What a run's FP8 products multiply on a device: 8-bit codes, or their values in bfloat16."""
+    if run.place.fp8 != "auto":
+        return run.place.fp8
+    if device.platform == "gpu":
+        capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD: "gfx942"
+        major = capability.partition(".")[0]
+        return "codes" if major.isdecimal() and int(major) >= HOPPER else "values"
+    return "codes" if "7x" in device.device_kind else "values"
 
 
 def versions() -> dict[str, str]:
@@ -42,8 +63,44 @@ def versions() -> dict[str, str]:
 
 def release_memory() -> None:
     """Give back to the system what glibc keeps after a compilation (some 400 MiB for a step)."""
-    if sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+    if is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def dispatch_inline() -> None:
+    """Have the CPU run a program in the thread that calls it; to be said before JAX has devices.
+
+    Otherwise a step may begin before the temporaries of the one before are freed, and needs memory
+    of its own. Programs of several devices are dispatched as ever.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def keep_memory() -> None:
+    """After a first step: give back what compiling took, and keep what a step's temporaries take.
+
+    XLA allocates them as one block and frees it after each step. glibc maps such a block and gives
+    it back, so that every page is faulted in and zeroed anew: 0.1 to 1 s for 2 GiB. From here on
+    they come from the heap, which is never trimmed by itself. It is extended first by more than
+    they were (nothing is resident until used), so that what else is allocated meanwhile finds room
+    beside them and they lie in the same place step after step.
+    """
+    if not is_glibc() or jax.default_backend() != "cpu":
+        return
+    release_memory()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
+    libc.free(libc.malloc(peak - resident + ROOM))
+
+
+def is_glibc() -> bool:
+    """Whether memory is allocated by glibc, whose calls these are."""
+    return sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
 
 
 def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
@@ -62,6 +119,10 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "the rest in tiles",
         "remat": f"{run.place.remat}, {run.place.unroll} layers written out per scan step",
     }
+    if run.train.precision == "fp8":
+        said = {"codes": "products of 8-bit codes, scaled and summed in float32 every 128",
+                "values": "emulated: exact products of what codes stand for, summed in float32"}
+        choices["fp8"] = said[fp8_operands(run, devices[0])]
     if jax.default_backend() == "cpu":
         state = "on" if huge else "off (set GLIBC_TUNABLES=glibc.malloc.hugetlb=1)"
         choices["huge pages"] = state
