@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,16 +107,6 @@ class Session:
     window_loads: np.ndarray | None = None
 
 
-def folder(run: RunConfig) -> Path:
-    """Where a run writes; refused at once where no folder can be."""
-    out = Path(run.place.out or Path("runs") / run.name)
-    nearest = next(path for path in (out, *out.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        why = "may not be written to" if nearest.is_dir() else "is a file"
-        raise UserError(f"{out} cannot be made: {nearest} {why}; name another --place.out")
-    return out
-
-
 def train(
     run: RunConfig, console: Console | None = None, backend: Backend | None = None
 ) -> Outcome:
@@ -126,7 +115,7 @@ def train(
     `backend` is the platform's choice for the run's precision, unless an experiment gives its own.
     """
     console = console or Console()
-    out = folder(run)
+    out = resume.folder(run)
     mesh = spread.open_mesh(run)
     backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
     said = platform.describe(run, backend) | spread.describe(run, mesh) | {"folder": str(out)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ from dsjax.train import spread
 from dsjax.train.state import TrainState
 
 Say = Callable[[str], Any]
+
+
+def folder(run: RunConfig) -> Path:
+    """Where a run writes; refused at once where no folder can be."""
+    out = Path(run.place.out or Path("runs") / run.name)
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        why = "may not be written to" if nearest.is_dir() else "is a file"
+        raise UserError(f"{out} cannot be made: {nearest} {why}; name another --place.out")
+    return out
 
 
 def begin(run: RunConfig, say: Say, mesh: Mesh | None = None) -> TrainState:

@@ -6,31 +6,19 @@ import optax
 import pytest
 from flax import nnx
 
-from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.interop import nnx as seam
 from dsjax.model import transformer
-
-CFG = ModelConfig(
-    vocab=17,
-    d_model=12,
-    layers=2,
-    dense_layers=1,
-    dense_dim=10,
-    attention=MLAConfig(heads=3, kv_rank=5, nope_dim=4, rope_dim=2, value_dim=3, q_rank=6),
-    moe=MoEConfig(experts=6, experts_per_token=2, expert_dim=7, groups=3, groups_per_token=2),
-    mtp_depth=1,
-    init_std=0.2,
-)
+from tests.train.small_run import MODEL
 
 
 @pytest.fixture(scope="module")
 def params():
-    return transformer.init(CFG, jax.random.key(0))
+    return transformer.init(MODEL, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def tokens():
-    return jax.random.randint(jax.random.key(1), (2, 5), 0, CFG.vocab)
+    return jax.random.randint(jax.random.key(1), (2, 5), 0, MODEL.vocab)
 
 
 def cross_entropy(logits, tokens):
@@ -38,14 +26,14 @@ def cross_entropy(logits, tokens):
 
 
 def test_the_module_is_the_same_function_and_gives_its_tree_back(params, tokens):
-    model = seam.Model(params, CFG)
-    assert jnp.array_equal(model(tokens), transformer.logits(params, tokens, CFG))
+    model = seam.Model(params, MODEL)
+    assert jnp.array_equal(model(tokens), transformer.logits(params, tokens, MODEL))
     jax.tree.map(lambda a, b: None if a is b else pytest.fail("a leaf changed"),
                  seam.to_params(model), params)
 
 
 def test_it_trains_under_nnx_as_the_plain_tree_trains_under_optax(params, tokens):
-    model = seam.Model(params, CFG)
+    model = seam.Model(params, MODEL)
     optimizer = nnx.Optimizer(model, optax.sgd(0.5), wrt=nnx.Param)
 
     @nnx.jit
@@ -59,7 +47,7 @@ def test_it_trains_under_nnx_as_the_plain_tree_trains_under_optax(params, tokens
 
     plain = params
     plain_step = jax.jit(jax.value_and_grad(
-        lambda p: cross_entropy(transformer.logits(p, tokens, CFG), tokens)))
+        lambda p: cross_entropy(transformer.logits(p, tokens, MODEL), tokens)))
     for expected in losses:
         loss, grads = plain_step(plain)
         assert float(loss) == pytest.approx(expected, rel=1e-5)  # float32, other fusions
@@ -69,7 +57,7 @@ def test_it_trains_under_nnx_as_the_plain_tree_trains_under_optax(params, tokens
 
 
 def test_a_tree_is_written_back_into_the_module(params, tokens):
-    model = seam.Model(params, CFG)
+    model = seam.Model(params, MODEL)
     doubled = jax.tree.map(lambda a: 2 * a, params)
     seam.update(model, doubled)
-    assert jnp.array_equal(model(tokens), transformer.logits(doubled, tokens, CFG))
+    assert jnp.array_equal(model(tokens), transformer.logits(doubled, tokens, MODEL))

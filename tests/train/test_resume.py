@@ -99,6 +99,6 @@ def test_a_file_is_no_folder_and_is_refused_before_any_work(run, tmp_path):
     for out in (file, file / "inside"):
         place = dataclasses.replace(run.place, out=str(out))
         with pytest.raises(UserError, match=r"words.txt is a file; name another --place.out"):
-            loop.folder(changed(run, place=place))
+            resume.folder(changed(run, place=place))
     place = dataclasses.replace(run.place, out=str(tmp_path / "new" / "deep"))
-    assert loop.folder(changed(run, place=place)) == tmp_path / "new" / "deep"
+    assert resume.folder(changed(run, place=place)) == tmp_path / "new" / "deep"
