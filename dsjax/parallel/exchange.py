@@ -119,13 +119,18 @@ def counts(sent: Array, lane: Lane) -> Array:
 
 
 def _move(a: Array, sent: Array, received: Array, lane: Lane) -> Array:
+    """Choose the form by the platform: where the mesh says it, before there is a program.
+
+    `lax.platform_dependent` leaves a conditional of one branch around an exchange, which XLA does
+    not take apart as it holds a collective; none could then run beside other work.
+    """
+    ragged, padded = (functools.partial(form, lane=lane) for form in (_ragged, _padded))
     if not lane.is_ragged:
-        return _padded(a, sent, received, lane=lane)
-    return lax.platform_dependent(
-        a, sent, received,
-        cpu=functools.partial(_padded, lane=lane),
-        default=functools.partial(_ragged, lane=lane),
-    )
+        return padded(a, sent, received)
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is not None and device.platform != "cpu":
+        return ragged(a, sent, received)
+    return lax.platform_dependent(a, sent, received, cpu=padded, default=ragged)
 
 
 def _padded(a: Array, sent: Array, received: Array, *, lane: Lane) -> Array:
