@@ -17,6 +17,17 @@ YaRN is off: configs are pre-training, which had none. The released weights carr
 extended to 128K after pre-training) and `dsjax convert` reads it from them; here
 `--model.rope.yarn.factor 40` adds it. It has no parameters.
 
+On 2,048 devices without a pipeline (compiled ahead and not run, experiments/pod): 16,384 rows, as
+15,360 do not divide over them, one row a device at a time. An H200 has room for what V3 keeps for
+the backward pass; a v5p makes it again. With --parallel.interleave two rows go side by side.
+
+    dsjax compile deepseek_v3 --on h200:256x8 --parallel.data 4 --parallel.fsdp 8 \\
+        --parallel.expert 64 --parallel.expert-nodes 8 --train.precision bf16 \\
+        --train.batch 16384 --train.microbatches 8 --train.batch-start None
+    dsjax compile deepseek_v3 --on v5p:8x16x16 --parallel.data 4 --parallel.fsdp 8 \\
+        --parallel.expert 64 --train.precision bf16 --place.remat full \\
+        --train.batch 16384 --train.microbatches 8 --train.batch-start None
+
 Source: DeepSeek-V3 report (arXiv 2412.19437), sec. 2, 4.1 and 4.2; shapes of the released R1.
 Machine: 2,048 H800 for two months in the report; `dsjax show` counts it anywhere.
 Expect: 671,026,419,200 main and 11,610,068,224 MTP parameters; 250.46 GFLOP and 70,272 cached

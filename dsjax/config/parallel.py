@@ -78,4 +78,5 @@ class ParallelConfig:
         """Name the axes, as in tables and headers."""
         pipe = f"pipe {self.pipe} ({self.schedule}) x " if self.pipe > 1 else ""
         nodes = f" over {self.expert_nodes} nodes" if self.expert_nodes > 1 else ""
-        return f"{pipe}data {self.data} x fsdp {self.fsdp} x expert {self.expert}{nodes}"
+        halves = ", interleaved" if self.interleave else ""
+        return f"{pipe}data {self.data} x fsdp {self.fsdp} x expert {self.expert}{nodes}{halves}"

@@ -86,6 +86,10 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
         return {"layout": f"one device of {count}"} if count > 1 else {}
     said = {"layout": f"{run.parallel}: {run.parallel.devices} of {count} devices"
             + (", ZeRO-1" if run.parallel.use_zero else "")}
+    if asked := options.here():
+        said["compiler"] = ", ".join(f"{name}={value}" for name, value in asked.items())
+    if run.parallel.interleave:
+        said["interleaved"] = "two halves of each device's rows, side by side in every layer"
     if run.parallel.pipe > 1:
         said["pipeline"] = pipelined.describe(run)
     if run.model.moe is not None and run.parallel.expert > 1:
