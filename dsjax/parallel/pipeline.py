@@ -13,7 +13,7 @@ looped over the layers of a stage. Two forms of a slot:
 A collective may not stand in a branch that ranks choose differently, so what a slot made is sent
 after its switch, with nothing left to hide behind. `is_open` takes slots in which all ranks have a
 pair (for M much larger than P, most of DualPipe's) out of the switch and writes them out whole: the
-forward's output then travels behind the rest of the backward.
+forward's output then travels behind the backward's last products, the gradient behind those of W.
 
 Embedding and head are on every rank, one copy each: the same program runs everywhere. Stage 0 reads
 the embedding; final norm, head, losses and MTP modules run, forward and backward together, in the
@@ -53,6 +53,7 @@ from dsjax.parallel.mesh import AXES, PIPE
 from dsjax.parallel.program import Program
 from dsjax.parallel.schedules.table import Kind, Work
 from dsjax.parallel.stages import EVERYWHERE, Room, varying
+from dsjax.parallel.transfer import arrive, travel
 from dsjax.params import Tree
 
 
@@ -158,11 +159,12 @@ def _slot(rank: memory.Rank) -> Callable:
             y, dx, state = branches[0](state, now)
         else:
             y, dx, state = lax.switch(now.branch, branches, state, now)
-        return slots.exchange(rank, state, now, y, dx)
+        return arrive(rank, state, now, travel(rank, y, "y"), travel(rank, dx, "dx"))
 
     def paired(state: memory.State, now: Any) -> memory.State:
-        y, dx, state = branches[program.pair](state, now)
-        return slots.exchange(rank, state, now, y, dx)
+        work = slots.branch(rank, program.branches[program.pair], sends=True)
+        y, dx, state = _counted(work, program.pair)(state, now)
+        return arrive(rank, state, now, y, dx)
 
     def slot(state: memory.State, step: Any) -> tuple[memory.State, None]:
         now, is_steady = step
@@ -176,7 +178,7 @@ def _slot(rank: memory.Rank) -> Callable:
 def _counted(work: Callable, index: int) -> Callable:
     """Work that also counts how often it ran."""
 
-    def run(state: memory.State, now: Any) -> tuple[Array, Array, memory.State]:
+    def run(state: memory.State, now: Any) -> tuple[Any, Any, memory.State]:
         y, dx, state = work(state, now)
         y, dx, state = varying((y, dx, state))
         return y, dx, dataclasses.replace(state, executed=state.executed.at[index].add(1))

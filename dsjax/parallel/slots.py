@@ -1,8 +1,8 @@
-"""What a rank of a pipeline does in one slot: F, B, W or what a cell holds of them, and exchange.
+"""What a rank of a pipeline does in one slot: F, B, W or what a cell holds of them.
 
-Where a slot holds a forward and a backward, neither reads what the other writes, so a compiler may
-run one while it waits for the exchanges of the other. For that it must see both at once: `is_open`
-writes the layers of such slots out, one after another, where other slots loop over them.
+Where a slot holds a forward and a backward, neither reads what the other writes, so one may run
+while exchanges of the other travel. `is_open` writes the layers of such slots out, where other
+slots loop over them, and weaves the two (weave.py).
 
 Axes: A places, N layers of a stage, B rows, T time, D model, E experts.
 """
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dsjax.model import transformer
+from dsjax.model.loss import Batch
 from dsjax.parallel.memory import (
     Flag,
     Group,
@@ -30,13 +31,14 @@ from dsjax.parallel.memory import (
     put,
     zeros,
 )
-from dsjax.parallel.mesh import PIPE
 from dsjax.parallel.program import Instructions
 from dsjax.parallel.schedules.table import Kind
 from dsjax.parallel.stages import varying
+from dsjax.parallel.transfer import travel
+from dsjax.parallel.weave import weave
 from dsjax.params import Tree
 
-Work = Callable[[State, Any], tuple[Array, Array, State]]
+Work = Callable[[State, Any], tuple[Any, Any, State]]
 """state, instructions of the slot -> output, input gradient, state."""
 
 
@@ -47,21 +49,75 @@ class Kept(NamedTuple):
     w: dict[str, list[Array]]
 
 
-def branch(rank: Rank, kinds: Sequence[Kind]) -> Work:
-    """The work of a cell with operations of these kinds; all kinds, masked, where lanes are."""
-    goes_back = Kind.INPUT in kinds or Kind.BACKWARD in kinds
-    is_open = rank.is_open and Kind.FORWARD in kinds and goes_back
+class Ahead(NamedTuple):
+    """What F leaves beside its output, by group."""
 
-    def run(state: State, now: Instructions) -> tuple[Array, Array, State]:
+    stored: dict[str, list[Array]]  # [N, ...]
+    balance: dict[str, Array]  # [N] losses
+    loads: dict[str, Array]  # [N, E]
+    rounds: dict[str, Array]  # [N]
+
+
+class Back(NamedTuple):
+    """What B leaves beside the input's gradient."""
+
+    grads: dict[str, Tree]  # summed
+    owed: dict[str, list[Array]]  # [N, ...]
+    d_ends: Any  # summed
+    total: Array
+    parts: Any
+
+
+def branch(rank: Rank, kinds: Sequence[Kind], *, sends: bool = False) -> Work:
+    """The work of a cell with operations of these kinds; all kinds, masked, where lanes are.
+
+    `sends`, for slots in which all ranks do the same: what is made travels while the slot goes on,
+    and what comes back is what neighbors sent, as `travel` gives it.
+    """
+    goes_ahead = Kind.FORWARD in kinds
+    goes_back, is_whole = Kind.INPUT in kinds or Kind.BACKWARD in kinds, Kind.BACKWARD in kinds
+    is_open = rank.is_open and goes_ahead and goes_back
+
+    def after(value: Array, name: str) -> Any:
+        return travel(rank, value, name) if sends else value
+
+    def run(state: State, now: Instructions) -> tuple[Any, Any, State]:
         y = dx = varying(jnp.zeros(_shape(rank), rank.backend.dtype))
         kept, state = _keep(state, now, kinds)
-        if Kind.FORWARD in kinds:
-            y, state = _forward(rank, state, now, _flag(rank, now.f_place), is_open)
-        if goes_back:
-            dx, state = _backward(rank, state, now, _flag(rank, now.b_place), kept.b,
-                                  is_whole=Kind.BACKWARD in kinds, is_open=is_open)
+        f_ok, b_ok = _flag(rank, now.f_place), _flag(rank, now.b_place)
+
+        def ahead(x: Array) -> tuple[Any, Ahead]:
+            y, made = _ahead(rank, now, x, is_open)
+            return after(y, "y"), made
+
+        def back(got: Array, stored: dict) -> tuple[Any, Back]:
+            dx, left = _back(rank, state, now, b_ok, got, stored, is_open=is_open,
+                             is_whole=is_whole and not is_open)
+            dx = after(dx, "dx")
+            if is_whole and is_open:  # behind what travels
+                grads = _weights(rank, state.grads, now.b_chunk, now.b_microbatch, b_ok, stored,
+                                 left.owed, is_open=True)
+                left = left._replace(grads=grads, owed={})
+            return dx, left
+
+        made = left = None
+        f_given = (_entering(rank, state, now),) if goes_ahead else ()
+        b_given = (at(state.inbox_gradient, now.b_from), kept.b) if goes_back else ()
+        if is_open:
+            (y, made), (dx, left) = weave(ahead, f_given, back, b_given)
+        elif goes_ahead:
+            y, made = ahead(*f_given)
+        if goes_back and not is_open:
+            dx, left = back(*b_given)
+        if made is not None:
+            state = _store(rank, state, now, f_ok, made)
+        if left is not None:
+            state = _settle(state, now, b_ok, left)
         if Kind.WEIGHT in kinds:
-            state = _weights(rank, state, now, _flag(rank, now.w_place), kept.w, is_open)
+            owed = {g.name: at(state.owed[g.name], now.w_owed) for g in rank.groups}
+            grads = _weights(rank, state.grads, now.w_chunk, now.w_microbatch,
+                             _flag(rank, now.w_place), kept.w, owed, is_open=is_open)
+            state = dataclasses.replace(state, grads=grads)
         return y, dx, state
 
     return run
@@ -99,15 +155,19 @@ def _over(size: int, one: Callable, carry: Any, rest: tuple, *, is_open: bool,
     return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
 
 
-def _forward(rank: Rank, state: State, now: Instructions, ok: Flag,
-             is_open: bool) -> tuple[Array, State]:
-    """F: from the embedding or the inbox through a stage; its activations are stored."""
+def _entering(rank: Rank, state: State, now: Instructions) -> Array:
+    """What F begins with: the embedding of its tokens, or what the stage before sent."""
     part = part_of(rank.batch, now.f_microbatch)
     x = varying(transformer.embed(rank.ends, part.tokens[:, :-1], rank.backend))
-    if state.inbox_x.shape[0]:
-        x = jnp.where(now.f_from < 0, x, at(state.inbox_x, now.f_from))
-    stored, total, balance = dict(state.stored), state.total, state.parts.balance
-    loads, rounds = state.loads, state.rounds
+    if not state.inbox_x.shape[0]:
+        return x
+    return jnp.where(now.f_from < 0, x, at(state.inbox_x, now.f_from))
+
+
+def _ahead(rank: Rank, now: Instructions, x: Array, is_open: bool) -> tuple[Array, Ahead]:
+    """F: through the layers of a stage."""
+    part = part_of(rank.batch, now.f_microbatch)
+    left = Ahead({}, {}, {}, {})
     for g in rank.groups:
 
         def one(x: Array, layer: tuple, g: Group = g) -> tuple[Array, Any]:
@@ -124,26 +184,40 @@ def _forward(rank: Rank, state: State, now: Instructions, ok: Flag,
                 lambda: varying(g.parts.forward(weights, x, side)), skip)
             return x, (balance, aux, kept)
 
-        x, (more, (chosen, extra), kept) = _over(g.room.size, one, x, (), is_open=is_open)
+        x, (left.balance[g.name], (left.loads[g.name], left.rounds[g.name]),
+            left.stored[g.name]) = _over(g.room.size, one, x, (), is_open=is_open)
+    return x, left
+
+
+def _store(rank: Rank, state: State, now: Instructions, ok: Flag, made: Ahead) -> State:
+    """Keep the activations of an F, and count its losses and loads."""
+    stored, total, balance = dict(state.stored), state.total, state.parts.balance
+    loads, rounds = state.loads, state.rounds
+    for g in rank.groups:
         stored[g.name] = [put(a, now.f_place, new, ok)
-                          for a, new in zip(state.stored[g.name], kept, strict=True)]
-        more, extra = masked((more.sum(), extra.sum()), ok)
+                          for a, new in zip(stored[g.name], made.stored[g.name], strict=True)]
+        more, extra = masked((made.balance[g.name].sum(), made.rounds[g.name].sum()), ok)
         total, balance, rounds = total + more, balance + more, rounds + extra
         if g.name == "moe":
             first = jnp.maximum(now.f_chunk, 0) * g.room.size
-            old = lax.dynamic_slice_in_dim(loads, first, g.room.size)
-            loads = lax.dynamic_update_slice_in_dim(loads, old + masked(chosen, ok), first, 0)
+            new = lax.dynamic_slice_in_dim(loads, first, g.room.size) + masked(
+                made.loads[g.name], ok)
+            loads = lax.dynamic_update_slice_in_dim(loads, new, first, 0)
     parts = dataclasses.replace(state.parts, balance=balance)
-    return x, dataclasses.replace(state, stored=stored, total=total, loads=loads, rounds=rounds,
-                                  parts=parts)
+    return dataclasses.replace(state, stored=stored, total=total, loads=loads, rounds=rounds,
+                               parts=parts)
 
 
-def _backward(rank: Rank, state: State, now: Instructions, ok: Flag, kept: dict, *,
-              is_whole: bool, is_open: bool) -> tuple[Array, State]:
-    """B, or BW when `is_whole`: from the losses or the inbox back through a stage."""
-    dy, state = _incoming(rank, state, now, ok)
-    grads, owed = dict(state.grads), dict(state.owed)
+def _back(rank: Rank, state: State, now: Instructions, ok: Flag, got: Array, kept: dict, *,
+          is_whole: bool, is_open: bool) -> tuple[Array, Back]:
+    """B, or BW when `is_whole`: from the losses or what the stage after sent back through a stage.
+
+    got [B, T, D] is that stage's gradient, or on the last stage its own output.
+    """
     part = part_of(rank.batch, now.b_microbatch)
+    dy, d_ends, total, parts = _losses(rank, state, now, ok, got, part)
+    grads: dict[str, Tree] = dict(state.grads) if is_whole else {}
+    owed: dict[str, list[Array]] = {}
     unit = varying(jnp.ones(()))
     for g in reversed(rank.groups):
 
@@ -165,25 +239,21 @@ def _backward(rank: Rank, state: State, now: Instructions, ok: Flag, kept: dict,
                 return (dx, _add(sums, g, now.b_chunk, j, made, ok)), None
             return (dx, sums), made
 
-        sums = grads[g.name] if is_whole else None
-        (dy, sums), late = _over(g.room.size, back, (dy, sums), (kept[g.name],),
+        (dy, sums), late = _over(g.room.size, back, (dy, grads.get(g.name)), (kept[g.name],),
                                  is_open=is_open, reverse=True)
         if is_whole:
             grads[g.name] = sums
         else:
-            owed[g.name] = [put(a, now.b_owed, new, ok)
-                            for a, new in zip(state.owed[g.name], late, strict=True)]
+            owed[g.name] = late
     is_first = (now.b_is_first == 1) & ok
-    d_embed = state.d_ends.embed.at[part.tokens[:, :-1]].add(
-        jnp.where(is_first, dy, 0).astype(state.d_ends.embed.dtype))
-    d_ends = dataclasses.replace(state.d_ends, embed=d_embed)
-    return dy, dataclasses.replace(state, grads=grads, owed=owed, d_ends=d_ends)
+    d_embed = d_ends.embed.at[part.tokens[:, :-1]].add(
+        jnp.where(is_first, dy, 0).astype(d_ends.embed.dtype))
+    return dy, Back(grads, owed, dataclasses.replace(d_ends, embed=d_embed), total, parts)
 
 
-def _incoming(rank: Rank, state: State, now: Instructions, ok: Flag) -> tuple[Array, State]:
-    """The gradient of a stage's output: from the next stage, or from the losses."""
-    got = at(state.inbox_gradient, now.b_from)
-    part = part_of(rank.batch, now.b_microbatch)
+def _losses(rank: Rank, state: State, now: Instructions, ok: Flag, got: Array,
+            part: Batch) -> tuple[Array, Any, Array, Any]:
+    """On the last stage head and losses, forward and backward: dy, summed d_ends, total, parts."""
 
     def last() -> Any:
         (total, parts), (d_ends, dy) = rank.tail(rank.ends, got, part)
@@ -193,55 +263,39 @@ def _incoming(rank: Rank, state: State, now: Instructions, ok: Flag) -> tuple[Ar
     def other() -> Any:
         return got, state.d_ends, *varying(zeros((state.total, state.parts)))
 
-    is_last = (now.b_is_last == 1) & ok
-    dy, d_ends, *more = lax.cond(is_last, last, other)
-    # Added out here, because a forward of the same slot adds to these, too.
-    total, parts = jax.tree.map(jnp.add, (state.total, state.parts), tuple(more))
-    return dy, dataclasses.replace(state, d_ends=d_ends, total=total, parts=parts)
+    return lax.cond((now.b_is_last == 1) & ok, last, other)
 
 
-def _weights(rank: Rank, state: State, now: Instructions, ok: Flag, kept: dict,
-             is_open: bool) -> State:
-    """W: gradients of a stage's weights, from what F stored and B left."""
-    grads = dict(state.grads)
-    part = part_of(rank.batch, now.w_microbatch)
+def _settle(state: State, now: Instructions, ok: Flag, left: Back) -> State:
+    """Keep what a B made."""
+    owed = dict(state.owed)
+    for name, late in left.owed.items():
+        owed[name] = [put(a, now.b_owed, new, ok)
+                      for a, new in zip(owed[name], late, strict=True)]
+    total, parts = jax.tree.map(jnp.add, (state.total, state.parts), (left.total, left.parts))
+    return dataclasses.replace(state, grads={**state.grads, **left.grads}, owed=owed,
+                               d_ends=left.d_ends, total=total, parts=parts)
+
+
+def _weights(rank: Rank, grads: dict[str, Tree], chunk: Array, microbatch: Array, ok: Flag,
+             kept: dict, owed: dict, *, is_open: bool) -> dict[str, Tree]:
+    """W: gradients of a stage's weights, from what F stored and B left, added to `grads`."""
+    grads = dict(grads)
+    part = part_of(rank.batch, microbatch)
     for g in rank.groups:
-        owed = at(state.owed[g.name], now.w_owed)
 
         def one(sums: Tree, layer: Any, g: Group = g) -> tuple[Tree, None]:
             j, stored, owed = layer
-            weights, side = layer_at(g, rank, now.w_chunk, j, part)
+            weights, side = layer_at(g, rank, chunk, j, part)
             made = _either(
-                rank, _here(g, now.w_chunk, j),
+                rank, _here(g, chunk, j),
                 lambda: varying(g.parts.weight_gradient(weights, side, stored, owed)),
                 lambda: varying(zeros(weights)))
-            return _add(sums, g, now.w_chunk, j, made, ok), None
+            return _add(sums, g, chunk, j, made, ok), None
 
-        grads[g.name], _ = _over(g.room.size, one, grads[g.name], (kept[g.name], owed),
+        grads[g.name], _ = _over(g.room.size, one, grads[g.name], (kept[g.name], owed[g.name]),
                                  is_open=is_open)
-    return dataclasses.replace(state, grads=grads)
-
-
-def exchange(rank: Rank, state: State, now: Instructions, y: Array, dx: Array) -> State:
-    """Send what a slot made to the neighbors that need it, and keep what they sent."""
-    ranks = len(rank.program.stage_of)
-    up = [(r, (r + 1) % ranks) for r in range(ranks)]
-    down = [(there, here) for here, there in up]
-    x_box, gradient_box = state.inbox_x, state.inbox_gradient
-    table = rank.program.instructions
-
-    def receive(box: Array, value: Array, name: str) -> Array:
-        for way, pairs in (("here", None), ("up", up), ("down", down)):
-            field = f"{name}_{way}"
-            if (getattr(table, field) >= 0).any():
-                sent = value if pairs is None else lax.ppermute(value, PIPE, pairs)
-                box = put(box, getattr(now, field), sent, getattr(now, field) >= 0)
-        return box
-
-    x_box = receive(x_box, y, "y")
-    gradient_box = receive(gradient_box, dx, "dx")
-    gradient_box = put(gradient_box, now.y_last, y, now.y_last >= 0)
-    return dataclasses.replace(state, inbox_x=x_box, inbox_gradient=gradient_box)
+    return grads
 
 
 def _here(g: Group, chunk: Array, j: Array | int) -> Flag:

@@ -61,7 +61,7 @@ def split(f: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]], w: Tree, x: Tree, 
         return y, aux, jax.tree.leaves(pull), *pull(dy)
 
     closed, shapes = jax.make_jaxpr(joint, return_shape=True)(w, x, side, dy)
-    closed = jax.make_jaxpr(_inlined(closed))(*jax.tree.leaves((w, x, side, dy)))
+    closed = jax.make_jaxpr(inlined(closed))(*jax.tree.leaves((w, x, side, dy)))
     ins = _cut(closed.jaxpr.invars, [len(jax.tree.leaves(t)) for t in (w, x, side, dy)])
     outs = _cut(closed.jaxpr.outvars, [len(jax.tree.leaves(s)) for s in shapes])
     y_tree, aux_tree, _, dw_tree, dx_tree = map(jax.tree.structure, shapes)
@@ -129,8 +129,8 @@ def _share(eqns: list[JaxprEqn], ins: list[list[Var]], outs: list[list[Any]]) ->
                 found[v] = None
         return found
 
-    read_second = [*_read(second), *_variables(dx)]
-    read_third = [*_read(third), *_variables(dw)]
+    read_second = [*read(second), *variables(dx)]
+    read_third = [*read(third), *variables(dw)]
     owed = [v for v in carried(read_third) if v in is_late]
     stored = [v for v in carried([*read_second, *read_third]) if v not in is_late]
     return _Shares(
@@ -148,13 +148,13 @@ def needed(eqns: Iterable[JaxprEqn], outs: Iterable[Any],
 
     A loop that carries both input and weight gradients is cut to what is needed of it.
     """
-    live, kept = set(_variables(outs)) - made, []
+    live, kept = set(variables(outs)) - made, []
     for eqn in reversed(list(eqns)):
         wanted = [v in live for v in eqn.outvars]
         if any(wanted):
             eqn = _loop_part(eqn, wanted) if eqn.primitive.name == "while" else eqn
             kept.append(eqn)
-            live |= set(_read([eqn])) - made
+            live |= set(read([eqn])) - made
     return kept[::-1]
 
 
@@ -162,7 +162,7 @@ def _moving(eqns: Iterable[JaxprEqn], begin: Iterable[Var]) -> set[Var]:
     """What depends on `begin`."""
     found = set(begin)
     for eqn in eqns:
-        if any(v in found for v in _read([eqn])):
+        if any(v in found for v in read([eqn])):
             found |= _defined([eqn])
     return found
 
@@ -174,12 +174,12 @@ def _loop_part(eqn: JaxprEqn, wanted: list[bool]) -> JaxprEqn:
     if body.consts:
         return eqn
     consts, carried = body.jaxpr.invars[:n_body], body.jaxpr.invars[n_body:]
-    tested = set(_read(test.jaxpr.eqns)) | set(_variables(test.jaxpr.outvars))
+    tested = set(read(test.jaxpr.eqns)) | set(variables(test.jaxpr.outvars))
     keep = [w or v in tested for w, v in zip(wanted, test.jaxpr.invars[n_test:], strict=True)]
     while True:
         outs = [v for v, k in zip(body.jaxpr.outvars, keep, strict=True) if k]
         own = needed(body.jaxpr.eqns, outs)
-        reads = set(_read(own)) | set(_variables(outs))
+        reads = set(read(own)) | set(variables(outs))
         more = [k or v in reads for k, v in zip(keep, carried, strict=True)]
         if more == keep:
             break
@@ -202,7 +202,7 @@ def _loop_part(eqn: JaxprEqn, wanted: list[bool]) -> JaxprEqn:
         outvars=chosen(eqn.outvars, keep), params=params)
 
 
-def _inlined(closed: ClosedJaxpr) -> Callable:
+def inlined(closed: ClosedJaxpr) -> Callable:
     """The same computation without the equations that only wrap others."""
 
     def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -219,7 +219,7 @@ def _inlined(closed: ClosedJaxpr) -> Callable:
             elif isinstance(inner, Jaxpr):
                 found = run(inner, (), given)
             else:
-                reads = list(dict.fromkeys(_read([eqn])))
+                reads = list(dict.fromkeys(read([eqn])))
                 one = jaxpr.replace(constvars=[], invars=reads, outvars=eqn.outvars, eqns=[eqn])
                 found = jaxpr_as_fun(ClosedJaxpr(one, []))(*(known[v] for v in reads))
             known.update(zip(eqn.outvars, found, strict=True))
@@ -228,12 +228,14 @@ def _inlined(closed: ClosedJaxpr) -> Callable:
     return lambda *args: run(closed.jaxpr, closed.consts, args)
 
 
-def _variables(atoms: Iterable[Any]) -> list[Var]:
+def variables(atoms: Iterable[Any]) -> list[Var]:
+    """Those that are no literals."""
     return [a for a in atoms if isinstance(a, Var)]
 
 
-def _read(eqns: Iterable[JaxprEqn]) -> list[Var]:
-    return [v for eqn in eqns for v in _variables(eqn.invars)]
+def read(eqns: Iterable[JaxprEqn]) -> list[Var]:
+    """What equations read, in order and as often."""
+    return [v for eqn in eqns for v in variables(eqn.invars)]
 
 
 def _defined(eqns: Iterable[JaxprEqn]) -> set[Var]:

@@ -52,21 +52,27 @@ def describe(run: RunConfig) -> str:
     program = compile_schedule(run)
     schedule = program.schedule
     layers = stages.share(run.model.layers, schedule.stages)
+    form = "masked" if program.steps.lanes else "branched"
     few = f"{layers[-1]} or {layers[0]}" if layers[0] != layers[-1] else f"{layers[0]}"
     return (f"{schedule.name}: {schedule.stages} stages of {few} layers, {schedule.chunks} on each "
-            f"of {schedule.ranks} ranks; {program.steps.slots} slots for {schedule.microbatches} "
-            f"microbatches, {program.activations} activations of a stage kept")
+            f"of {schedule.ranks} ranks; {program.steps.slots} slots, {form}, for "
+            f"{schedule.microbatches} microbatches, {program.activations} activations of a stage "
+            "kept")
 
 
 def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
-    """`step.gradients` over a pipeline; backend: the one on the mesh."""
+    """`step.gradients` over a pipeline; backend: the one on the mesh.
+
+    Paired slots are laid open but on a CPU, which communicates when it does not compute.
+    """
     program = compile_schedule(run)
     inside = single(backend.products, backend.dtype)
     if run.model.moe is not None and run.parallel.expert > 1:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
             place.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
             wire=exchange.WIRES[run.train.precision]))
-    pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.place.remat)
+    is_open = mesh.devices.flat[0].platform != "cpu"
+    pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.place.remat, is_open)
 
     def gradients(p: TransformerParams, batch: Batch, at: Array, run: RunConfig,
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
