@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax
 
+from dsjax.checkpoint.store import StoreError
 from dsjax.errors import UserError
 
 BEAT_S, SILENCE_S = 2.0, 20.0
@@ -83,8 +84,13 @@ def watching(folder: Path) -> Iterator[None]:
         with _abort_waits():
             try:
                 yield
-            except jax.errors.JaxRuntimeError as error:
+            except Exception as error:
+                if isinstance(error, UserError) and not isinstance(error, StoreError):
+                    raise
+                # A collective, a save, whatever was under way: is it because another is gone?
                 _wait()
+                if not isinstance(error, jax.errors.JaxRuntimeError):
+                    raise
                 raise UserError(
                     f"a step failed on process {fellows.mine} ({str(error)[:200]}); the same "
                     "command goes on from the newest checkpoint") from error
