@@ -138,9 +138,10 @@ def compare(found: Loads, replicas: int, groups: int, nodes: int, devices: int,
         for part in (loads, slots)]  # in order; as even as it goes where they do not divide
     title = plots.placements((loads, of_devices[0]), (slots, of_devices[1]), png, found.name,
                              found.labels)
-    worst = [1 + max_violation(part) for part in (loads, *of_devices)]
-    rows = [Row(label, *(round(float(w[i]), 4) for w in worst), int(copies[i].max()))
-            for i, label in enumerate(found.labels)]
+    expert, before, after = (np.round(1 + max_violation(part), 4).tolist()
+                             for part in (loads, *of_devices))
+    rows = [Row(*row) for row in zip(found.labels, expert, before, after,
+                                     copies.max(axis=1).tolist(), strict=True)]
     return rows, placement, title
 
 
