@@ -37,13 +37,19 @@ def compile_schedule(run: RunConfig) -> Program:
 def check(run: RunConfig) -> None:
     """Refuse a run that its pipeline cannot take.
 
-    Several processes read different rows, and the ranks of a pipeline need the same ones.
+    Several processes draw different rows, so that a batch is drawn by all devices in equal shares.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            f"a pipeline of {run.parallel.pipe} ranks over {jax.process_count()} processes is not "
-            "there yet; use one process, or --parallel.pipe 1 with data and expert"
-        )
+    train, devices = run.train, run.parallel.devices
+    sizes = {"batch": train.batch}
+    if train.batch_start is not None:
+        sizes |= {"batch-start": train.batch_start, "batch-multiple": train.batch_multiple}
+    for name, rows in sizes.items():
+        if jax.process_count() > 1 and rows % devices:
+            raise UserError(
+                f"a pipeline over {jax.process_count()} processes draws its rows on all its "
+                f"devices, but {rows} rows do not divide over {devices}; choose --train.{name} "
+                f"{-(-rows // devices) * devices}"
+            )
     compile_schedule(run)
 
 

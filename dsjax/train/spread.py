@@ -155,10 +155,14 @@ def begin(run: RunConfig, start: TransformerParams, mesh: Mesh | None) -> TrainS
 
 
 def put_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> Batch:
-    """This process's rows of a step as the whole step's batch, cut over all devices."""
+    """This process's rows of a step as the whole step's batch, cut over all devices.
+
+    The ranks of a pipeline read the same rows. Where they may lie in several processes, each of
+    which draws its own rows, rows are cut over ranks as well, and gathered in the step.
+    """
     if mesh is None:
         return from_rows(dict(rows))
-    where = meshes.sharding(mesh, meshes.AXES)
+    where = meshes.sharding(mesh, meshes.AXES if jax.process_count() == 1 else mesh.axis_names)
     return from_rows(
         {name: jax.make_array_from_process_local_data(where, a) for name, a in rows.items()})
 
