@@ -95,19 +95,29 @@ def varies(a: Any) -> frozenset[str]:
 def phases(eqns: Iterable[JaxprEqn]) -> list[list[JaxprEqn]]:
     """Cut equations, in order, into those with products and those with exchanges, in turn.
 
-    What is neither stays with what is before it. The first phase has products or is empty.
+    What is neither stays with what is before it, and so do exchanges below a sixteenth of the
+    largest: counts of rows travel in no time, and shall not take the work that rows need beside
+    them. The first phase has products or is empty.
     """
+    eqns = list(eqns)
+    names = [_primitives(eqn) for eqn in eqns]
+    large = max((_bytes(e) for e, n in zip(eqns, names, strict=True) if n & EXCHANGES), default=0)
     found: list[list[JaxprEqn]] = [[]]
     is_exchange = False
-    for eqn in eqns:
-        names = _primitives(eqn)
-        has_products = not names.isdisjoint(split.PRODUCTS)
-        if has_products or not names.isdisjoint(EXCHANGES):
+    for eqn, inner in zip(eqns, names, strict=True):
+        has_products = not inner.isdisjoint(split.PRODUCTS)
+        if has_products or (inner & EXCHANGES and 16 * _bytes(eqn) >= large):
             if is_exchange == has_products:
                 found.append([])
             is_exchange = not has_products
         found[-1].append(eqn)
     return found
+
+
+def _bytes(eqn: JaxprEqn) -> int:
+    """Of the largest result."""
+    made: list[Any] = [v.aval for v in eqn.outvars]
+    return max((a.size * a.dtype.itemsize for a in made), default=0)
 
 
 def _primitives(eqn: JaxprEqn) -> set[str]:
