@@ -91,12 +91,6 @@ def in_turn(programs: dict[Any, Any], run: RunConfig, rounds: int) -> dict[Any, 
     return found
 
 
-def medians(programs: dict[Any, Any], run: RunConfig, rounds: int) -> dict[Any, float]:
-    """The middle of each program's seconds."""
-    taken = in_turn(programs, run, rounds)
-    return {name: sorted(times)[rounds // 2] for name, times in taken.items()}
-
-
 def only(steps: Lockstep, kinds: tuple[Kind, ...], repeats: int) -> Program:
     """A program in which one rank does one slot's work again and again and the others idle.
 

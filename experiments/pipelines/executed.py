@@ -18,7 +18,7 @@ from dsjax.parallel import pipeline
 from dsjax.parallel.program import Program, compile_table, length, shortest
 from dsjax.parallel.program import forms as program_forms
 from dsjax.parallel.schedule import NAMES, Lockstep, build, lockstep
-from dsjax.parallel.schedules.table import Kind
+from dsjax.parallel.schedules.table import Kind, Schedule
 from dsjax.parallel.simulate import Times
 from dsjax.parallel.validate import peak_activations
 from experiments.common import record
@@ -26,11 +26,11 @@ from experiments.pipelines import built
 
 HERE = Path(__file__).parent
 COMMAND = "python -m experiments.pipelines.run executed"
-RANKS, MICROBATCHES, REPEATS, ROUNDS = 4, 8, 24, 7
+RANKS, MICROBATCHES, REPEATS, ROUNDS = 4, 8, 24, 12
 
 
 def cell_times() -> Times:
-    """Seconds of F, B, W and the pair on a stage of two layers."""
+    """Seconds of F, B, W and the pair on a stage of two layers, each the least of its rounds."""
     run = built.run_of(MICROBATCHES)
     made = {name: lockstep(build(name, RANKS, MICROBATCHES)) for name in ("zb-h1", "dualpipe")}
     pair = (Kind.FORWARD, Kind.BACKWARD)
@@ -41,9 +41,12 @@ def cell_times() -> Times:
         "W": (made["zb-h1"], (Kind.WEIGHT,)),
         "pair": (made["dualpipe"], pair),
     }
-    programs = {n: built.piped(run, built.only(*which, 1 if n == "idle" else REPEATS))
-                for n, which in wanted.items()}
-    taken = built.medians(programs, run, ROUNDS)
+    programs = {}
+    for name, which in wanted.items():
+        repeats = 1 if name == "idle" else REPEATS
+        programs[name] = built.piped(run, built.only(*which, repeats))
+        print(name, "compiled", flush=True)
+    taken = {n: min(t) for n, t in built.in_turn(programs, run, ROUNDS).items()}
     each = {n: (t - taken["idle"]) / REPEATS for n, t in taken.items()}
     return Times(each["F"], each["B"], each["W"], each["pair"])
 
@@ -61,6 +64,12 @@ def place_bytes(run: Any, program: Program) -> int:
     return sizes[1] - sizes[0]
 
 
+def turning_point(schedule: Schedule) -> float:
+    """The share of F + B + W that F&B must take, to a hundredth, for masks to be the shorter."""
+    shares = (n / 100 for n in range(100, 0, -1))
+    return next((x for x in shares if shortest(schedule, Times(overlapped=3 * x)).lanes), 0.0)
+
+
 def main() -> None:
     run = built.run_of(MICROBATCHES)
     times = cell_times()
@@ -69,21 +78,22 @@ def main() -> None:
     for name in NAMES:
         schedule = build(name, RANKS, MICROBATCHES)
         chosen[name] = compile_table(shortest(schedule))
-        programs[name, "branched"] = built.piped(run, chosen[name])
-        programs[name, "masked"] = built.piped(run, compile_table(lockstep(schedule, lanes=True)))
+        programs[name] = built.piped(run, chosen[name])
         print(name, "compiled", flush=True)
-    walls = built.medians(programs, run, 3)
+    programs["1f1b masked"] = built.piped(run, compile_table(
+        lockstep(build("1f1b", RANKS, MICROBATCHES), lanes=True)))
+    walls = {n: min(t) for n, t in built.in_turn(programs, run, 3).items()}
     bytes_of = {2: place_bytes(run, chosen["1f1b"]), 1: place_bytes(run, chosen["zb-v"])}
     p, batch = built.inputs(run)
     memory, work, forms = [], [], []
     for name in NAMES:
         program, schedule = chosen[name], chosen[name].schedule
-        outcome = jax.device_get(programs[name, "branched"](p, batch))
+        outcome = jax.device_get(programs[name](p, batch))
         executed = pipeline.executed_work(program, outcome.executed)
         assert executed == program.steps.work, f"{name} did not run its table"
         layers = run.model.layers // schedule.stages
         peak = max(peak_activations(schedule.table))
-        temp = programs[name, "branched"].memory_analysis().temp_size_in_bytes
+        temp = programs[name].memory_analysis().temp_size_in_bytes
         memory.append([name, layers, peak, program.activations, *program.inbox, program.owed,
                        f"{program.activations * bytes_of[layers] / 2**20:.1f}",
                        f"{temp / 2**20:.1f}"])
@@ -93,15 +103,13 @@ def main() -> None:
         made = program_forms(schedule)
         by_form = {f: length(steps, thin) for f, steps in made.items()}
         best = min(by_form, key=lambda f: by_form[f])
-        assert made[best].lanes == program.steps.lanes, f"measured times choose {best} for {name}"
         busy = max(sum(thin.of(cell) for cell in row if cell) for row in program.steps.table)
-        even = length(program.steps) / (3 * made["masked"].slots)
+        even = turning_point(schedule)
         forms.append([name, slots, made["masked"].slots,
                       *(f"{1e3 * t:.0f}" for t in by_form.values()), f"{1e3 * busy:.0f}", best,
-                      f"{even:.2f}",
-                      f"{walls[name, 'masked'] / walls[name, 'branched']:.2f}"])
-        found.append({"schedule": name, "seconds": by_form, "temp_bytes": temp, "walls": [
-            walls[name, "branched"], walls[name, "masked"]]})
+                      f"{even:.0%}", f"{walls[name]:.2f}"])
+        found.append({"schedule": name, "seconds": by_form, "temp_bytes": temp,
+                      "wall_seconds": walls[name]})
     where = {"ranks": RANKS, "microbatches": MICROBATCHES}
     record.write(
         HERE / "records" / "memory.json",
@@ -121,12 +129,12 @@ def main() -> None:
         HERE / "records" / "forms.json",
         "branched slots are shorter than masked ones for every schedule unless overlap saves",
         ["schedule", "slots", "masked slots", "branched ms", "backward cut ms", "masked ms",
-         "busiest rank ms", "shortest", "masked wins below F&B /(F+B+W)",
-         "work of all ranks, masked / branched"],
+         "busiest rank ms", "shortest", "masked if F&B takes of F+B+W",
+         "all ranks on shared cores s"],
         forms, COMMAND, unit="ms of a step, counted with measured times of cells",
         cell_ms={"F": 1e3 * times.forward, "B": 1e3 * times.input, "W": 1e3 * times.weight,
                  "F&BW": 1e3 * times.pair},
-        measured=found, **where,
+        measured=found, masked_1f1b_wall_seconds=walls["1f1b masked"], **where,
     )
 
 

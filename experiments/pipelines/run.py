@@ -35,7 +35,7 @@ def one(part: str) -> None:
     """Run a part in this process."""
     from dsjax.cli.tune import tune_process
 
-    if part == "overhead":
+    if part in DEVICES:
         tune_process()
     importlib.import_module(f"experiments.pipelines.{part}").main()
 
