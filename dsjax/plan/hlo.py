@@ -260,26 +260,30 @@ def trip_count(program: Program, loop: Instruction) -> int:
 
 
 def _product_counts(program: Program) -> dict[str, int]:
-    """Matrix products that each instruction runs, those of the computations it calls included."""
-    known: dict[str, int] = {}
-    by_line: dict[str, int] = {}
+    """Matrix products that each instruction runs, those of the computations it calls included.
 
-    def of_computation(name: str) -> int:
-        if name not in known:
-            known[name] = 0  # no computation calls itself
-            known[name] = sum(of_line(line) for line in program.computations[name])
-        return known[name]
+    A loop over data counts as not run, but once inside a stated loop: there it is no rare round
+    but one over what precedes, such as attention's over the keys that a block of queries may see.
+    """
+    known: dict[tuple[str, bool], int] = {}
 
-    def of_line(line: Instruction) -> int:
-        trips = trip_count(program, line) if line.opcode == "while" else 1
+    def of_computation(name: str, is_looped: bool) -> int:
+        if (name, is_looped) not in known:
+            known[name, is_looped] = sum(
+                of_line(line, is_looped) for line in program.computations[name])
+        return known[name, is_looped]
+
+    def of_line(line: Instruction, is_looped: bool) -> int:
+        trips = 1
+        if line.opcode == "while":
+            trips = trip_count(program, line) or int(is_looped)
+            is_looped = is_looped or trips > 0
         own = line.opcode in PRODUCTS or (
             line.opcode == "custom-call" and PRODUCT_CALL.search(line.rest) is not None)
-        by_line[line.name] = own + trips * sum(of_computation(c) for c in line.called)
-        return by_line[line.name]
+        return own + trips * sum(of_computation(c, is_looped) for c in line.called)
 
-    for name in program.computations:
-        of_computation(name)
-    return by_line
+    return {line.name: of_line(line, False)
+            for lines in program.computations.values() for line in lines}
 
 
 # Collectives

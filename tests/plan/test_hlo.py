@@ -88,6 +88,34 @@ def test_a_pair_with_a_product_between_is_hidden(found):
     assert (pair.bytes, pair.group, pair.times) == (64 * 32 * 2, 4, 58)
 
 
+def test_a_loop_over_data_counts_once_inside_a_stated_loop():
+    """Attention's: blocks of queries are a stated loop, the keys that each may see one over data.
+
+    A stated loop of three around a loop over data with a product, between start and done, are
+    three products more; a loop over data alone, a rare round, adds none.
+    """
+    inner = SCAN.replace("%permuted = bf16[64,32]{1,0} collective-permute(%x.3), "
+                         "source_target_pairs={{0,1}}",
+                         "%permuted = bf16[64,16]{1,0} fusion(%x.3), kind=kOutput, calls=%fused")
+    outer = inner.replace("    %all-reduce-scatter.1 (p", """    %three (s: (s32[])) -> pred[] {
+      %limit.5 = s32[] constant(3)
+      ROOT %less.5 = pred[] compare(%limit.5, %limit.5), direction=LT
+    }
+
+    %queries (s: (s32[])) -> (s32[]) {
+      %s.6 = (s32[]) parameter(0)
+      ROOT %keys = (s32[]) while(%s.6), condition=%open_condition, body=%again
+    }
+
+    %all-reduce-scatter.1 (p""")
+    done = "      %all-to-all-done.1"
+    for loop, products in (("condition=%three, body=%queries", 4),
+                           ("condition=%open_condition, body=%again", 1)):
+        text = outer.replace(done, f"      %between = (s32[]) while(%s), {loop}\n{done}")
+        pairs = [c for c in hlo.collectives(textwrap.dedent(text)) if c.is_async]
+        assert [c.products for c in pairs] == [products]
+
+
 def test_a_collective_without_a_pair_is_synchronous(found):
     ragged = found["ragged.1"]
     assert (ragged.kind, ragged.is_async, ragged.is_hidden) == ("ragged-all-to-all", False, False)
