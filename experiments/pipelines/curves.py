@@ -2,10 +2,9 @@
 
 Rounding differs by the order of float32 sums alone, and training makes any such difference larger:
 sooner or later a token's choice of experts that is undecided within a rounding turns, and from
-there two runs part. How fast is a property of the run and not of the pipeline, so each run has a
-control beside it: one device that adds up 4 microbatches where the others have 8. `calm` keeps the
-rate and the router's bias at V3's own size and moments in float32; `as it is` is the config's
-recipe, 14 times V3's rate.
+there two runs part. `calm` keeps the rate and the router's bias at V3's own size and moments in
+float32. `as it is` is the config's recipe, 14 times V3's rate, and has a control: one device that
+adds up 4 microbatches where the others have 8.
 
 A run that was stopped goes on; finished ones are read from runs/pipelines.
 """
@@ -32,8 +31,8 @@ PIPED = ("--parallel.pipe", "4", "--parallel.schedule", "dualpipe", "--devices",
 ARMS = {
     "one device": ("--train.microbatches", "8"),
     "DualPipe": (*PIPED, "--train.microbatches", "8"),
-    "one device, 4 microbatches": ("--train.microbatches", "4"),
 }
+CONTROL = {"one device, 4 microbatches": ("--train.microbatches", "4")}
 RECIPES = {
     "calm": ("--rate.peak", "2.2e-4", "--rate.low", "2.2e-5", "--rate.last", "7.3e-6",
              "--loss.bias-speed", "0.001", "--optimizer.moments", "float32"),
@@ -55,12 +54,12 @@ def main() -> None:
     rows, curves = [], {}
     for recipe, words in RECIPES.items():
         lines = {}
-        for arm, more in ARMS.items():
+        for arm, more in (ARMS | (CONTROL if not words else {})).items():
             out = OUT / f"{recipe}_{arm}".replace(" ", "_").replace(",", "")
             lines[arm] = trained(out, (*more, *words))
             print(recipe, arm, lines[arm][-1], flush=True)
         alone = lines["one device"]
-        for arm in list(ARMS)[1:]:
+        for arm in list(lines)[1:]:
             apart = np.abs(lines[arm] / alone - 1)
             same = int((apart > 1e-6).argmax()) if (apart > 1e-6).any() else STEPS
             rows.append([recipe, arm, f"{alone[-1]:.5f}", f"{lines[arm][-1]:.5f}", same,
@@ -73,7 +72,7 @@ def main() -> None:
          "apart in 20 steps", "in 60"],
         rows, COMMAND, unit="nats a token; largest relative difference of the loss", steps=STEPS,
         curves=curves, commands={arm: " ".join(("dsjax train tiny", *more, *COMMON))
-                                 for arm, more in ARMS.items()},
+                                 for arm, more in (ARMS | CONTROL).items()},
     )
     with plot.figure(HERE / "curves.svg", panels=2) as axes:
         for axis, (recipe, lines) in zip(axes, curves.items(), strict=True):
