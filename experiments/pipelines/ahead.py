@@ -48,7 +48,8 @@ MORE = {"cuda": {
     "xla_gpu_experimental_parallel_collective_overlap_limit": 4,  # as many may travel at once
 }}
 RANKS, MICROBATCHES, ROWS, LENGTH = 4, 8, 8, 128
-FORMS = [("dualpipe", "open"), *((name, "branched") for name in reversed(NAMES))]
+FORMS = [("dualpipe", "open"), ("dualpipe", "branched"), ("1f1b", "branched"),
+         *((name, "branched") for name in NAMES if name not in ("dualpipe", "1f1b"))]
 
 
 def run_of(stages: int) -> RunConfig:
@@ -107,8 +108,11 @@ def branch_paths(text: str) -> dict[str, tuple[tuple[int, int], ...]]:
         found[name] = path
         for line in program.computations[name]:
             if line.opcode == "conditional":
-                for index, other in enumerate(line.called):
-                    visit(other, (*path, (index, len(line.called))))
+                others = line.called  # of a predicate the true one is written first
+                if "true_computation=" in line.rest:
+                    others = others[::-1]
+                for index, other in enumerate(others):
+                    visit(other, (*path, (index, len(others))))
             elif line.opcode in ("while", "call"):
                 for other in line.called:
                     visit(other, path)
