@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,17 +78,18 @@ def plain(run: RunConfig) -> Any:
         *inputs(run)).compile()
 
 
-def in_turn(programs: dict[Any, Any], run: RunConfig, rounds: int) -> dict[Any, list[float]]:
-    """Seconds of each program, one after another, `rounds` times."""
+def in_turn(programs: dict[Any, Any], run: RunConfig, rounds: int,
+            clock: Callable[[], float] = time.perf_counter) -> dict[Any, list[float]]:
+    """Seconds of each program by a clock, one after another, `rounds` times."""
     found: dict[Any, list[float]] = {name: [] for name in programs}
     p, batch = inputs(run)
     for program in programs.values():
         jax.block_until_ready(program(p, batch))
     for _ in range(rounds):
         for name, program in programs.items():
-            begin = time.perf_counter()
+            begin = clock()
             jax.block_until_ready(program(p, batch))
-            found[name].append(time.perf_counter() - begin)
+            found[name].append(clock() - begin)
     return found
 
 
