@@ -49,7 +49,8 @@ def main() -> None:
     record.write(
         HERE / "records" / "overhead.json",
         "a pipeline of one rank costs less than 5 % over the plain step",
-        ["remat", "plain step CPU-ms", "pipeline of one rank CPU-ms", "overhead", "middle half of rounds"],
+        ["remat", "plain step CPU-ms", "pipeline of one rank CPU-ms", "overhead",
+         "middle half of rounds"],
         rows, COMMAND, unit="CPU-ms, median of rounds in turn; tiny, 8 x 256 tokens, float32",
         rounds=ROUNDS, microbatches=MICROBATCHES, measured=found,
     )
