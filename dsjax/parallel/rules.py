@@ -97,9 +97,12 @@ def stored_shardings(specs: Tree, mesh: Mesh, *, use_zero: bool) -> Tree:
 def held_sharding(spec: Spec, leaf: jax.Array, mesh: Mesh) -> NamedSharding:
     """Where a step finds the low-precision form [..., K, N] of a matrix, or its scales.
 
-    Leading dims lie as the matrix's do; K is cut as its first dim is, where it divides.
+    Leading dims lie as the matrix's do; K is cut as its first dim is, N as the first dim of its
+    columns, where they divide.
     """
-    entries = list(used(spec))[: spec.batch_dims + 1]
+    by_dim = list(used(spec))
+    columns = spec.batch_dims + spec.contract_dims
+    entries = [*by_dim[: spec.batch_dims + 1], *by_dim[columns : columns + 1]]
     entries += [None] * (leaf.ndim - len(entries))
     return _fitting(leaf.shape, PartitionSpec(*entries), mesh)
 
