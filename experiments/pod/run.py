@@ -1,0 +1,120 @@
+"""Compile V3's step for two pods, and a small model's for one host of each, and record what came.
+
+`python -m experiments.pod.run` compiles every case; with names after it only those, and the tables
+keep what they have of the others. Needs the extras tpu-aot and gpu-aot.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.common import record
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "records"
+COMMAND = "python -m experiments.pod.run"
+
+V3 = ["deepseek_v3", "--parallel.data", "4", "--parallel.fsdp", "8", "--parallel.expert", "64",
+      "--train.batch", "16384", "--train.microbatches", "8", "--train.batch-start", "None"]
+V5P = [*V3, "--on", "v5p:8x16x16"]
+H200 = [*V3, "--on", "h200:256x8", "--parallel.expert-nodes", "8"]
+LITE = ["deepseek_v2_lite", "--train.length", "4096", "--train.batch", "16", "--place.remat",
+        "full", "--parallel.expert", "8", "--train.precision", "bf16", "--train.activations",
+        "bfloat16"]
+PODS = {
+    "v5p bf16": [*V5P, "--train.precision", "bf16", "--place.remat", "full"],
+    "h200 bf16": [*H200, "--train.precision", "bf16"],
+    "v5p bf16, remat v3": [*V5P, "--train.precision", "bf16"],
+}
+HOSTS = {
+    f"{kind} {form}{' interleaved' if halves else ''}":
+        [*LITE, "--on", machine, "--parallel.exchange", form,
+         *(["--parallel.interleave"] if halves else [])]
+    for kind, machine in (("v5p", "v5p:2x2x2"), ("h200", "h200:1x8"))
+    for form in ("ragged", "padded")
+    for halves in (False, True)
+}
+EXCHANGES = ("ragged-all-to-all", "all-to-all")
+
+
+def compiled(words: list[str]) -> dict[str, Any]:
+    """What `dsjax compile --json` says of a case; status 1 is a step that does not fit."""
+    command = [sys.executable, "-m", "dsjax", "compile", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def gigabytes(size: float) -> str:
+    """10^9 bytes, two decimals."""
+    return f"{size / 1e9:.2f}"
+
+
+def pods(cases: dict[str, dict]) -> None:
+    """Write the tables of the pods: memory by kind, and collectives."""
+    kinds = list(next(iter(cases.values()))["parts"])
+    columns = ["compiled for, precision", *kinds, "together", "a device has", "minutes (CPU)",
+               "GB of RAM here"]
+    rows = [
+        [name, *(gigabytes(c["parts"][kind]) for kind in kinds), gigabytes(c["bytes"]),
+         gigabytes(c["limit"]), f"{c['seconds'] / 60:.1f} ({c['cpu_seconds'] / 60:.1f})",
+         gigabytes(c["peak_memory"])]
+        for name, c in cases.items()
+    ]
+    record.write(RECORDS / "pods.json", "V3's whole step fits 2,048 devices of either kind",
+                 columns, rows, COMMAND, unit="GB of one device; compiled, not run", cases=cases)
+    found = [
+        [name, row["kind"], row["group"], row["runs"], gigabytes(row["bytes"]),
+         f"{row['asynchronous']} of {row['count']}", row["hidden"]]
+        for name, c in cases.items() for row in c["collectives"] if row["bytes"] >= 1e7
+    ]
+    record.write(RECORDS / "collectives.json", "what a device exchanges in a step",
+                 ["compiled for, precision", "collective", "devices", "runs a step", "GB a step",
+                  "asynchronous", "beside products"],
+                 found, COMMAND, unit="buffers of one device; compiled, not run")
+
+
+def hosts(cases: dict[str, dict]) -> None:
+    """Write the table of overlap: exchanges of tokens of a small model on eight devices."""
+    rows = []
+    for name, c in cases.items():
+        mine = [r for r in c["collectives"] if r["kind"] in EXCHANGES and r["bytes"] >= 1e6]
+        total = sum(r["bytes"] for r in mine)
+        rows.append([
+            name, sum(r["count"] for r in mine), sum(r["asynchronous"] for r in mine),
+            sum(r["hidden"] for r in mine), gigabytes(total),
+            f"{sum(r['hidden_bytes'] for r in mine) / max(total, 1):.0%}", gigabytes(c["bytes"]),
+        ])
+    record.write(RECORDS / "overlap.json", "exchanges of tokens run beside matrix products",
+                 ["compiled for, form", "exchanges in the program", "asynchronous",
+                  "beside products", "GB a step", "of these beside products", "GB of a device"],
+                 rows, COMMAND, unit="compiled, not run", cases=cases)
+
+
+def kept(path: Path) -> dict[str, dict]:
+    """Cases of a record that is there."""
+    return json.loads(path.read_text())["cases"] if path.is_file() else {}
+
+
+def main(names: list[str]) -> None:
+    jax.config.update("jax_platforms", "cpu")  # the compilers' plugins look for their machines
+    for table, path, cases in ((pods, RECORDS / "pods.json", PODS),
+                               (hosts, RECORDS / "overlap.json", HOSTS)):
+        for name, words in cases.items():
+            if names and name not in names:
+                continue
+            made = compiled(words)
+            found = kept(path) | {name: made}
+            table({n: found[n] for n in cases if n in found})
+            print(f"{name}: done", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
