@@ -29,6 +29,7 @@ def layouts(argv: list[str]) -> int:
         return 0
     given = _numbers(argv, {"devices": 8})
     import jax
+    import numpy as np
 
     jax.config.update("jax_num_cpu_devices", given["devices"])
     from dsjax.train import layouts as compared
@@ -40,8 +41,8 @@ def layouts(argv: list[str]) -> int:
         print(f"{'data':>4} {'fsdp':>4} {'expert':>6}  " + " ".join(f"{n:>9}" for n in names))
     worst = 0.0
     for layout, found in compared.compare_all(given["devices"]):
-        row = {name: max(getattr(d, name) for d in found) for name in names}
-        worst = max(worst, *row.values())
+        row = {name: float(np.max([getattr(d, name) for d in found])) for name in names}
+        worst = float(np.max([worst, *row.values()]))
         axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
         if "--json" in argv:
             more = {"extra_rounds": sum(d.extra_rounds for d in found), "steps": len(found)}

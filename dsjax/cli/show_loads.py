@@ -66,10 +66,15 @@ def run(argv: list[str]) -> int:
     experts = found.loads.shape[1]
     numbers = {name: _number(name, value) for name, value in given.items()}
     devices = numbers.get("devices") or max(d for d in range(1, 9) if experts % d == 0)
-    replicas = numbers.get("replicas") or experts + devices
-    rows, placement, title = compare(
-        found, replicas, numbers.get("groups") or found.groups, numbers.get("nodes") or 1,
-        devices, png)
+    replicas = numbers.get("replicas") or (-(-experts // devices) + 1) * devices
+    try:
+        rows, placement, title = compare(
+            found, replicas, numbers.get("groups") or found.groups, numbers.get("nodes") or 1,
+            devices, png)
+    except UserError as error:
+        raise UserError(_with_flags(str(error))) from None
+    except OSError as error:
+        raise UserError(f"{png} cannot be drawn ({error.strerror}); name another --out") from None
     if "--json" in argv:
         print(json.dumps({
             "name": found.name, "devices": devices, "replicas": replicas, "picture": str(png),
@@ -167,6 +172,14 @@ def _flags(argv: list[str]) -> dict[str, str]:
                             + ", --out PNG or --json")
         given[name] = value
     return given
+
+
+def _with_flags(sentence: str) -> str:
+    """Name numbers by this command's flags, not by EPLB's arguments."""
+    for name, flag in (("num_gpus", "devices"), ("num_experts", "experts"), *(
+            (f"num_{name}", name) for name in NUMBERS)):
+        sentence = sentence.replace(name, f"--{flag}" if flag in NUMBERS else flag)
+    return sentence
 
 
 def _number(name: str, value: str) -> int:

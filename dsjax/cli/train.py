@@ -49,12 +49,17 @@ def run(argv: list[str]) -> int:
     config = load.override(load.load(load.first(argv, "dsjax train")), argv[1:])
     import jax
 
-    from dsjax.train import loop, platform
+    from dsjax.train import fellows, loop, platform
 
     platform.dispatch_inline()
     is_first = jax.process_index() == 0
     console = Console(file=None if is_first else open(os.devnull, "w"))  # noqa: SIM115
-    outcome = loop.train(config, console)
+    try:
+        outcome = loop.train(config, console)
+    except UserError as error:
+        if jax.process_count() > 1:
+            fellows.leave(error)
+        raise
     if outcome.signal is not None and not outcome.is_complete:
         return 128 + outcome.signal
     if is_first:

@@ -159,9 +159,9 @@ class MoEConfig:
     has_bias: bool = True
     """Whether a selection bias steers the choice (auxiliary-loss-free balancing)."""
     capacity_factor: float | None = None
-    """None drops no token (V3); in training a number keeps ceil(factor * T * K / E) tokens an
-    expert, the heaviest first, and drops the rest (V2, for ablations); evaluation and generation
-    drop none."""
+    """None drops no token (V3); in training a number keeps ceil(factor * T * K / E) of a
+    microbatch's T tokens an expert, the heaviest first, and drops the rest (V2, for ablations: the
+    one thing that depends on the number of microbatches); evaluation and generation drop none."""
 
     def __post_init__(self) -> None:
         """Refuse group layouts that do not divide or cannot supply K experts."""

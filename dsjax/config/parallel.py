@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,8 +62,10 @@ class ParallelConfig:
                 "a pipeline's schedule interleaves by itself; use --parallel.schedule dualpipe "
                 "instead of --parallel.interleave"
             )
-        if not self.headroom > 0:
-            raise ValueError(f"ParallelConfig.headroom={self.headroom} must be above 0; try 1.25")
+        if not (self.headroom > 0 and math.isfinite(self.headroom)):
+            raise ValueError(
+                f"ParallelConfig.headroom={self.headroom} is not a finite number above 0; try 1.25"
+            )
 
     @property
     def devices(self) -> int:

@@ -67,15 +67,6 @@ def sharding(mesh: Mesh, *axes: Any) -> NamedSharding:
 def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
           microbatches: int) -> None:
     """Refuse a layout that a run does not divide over. rows: every batch size the run has."""
-    share = layout.row_devices * microbatches
-    for batch in rows:
-        if batch % share:
-            below, above = batch // share * share, -(-batch // share) * share
-            near = " or ".join(str(n) for n in (below, above) if n)
-            raise UserError(
-                f"a batch of {batch} rows does not divide over {layout.row_devices} devices x "
-                f"{microbatches} microbatches ({layout}); use {near} rows, or fewer devices"
-            )
     if layout.expert > 1 and model.moe is None:
         raise UserError(f"the model has no experts to share over expert={layout.expert}; use 1")
     if model.moe is not None and model.moe.experts % layout.expert:
@@ -88,6 +79,15 @@ def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
             f"d_model={model.d_model} does not divide over --parallel.fsdp {layout.fsdp}; choose "
             f"from {divisors(model.d_model)}"
         )
+    share = layout.row_devices * microbatches
+    for batch in rows:
+        if batch % share:
+            below, above = batch // share * share, -(-batch // share) * share
+            near = " or ".join(str(n) for n in (below, above) if n)
+            raise UserError(
+                f"a batch of {batch} rows does not divide over {layout.row_devices} devices x "
+                f"{microbatches} microbatches ({layout}); use {near} rows, or fewer devices"
+            )
 
 
 def divisors(n: int) -> list[int]:

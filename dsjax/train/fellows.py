@@ -3,7 +3,8 @@
 A collective whose member is gone may wait for ever. So each process writes a beat to the run's
 folder every few seconds, from a thread of its own, and reads the beats of the others. A beat that
 stays the same for `SILENCE_S` seconds of this process's own clock is of a process that is gone, or
-has lost the folder: this one says so in a sentence and ends, with what it was doing.
+has lost the folder: this one says so in a sentence and ends, with what it was doing. A process that
+fails by itself leaves its sentence instead of a beat, and the others repeat it.
 
 JAX's own watch is for a coordinator that is gone: its client calls abort() at once, without a word
 of who. That abort is held up until the beats have told.
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -27,6 +29,7 @@ from dsjax.checkpoint.store import StoreError
 from dsjax.errors import UserError
 
 BEAT_S, SILENCE_S = 2.0, 20.0
+FAILED = "failed "
 LEFT = 3
 """Exit status of a process that left because another was gone."""
 
@@ -38,24 +41,41 @@ class Fellows:
         self.folder, self.mine, self.count = folder, mine, count
         self._beat = 0
         self._seen: dict[int, tuple[str, float]] = {}
+        self._before = [self._read(other) for other in range(count)]  # of an earlier start
+
+    def _read(self, number: int) -> str:
+        path = self.folder / str(number)
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def _write(self, text: str) -> None:
+        draft = self.folder / f".{self.mine}"
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, self.folder / str(self.mine))
 
     def beat(self) -> None:
         """Say that this process is alive."""
         self._beat += 1
-        draft = self.folder / f".{self.mine}"
-        draft.write_text(f"{os.getpid()} {self._beat}")
-        os.replace(draft, self.folder / str(self.mine))
+        self._write(f"{os.getpid()} {self._beat}")
 
     def gone(self) -> list[int]:
         """Processes that were heard and have been silent for too long."""
         now = time.monotonic()
         for other in range(self.count):
-            path = self.folder / str(other)
-            text = path.read_text() if path.exists() else ""
+            text = self._read(other)
             if text and text != self._seen.get(other, ("", 0.0))[0]:
                 self._seen[other] = (text, now)
         return [other for other, (text, when) in sorted(self._seen.items())
                 if other != self.mine and text != "done" and now - when > SILENCE_S]
+
+    def failed(self) -> str | None:
+        """What another process that failed since the start left to be said."""
+        for other in range(self.count):
+            text = self._read(other)
+            if other != self.mine and text.startswith(FAILED) and text != self._before[other]:
+                why = text.removeprefix(FAILED).partition(" ")[2]
+                return (f"process {other} of {self.count} failed, so process {self.mine} leaves: "
+                        f"{why}")
+        return None
 
     def sentence(self, gone: list[int]) -> str:
         """What to say of processes that are gone."""
@@ -65,7 +85,11 @@ class Fellows:
 
     def finish(self) -> None:
         """Say that this process ends as it should."""
-        (self.folder / str(self.mine)).write_text("done")
+        self._write("done")
+
+    def fail(self, why: str) -> None:
+        """Leave a sentence for the others, in place of beats."""
+        self._write(f"{FAILED}{os.getpid()} {why}")
 
 
 @contextlib.contextmanager
@@ -76,7 +100,7 @@ def watching(folder: Path) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     fellows = Fellows(folder, jax.process_index(), jax.process_count())
-    (folder / str(fellows.mine)).unlink(missing_ok=True)
+    fellows.beat()
     is_over = threading.Event()
     thread = threading.Thread(target=_watch, args=(fellows, is_over), daemon=True, name="fellows")
     thread.start()
@@ -94,9 +118,13 @@ def watching(folder: Path) -> Iterator[None]:
                 raise UserError(
                     f"a step failed on process {fellows.mine} ({str(error)[:200]}); the same "
                     "command goes on from the newest checkpoint") from error
-    finally:
+    except BaseException as error:
         is_over.set()
         thread.join()
+        fellows.fail(str(error) or type(error).__name__)
+        raise
+    is_over.set()
+    thread.join()
     fellows.finish()
 
 
@@ -128,6 +156,15 @@ def _watch(fellows: Fellows, is_over: threading.Event) -> None:
     """Beat, look around, and end the process when another is gone: its main thread may be stuck."""
     while not is_over.wait(BEAT_S):
         fellows.beat()
-        if gone := fellows.gone():
-            print(f"dsjax: {fellows.sentence(gone)}", file=sys.stderr, flush=True)
+        gone = fellows.gone()
+        why = fellows.failed() or (fellows.sentence(gone) if gone else None)
+        if why is not None:
+            print(f"dsjax: {why}", file=sys.stderr, flush=True)
             os._exit(LEFT)
+
+
+def leave(error: UserError) -> NoReturn:
+    """End a process of several for a reason of its own, without JAX's wait for the others."""
+    print(f"dsjax: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)

@@ -77,7 +77,7 @@ class Difference:
     @property
     def largest(self) -> float:
         """The worst of all."""
-        return max(self.loss, self.parts, self.gradients, self.bias, self.metrics)
+        return float(np.max([self.loss, self.parts, self.gradients, self.bias, self.metrics]))
 
 
 def factorizations(devices: int) -> Iterator[ParallelConfig]:
@@ -168,10 +168,10 @@ def compare(layout: ParallelConfig, microbatches: int, kind: str, step: Stepper,
 
 
 def _relative(got: Any, wanted: Any) -> float:
-    """The worst leaf's largest difference over its largest number."""
+    """The worst leaf's largest difference over its largest number; NaN where one is."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
-    return max(float(np.abs(np.subtract(a, b)).max() / max(float(np.abs(b).max()), 1e-30))
-               for a, b in pairs)
+    return float(np.max([np.abs(np.subtract(a, b)).max() / max(float(np.abs(b).max()), 1e-30)
+                         for a, b in pairs]))
 
 
 def compare_all(devices: int) -> Iterator[tuple[ParallelConfig, list[Difference]]]:

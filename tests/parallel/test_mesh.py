@@ -30,6 +30,7 @@ def test_a_layout_may_use_some_of_the_devices_and_never_more():
     (ParallelConfig(data=2), 6, 2, "use 4 or 8 rows"),
     (ParallelConfig(data=8), 4, 1, "use 8 rows"),
     (ParallelConfig(expert=4), 8, 1, r"--parallel.expert 4; choose from \[1, 2, 3, 6\]"),
+    (ParallelConfig(expert=5), 8, 1, r"--parallel.expert 5; choose from \[1, 2, 3, 6\]"),
     (ParallelConfig(fsdp=5), 10, 1, r"--parallel.fsdp 5; choose from \[1, 2, 3, 4, 6, 8, 12, 24\]"),
 ])
 def test_what_does_not_divide_is_refused_with_what_would(layout, rows, microbatches, words):

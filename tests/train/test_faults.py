@@ -3,6 +3,7 @@
 The processes are real. One that is killed says nothing: the others find out by themselves.
 """
 
+import dataclasses
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dsjax.checkpoint import files
 from dsjax.config.parallel import ParallelConfig
+from dsjax.train import fellows
 from tests.train import crew
 
 LONG = 100_000
@@ -47,6 +49,28 @@ def lose(run, count, gone):
 @pytest.mark.slow
 def test_when_the_coordinator_is_killed_the_other_names_it_and_leaves(tmp_path):
     lose(run_on(tmp_path, 2), 2, gone=0)
+
+
+@pytest.mark.slow
+def test_bad_input_ends_every_process_with_a_sentence(tmp_path):
+    run = run_on(tmp_path, 2)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, train="nowhere.txt"))
+    processes = crew.start(run, 2)
+    said = [p.communicate(timeout=60)[0] for p in processes]
+    assert {p.returncode for p in processes} <= {2, fellows.LEFT}
+    assert all("nowhere.txt" in words and "Traceback" not in words for words in said), said
+
+
+def test_what_one_process_failed_of_the_others_repeat(tmp_path):
+    earlier = fellows.Fellows(tmp_path, 1, 2)
+    earlier.fail("the disk is full")
+    watcher, other = fellows.Fellows(tmp_path, 0, 2), fellows.Fellows(tmp_path, 1, 2)
+    assert watcher.failed() is None  # that was another start
+    other.beat()
+    assert watcher.failed() is None
+    other.fail("books.txt is empty")
+    said = watcher.failed()
+    assert said == "process 1 of 2 failed, so process 0 leaves: books.txt is empty"
 
 
 @pytest.mark.slow
