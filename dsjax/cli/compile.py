@@ -89,6 +89,7 @@ def summary(made: Plan) -> dict[str, Any]:
         "bytes": made.memory.total,
         "limit": made.memory.limit,
         "parts": made.memory.parts,
+        "temporaries": result.temporaries if isinstance(result, Compiled) else None,
         "advice": made.advice,
         "compiled": isinstance(result, Compiled),
         "seconds": round(result.cost.seconds, 1),

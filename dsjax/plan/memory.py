@@ -2,8 +2,9 @@
 
 Masters, moments and the batch are what the step takes as arguments: their shapes and shardings say
 the bytes. So do those of compute weights (what products read, made once a step) and of gradients
-(float32, as the layers leave them). The compiler says the whole; what it needs beyond these is what
-waits for the backward pass and what a layer works with.
+(float32, as the layers leave them), at most: a compiler may move either into the loop over layers,
+and they are taken for less where the whole is less. The compiler says the whole; what it needs
+beyond these is what waits for the backward pass and what a layer works with.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def measure(total: int, limit: int, state: dict[str, Tree], batch: Tree, specs: 
     parts["compute weights"] = _weights(specs, mesh, products)
     parts["gradients"] = _gradients(specs, mesh)
     parts["batch and counts"] = shard_bytes(batch)
+    for name in ("compute weights", "gradients"):  # a compiler may make them a layer at a time
+        parts[name] -= min(parts[name], max(sum(parts.values()) - total, 0))
     parts["activations and temporaries"] = total - sum(parts.values())
     return Memory({name: parts[name] for name in KINDS}, total, limit)
 

@@ -23,12 +23,12 @@ def run():
     return override(load("tiny"), LAYOUT)
 
 
-def measured(run):
+def measured(run, total=10**8):
     mesh = meshes.make_mesh(run.parallel)
     state = spread.abstract(run, mesh)
     backend = spread.on_mesh(run, platform.choose_backend(run), mesh)
     return memory.measure(
-        10**8, 10**9, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)}, (),
+        total, 10**9, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)}, (),
         transformer.specs(run.model), mesh, backend.products)
 
 
@@ -57,6 +57,17 @@ def test_compute_weights_are_half_of_the_gradients_where_they_are_bfloat16(run):
     experts = run.model.moe.experts * 3 * run.model.d_model * run.model.moe.expert_dim
     per_device = experts * (run.model.moe_layers + run.model.mtp_depth) // 4  # fsdp 2 x expert 2
     assert gradients > 4 * per_device
+
+
+def test_what_a_compiler_makes_a_layer_at_a_time_is_taken_for_less(run):
+    """Where it asks for less than weights and gradients would take whole."""
+    whole = measured(run).parts
+    held = whole["masters"] + whole["moments"]
+    found = measured(run, held + whole["gradients"] // 2)
+    assert sum(found.parts.values()) == found.total
+    assert (found.parts["compute weights"], found.parts["gradients"]) == (
+        0, found.total - held)
+    assert min(found.parts.values()) == 0
 
 
 def test_fsdp_halves_what_layers_use(run):
