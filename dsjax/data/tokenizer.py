@@ -96,7 +96,7 @@ class Tokenizer:
         path = Path(path)
         data = self.source.encode()
         data = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-        temporary = path.with_name(path.name + ".part")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         temporary.write_bytes(data)
         os.replace(temporary, path)
 
