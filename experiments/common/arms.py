@@ -1,16 +1,19 @@
 """Arms of an experiment: the same run with one thing changed, each trained once and kept.
 
 An arm trains in a folder as `dsjax train` does (checkpoints, metrics), so it may be killed at any
-time and goes on where it stopped. When it is done, its curve is a JSON record that holds the config
-and names the commit, and the folder's checkpoints are removed.
+time and goes on where it stopped; several processes may share the arms. When one is done, its
+curve is a JSON record that holds the config and names the commit, and the folder's checkpoints
+are removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,19 @@ class Arm:
     def stem(self) -> str:
         """Name of the record and of the folder."""
         return f"{self.run.name}-{self.name}-seed{self.run.seed}"
+
+
+@contextlib.contextmanager
+def claimed(arm: Arm, runs: Path) -> Iterator[bool]:
+    """Whether the arm is this process's to train until the block ends, or another holds it."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / f"{arm.stem}.lock").open("w") as lock:  # freed with the process, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
@@ -72,6 +88,13 @@ def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
     draft.replace(path)
     shutil.rmtree(out / "checkpoints")
     return made
+
+
+def kept(of: Sequence[Arm], records: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records there are, and the names of those that are missing."""
+    paths = [records / f"{arm.stem}.json" for arm in of]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return found, [path.stem for path in paths if not path.exists()]
 
 
 def plain(run: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Every arm reads the same batches from the same start values. Runs are killed and started again at
 will: finished arms are read from their records, an unfinished one goes on from its checkpoint.
+Started twice, the two processes share the arms, and the last to finish writes table and figure.
 
 Two things are chosen so that rounding shows rather than chaos, for all arms alike: the rate is held
 at 3e-4, below the configs' own, and the router's bias moves at V3's speed of 0.001. How far two
@@ -15,7 +16,6 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -84,16 +84,21 @@ def main() -> int:
     args = parser.parse_args()
     tune_process()
     jax.config.update("jax_compilation_cache_dir", str(args.runs / "compiled"))
-    found: list[dict[str, Any]] = []
     for arm in all_arms():
-        if args.redraw and not (HERE / "records" / f"{arm.stem}.json").exists():
-            continue
-        try:
-            found.append(arms.train(arm, HERE / "records", args.runs, COMMAND))
-        except KeyboardInterrupt:
-            print(f"stopped in {arm.stem}; the same command goes on from there", file=sys.stderr)
-            return 130
+        with arms.claimed(arm, args.runs) as mine:
+            if args.redraw or not mine:
+                continue
+            try:
+                arms.train(arm, HERE / "records", args.runs, COMMAND)
+            except KeyboardInterrupt:
+                print(f"stopped in {arm.stem}; the same command goes on from there",
+                      file=sys.stderr)
+                return 130
         jax.clear_caches()
+    found, missing = arms.kept(all_arms(), HERE / "records")
+    if missing and not args.redraw:
+        print(f"left to another process: {', '.join(missing)}")
+        return 0
     report.write(found, HERE, COMMAND)
     return record.main([str(HERE / "README.md")])
 

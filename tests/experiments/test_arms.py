@@ -65,6 +65,9 @@ def test_a_stopped_arm_goes_on_and_a_finished_one_is_read(arm, tmp_path):
     shutil.rmtree(runs)
     assert arms.train(arm, records, runs, "python -m x") == json.loads(kept.read_text())
     assert not runs.exists()
+    other = dataclasses.replace(arm, name="other")
+    assert arms.kept([arm, other], records) == ([json.loads(kept.read_text())],
+                                                ["small_run-other-seed0"])
 
     rate = dataclasses.replace(arm.run.rate, peak=1e-3)
     other = dataclasses.replace(arm, run=dataclasses.replace(arm.run, rate=rate))
@@ -78,3 +81,10 @@ def test_a_field_added_since_does_not_make_a_record_another_run(arm):
     del older["train"]["activations"]
     assert arms.changed(older, config, "run") is None
     assert arms.changed(config, older, "run") == "run.train.activations=float32, not None"
+
+
+def test_an_arm_belongs_to_one_process_at_a_time(arm, tmp_path):
+    with arms.claimed(arm, tmp_path) as first, arms.claimed(arm, tmp_path) as second:
+        assert (first, second) == (True, False)
+    with arms.claimed(arm, tmp_path) as after:
+        assert after
