@@ -9,6 +9,9 @@ the time to compile a training step, and steps are as fast or faster without the
 own loops come vectorized. (Its first level of optimization takes an eighth less again, but 3 to 12
 percent of the speed of steps in bfloat16 and FP8.)
 
+Patience: virtual devices of one process share its cores, and XLA ends the process where one waits
+40 seconds for the others in a collective, which a busy machine reaches; they may wait ten minutes.
+
 Runs say in their header what was chosen (dsjax.train.platform).
 """
 
@@ -21,17 +24,20 @@ SINCE = (2, 35)  # the glibc that brought the tunable
 KERNEL_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 KERNELS = ("--xla_backend_extra_options="
            "xla_cpu_disable_loop_unrolling,xla_cpu_disable_slp_vectorizer")
+PATIENCE = ("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600")
 
 
 def tune_process() -> None:
-    """Set the kernels' options, then start the command once more where huge pages are to be had.
+    """Set XLA's options, then start the command once more where huge pages are to be had.
 
-    XLA_FLAGS that name backend options and a GLIBC_TUNABLES that is set are left alone, so the
-    second start returns here too.
+    XLA_FLAGS that name such options and a GLIBC_TUNABLES that is set are left alone, so the second
+    start returns here too.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_backend_" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {KERNELS}".strip()
+    added = [option for sign, option in (("xla_backend_", KERNELS), ("_call_", PATIENCE))
+             if sign not in flags]
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, [flags, *added]))
     if "GLIBC_TUNABLES" not in os.environ and is_offered():
         environment = {**os.environ, "GLIBC_TUNABLES": TUNABLE}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

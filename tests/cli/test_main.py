@@ -152,16 +152,19 @@ def test_a_chosen_allocator_setting_is_left_alone() -> None:
     assert python(RESTART, GLIBC_TUNABLES=mine).stdout.split() == ["start", mine]
 
 
-def test_the_kernels_options_join_the_flags_that_are_set_and_yield_to_chosen_ones() -> None:
+def test_xla_options_join_the_flags_that_are_set_and_yield_to_chosen_ones() -> None:
     say = (
         "import os; from dsjax.cli.tune import tune_process; tune_process(); "
         "print(os.environ['XLA_FLAGS'])"
     )
     mine = "--xla_cpu_use_thunk_runtime=true"
     held = {"GLIBC_TUNABLES": ""}
-    assert python(say, XLA_FLAGS=mine, **held).stdout.strip() == f"{mine} {tune.KERNELS}"
+    both = f"{mine} {tune.KERNELS} {tune.PATIENCE}"
+    assert python(say, XLA_FLAGS=mine, **held).stdout.strip() == both
     chosen = "--xla_backend_extra_options=xla_cpu_optimize_for_size"
-    assert python(say, XLA_FLAGS=chosen, **held).stdout.strip() == chosen
+    kept = f"{chosen} {tune.PATIENCE}"
+    assert python(say, XLA_FLAGS=chosen, **held).stdout.strip() == kept
+    assert python(say, XLA_FLAGS=both, **held).stdout.strip() == both
 
 
 def test_ctrl_c_while_a_library_is_loaded_is_no_traceback() -> None:
