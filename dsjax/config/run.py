@@ -177,7 +177,8 @@ class PlaceConfig:
     fp8: Literal["auto", "codes", "values"] = "auto"
     """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper GPUs,
     TPU7x), or exactly of the `values` they stand for, in bfloat16. `auto`: codes where there is
-    such a machine. The two differ by the order of float32 sums."""
+    such a machine. The two differ by the order of float32 sums. A CPU can be told `codes` to
+    check them; it has no instruction for them and is slow."""
     unroll: int = 1
     """Layers written out per scan iteration: longer compile, fewer copies."""
     eval_every: int = 100

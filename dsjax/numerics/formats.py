@@ -106,7 +106,8 @@ def decode(codes: Array, dtype: DTypeLike = jnp.float32) -> Array:
 def rounded(x: Array, form: Format) -> Array:
     """`decode(encode(x))` without the codes, in half the time on a CPU. x float32, any shape.
 
-    Adding and subtracting a number whose last place is that of the format leaves x rounded to it.
+    Zeros are +0, where codes keep the sign. Adding and subtracting a number whose last place is
+    that of the format leaves x rounded to it.
     """
     x = jnp.clip(x, -form.largest, form.largest)
     exponent = lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000

@@ -11,7 +11,8 @@ E4M3. Each partial sum over 128 of K is scaled by its two scales and added in fl
 Which scales: the report has float32 scales, and powers of two where a tensor is quantized more than
 once (the projection after attention, the experts' input); V3.1 has powers of two everywhere
 (UE8M0). `V3_1` is the default here: exact to apply, and on a CPU the whole product is then one
-bfloat16 product. `V3` is the report's.
+bfloat16 product. `V3` is the report's, but for the experts' input: that has powers of two where it
+travels between devices (dsjax.parallel.exchange), as float32 scales are what its products read.
 
 A machine without FP8 products multiplies what the codes stand for: with power-of-two scales these
 are bfloat16 numbers (4 significant bits, or 7 of E5M6, times 2^n), whose products are exact in

@@ -28,6 +28,7 @@ from dsjax.numerics import formats
 from dsjax.numerics.formats import E4M3, UE8M0, Format
 
 AMAX_FLOOR = 1e-4
+LANES = 8  # float32 of a CPU's register
 WHOLE = 1 << 30  # a tile as long as the dim
 
 
@@ -90,15 +91,22 @@ def scale_values(scales: Array) -> Array:
 
 
 def tile_amax(x: Array, tile: tuple[int, ...]) -> Array:
-    """Largest magnitude in each tile: x [..., M, K] -> [..., ceil(M / tm), ceil(K / tk)]."""
+    """Largest magnitude in each tile: x [..., M, K] float32 -> [..., ceil(M / tm), ceil(K / tk)].
+
+    Compared as integers, which order magnitudes as floats do and NaN above infinity: XLA's float
+    maximum on a CPU loses NaN. Eight lanes at a time, as a CPU's registers hold them.
+    """
     lengths = _lengths(tile, x.shape)
     first = x.ndim - len(lengths)
     edges = [(0, 0)] * first + [(0, -n % t) for n, t in zip(x.shape[first:], lengths)]
     if any(after for _, after in edges):
         x = jnp.pad(x, edges)  # zeros are no tile's largest magnitude
     cut = [part for n, t in zip(x.shape[first:], lengths) for part in (n // t, t)]
-    inside = tuple(range(first + 1, first + len(cut), 2))
-    return jnp.abs(x).reshape(*x.shape[:first], *cut).max(axis=inside)
+    lanes = LANES if cut[-1] % LANES == 0 else 1
+    cut[-1:] = [cut[-1] // lanes, lanes]
+    inside = tuple(range(first + 1, first + len(cut) - 1, 2))
+    bits = lax.bitcast_convert_type(jnp.abs(x), jnp.int32).reshape(*x.shape[:first], *cut)
+    return lax.bitcast_convert_type(bits.max(axis=inside).max(axis=-1), jnp.float32)
 
 
 def scales_of(amax: Array, pow2: bool, into: Format) -> tuple[Array, Array]:

@@ -102,6 +102,22 @@ def test_zero_tiny_huge_and_broken_tiles_have_defined_results(pow2):
     assert np.all(np.isnan(back[4:]))
 
 
+@pytest.mark.parametrize("shape", [(257, 130), (256, 256), (40, 60)], ids=str)
+@pytest.mark.parametrize("tile", [(1, 128), (128, 1), (128, 128)], ids=str)
+@pytest.mark.parametrize("broken", [np.nan, np.inf], ids=str)
+def test_wherever_an_entry_is_no_number_its_tile_shows_it_and_no_other(shape, tile, broken):
+    """XLA's own maximum of floats on a CPU loses a NaN here and there."""
+    x = wide_values(7, shape)
+    quantize = jax.jit(lambda x: scaled.quantize(x, tile).scales)
+    sound = np.asarray(quantize(x))
+    for place in [(0, 0), (5, 7), (shape[0] // 2, 33), (shape[0] - 1, shape[1] - 1)]:
+        held = x.copy()
+        held[place] = broken
+        expected = sound.copy()
+        expected[place[0] // tile[0], place[1] // tile[1]] = np.nan
+        np.testing.assert_array_equal(quantize(held), expected)
+
+
 def test_a_tile_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"tile=\(1, 1, 128\) does not fit x of shape \(4, 4\)"):
         scaled.quantize(jnp.ones((4, 4)), (1, 1, 128))
