@@ -80,7 +80,7 @@ def make_plan(experts: Array, count: int, capacity: int) -> Plan:
     Those outside [0, count) get rows beyond the last.
     """
     total = experts.size
-    flat = experts.reshape(-1)
+    flat = lax.optimization_barrier(experts.reshape(-1))  # see ops/buckets.py
     is_here = (flat >= 0) & (flat < count)
     expert = jnp.where(is_here, flat, 0)
     loads, position = buckets.sizes(flat, count), buckets.places(flat, count)
@@ -185,27 +185,39 @@ def _backward(products, saved, dy):
     dx = _combine(dx_rows.reshape(-1, dy.shape[1]), plan.slot)
     d_weights = d_weight_rows.reshape(-1).at[plan.slot].get(mode="fill", fill_value=0)
 
-    def add_tile(i: Array, state):
-        dx, d_weights, d_gate_up, d_down = state
+    def tile(i: Array):
+        """What the gradients of tile i are made of, in both loops."""
         index, e = plan.tile_source[i], plan.tile_expert[i]
         x_tile, w_tile = _rows(x, index, weights)
         h = products.fprop(products.hold_once(x_tile), _expert(held_gate_up, e)).astype(dy.dtype)
         g = products.hold_grad(_rows(dy, index, weights)[0])
         dz = products.dgrad(g, _expert(held_down, e)).astype(dy.dtype)
-        z = swiglu.hidden(h)
         dh = products.hold_grad(swiglu.gradient(h, dz * w_tile[:, None]))
+        return index, e, x_tile, w_tile, swiglu.hidden(h), g, dz, dh
+
+    def add_input(i: Array, state):
+        dx, d_weights = state
+        index, e, _, _, z, _, dz, dh = tile(i)
         dx_tile = products.dgrad(dh, _expert(held_gate_up, e)).astype(dy.dtype)
-        d_down_tile = products.wgrad(products.hold_turned(z * w_tile[:, None]), g)
         return (
             dx.at[index // per_token].add(dx_tile, mode="drop"),
             d_weights.reshape(-1).at[index].add((dz * z).sum(-1), mode="drop").reshape(
                 weights.shape),
+        )
+
+    def add_weight(i: Array, state):
+        d_gate_up, d_down = state
+        _, e, x_tile, w_tile, z, g, _, dh = tile(i)
+        d_down_tile = products.wgrad(products.hold_turned(z * w_tile[:, None]), g)
+        return (
             _add_at(d_gate_up, e, products.wgrad(products.hold_turned(x_tile), dh)),
             _add_at(d_down, e, d_down_tile),
         )
 
-    start = (dx, d_weights.astype(weights.dtype), d_gate_up, d_down)
-    dx, d_weights, d_gate_up, d_down = lax.fori_loop(0, plan.tiles_used, add_tile, start)
+    # two loops, so that what goes back to the tokens' devices need not wait for the weights'
+    used, start = plan.tiles_used, (dx, d_weights.astype(weights.dtype))
+    dx, d_weights = lax.fori_loop(0, used, add_input, start)
+    d_gate_up, d_down = lax.fori_loop(0, used, add_weight, (d_gate_up, d_down))
     return dx, d_weights, d_gate_up, d_down, None, None, None
 
 

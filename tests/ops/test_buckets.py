@@ -12,7 +12,7 @@ COUNT = 7
 
 def drawn(key):
     """Numbers from -1 to COUNT, the first and last in no bucket; bucket 3 is empty."""
-    bucket = jax.random.randint(key, (101,), -1, COUNT + 1)
+    bucket = jax.random.randint(key, (301,), -1, COUNT + 1)
     return jnp.where(bucket == 3, 4, bucket)
 
 
@@ -32,3 +32,9 @@ def test_sizes_leave_out_what_is_in_no_bucket(form, key):
     bucket = np.asarray(drawn(key))
     expected = [(bucket == b).sum() for b in range(COUNT)]
     assert form(jnp.asarray(bucket), COUNT).tolist() == expected
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 400, 128 * 128 + 3])
+def test_running_adds_up_over_stretches(length, key):
+    a = jax.random.randint(key, (3, length), -5, 6)
+    assert buckets.running(a).tolist() == np.cumsum(a, axis=1).tolist()
