@@ -49,9 +49,13 @@ AddUp = Callable[..., Tree]
 """A function f, what it reads whole, and arrays that lead with rows -> f(whole, *rows), a tree of
 sums over rows: each device may sum over its own, and all add theirs once at the end."""
 
+ByRow = Callable[..., Tree]
+"""A function f, a tree it reads whole, and arrays that lead with rows -> f(whole, *rows), a tree of
+arrays that lead with rows: each device makes its own."""
 
-def at_once(f: Callable[..., Tree], whole: Array, *rows: Array) -> Tree:
-    """The single device's `add_up`: all rows are here."""
+
+def at_once(f: Callable[..., Tree], whole: Tree, *rows: Array) -> Tree:
+    """The single device's `add_up` and `by_row`: all rows are here."""
     return f(whole, *rows)
 
 
@@ -81,6 +85,7 @@ class Backend:
     loss_dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_chunk: int = 128
     add_up: AddUp = at_once
+    by_row: ByRow = at_once
     place: Move = stay  # parameters from where they rest to where a step uses them
     settle: Move = stay  # gradients to where their parameters rest
     parts: int = 1  # of a batch's rows that go through each layer side by side

@@ -42,8 +42,11 @@ def moe_specs(d_model: int, cfg: MoEConfig) -> MoEParams:
 def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
         backend: Backend) -> tuple[Array, RouterStats]:
     """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D]."""
-    routing = router.route(p.router, x, cfg)
-    stats = router.stats(routing, is_real, cfg)
+    def choose(p: RouterParams, x: Array, is_real: Array) -> tuple[Routing, RouterStats]:
+        routing = router.route(p, x, cfg)
+        return routing, router.stats(routing, is_real, cfg)
+
+    routing, stats = backend.by_row(choose, p.router, x, is_real)
     if cfg.capacity_factor is not None:
         routing = limit_capacity(routing, is_real, cfg)
     tokens = x.reshape(-1, x.shape[-1])

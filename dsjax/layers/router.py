@@ -43,7 +43,7 @@ class RouterStats:
     frequency: Array  # [B, E] f_i: share of real tokens with i among the K best unbiased, x E / K
     affinity: Array  # [B, E] P_i: mean over real tokens of affinity over its sum
     group_share: Array  # [B, G] share of real tokens that chose an expert of the group
-    extra_rounds: Array | float = 0.0  # [] of the experts' exchange over devices, see parallel
+    extra_rounds: Array | None = None  # [] of the experts' exchange over devices, see parallel
 
 
 def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:

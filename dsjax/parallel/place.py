@@ -57,6 +57,7 @@ def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelCo
         dispatch=dispatch,
         constrain=functools.partial(_constrain, mesh=mesh),
         add_up=functools.partial(_add_up, mesh=mesh),
+        by_row=functools.partial(_by_row, mesh=mesh),
         place=functools.partial(_place, mesh=mesh),
         settle=functools.partial(_settle, mesh=mesh, use_zero=layout.use_zero),
     )
@@ -81,6 +82,21 @@ def _add_up(f: Callable[..., Tree], whole: Array, *rows: Array, mesh: Mesh) -> T
     return jax.shard_map(
         here, mesh=mesh, in_specs=(PartitionSpec(), *(PartitionSpec(AXES) for _ in rows)),
         out_specs=PartitionSpec(), check_vma=True)(whole, *rows)
+
+
+def _by_row(f: Callable[..., Tree], whole: Tree, *rows: Array, mesh: Mesh) -> Tree:
+    """Each device's own rows.
+
+    Left to the compiler, a router's top-K is not cut by rows: its results are gathered from all
+    devices in every layer.
+    """
+    def here(whole: Tree, *rows: Array) -> Tree:
+        varying = jax.tree.map(lambda a: lax.pcast(a, AXES, to="varying"), whole)
+        return f(varying, *rows)
+
+    return jax.shard_map(
+        here, mesh=mesh, in_specs=(PartitionSpec(), *(PartitionSpec(AXES) for _ in rows)),
+        out_specs=PartitionSpec(AXES), check_vma=True)(whole, *rows)
 
 
 def _gathered(w: Tree, mesh: Mesh) -> Tree:
