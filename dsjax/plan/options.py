@@ -20,6 +20,9 @@ RUN: dict[str, dict[str, Any]] = {
     "cuda": {
         # an exchange starts early and is done late: the schedule puts other work between
         "xla_gpu_enable_latency_hiding_scheduler": True,
+        # several at once: else gathers of weights and small exchanges, one after another, take the
+        # time beside products from the large ones
+        "xla_gpu_experimental_parallel_collective_overlap_limit": 4,
     },
 }
 AHEAD: dict[str, dict[str, Any]] = {
