@@ -20,6 +20,7 @@ from dsjax.parallel.simulate import (
     Times,
     formula_activations,
     formula_bubble,
+    is_in_regime,
     simulate,
 )
 from dsjax.parallel.validate import Proof, validate
@@ -46,16 +47,17 @@ class Pipeline:
 
 
 MOST = 2_000_000
-"""Stages times microbatches that are still a matter of a minute."""
+"""Ranks times stages of a rank times microbatches that are still a matter of a minute."""
 
 
 def main(args: Pipeline) -> int:
     """Run the command; returns the exit status."""
-    cells = args.ranks * args.microbatches * (args.chunks or 1)
+    chunks = args.chunks or (1 if args.name in ("gpipe", "1f1b", "zb-h1") else 2)
+    cells = args.ranks * chunks * args.microbatches
     if cells > MOST:
         raise UserError(
-            f"a table of {args.ranks} ranks and {args.microbatches} microbatches has {cells:,} "
-            f"cells; choose at most {MOST:,}, ranks times microbatches"
+            f"{args.microbatches} microbatches on {args.ranks} ranks of {chunks} stages make "
+            f"{cells:,} cells; choose fewer, at most {MOST:,} in all"
         )
     schedule = build(args.name, args.ranks, args.microbatches, chunks=args.chunks)
     proof = validate(schedule)
@@ -79,7 +81,8 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
 
     A cell is null (idle) or a list of one operation, or of the F and the BW that run overlapped.
     Makespan and bubble are simulated with `times`; activations are in units of one stage of one
-    microbatch, `weight_copies` in shares of model / stages, as in the report's table.
+    microbatch, `weight_copies` in shares of model / stages, as in the report's table. The formula
+    of the bubble is null where it does not hold (dsjax.parallel.simulate).
     """
     schedule, steps = timeline.schedule, proof.certificate
     counts = {str(rank): list(row) for rank, row in enumerate(schedule.steps)}
@@ -92,7 +95,7 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
         "makespan": timeline.makespan,
         "bubble": timeline.bubble,
         "bubble_fraction": timeline.bubble / timeline.makespan if timeline.makespan else 0.0,
-        "bubble_formula": formula_bubble(schedule, timeline.times),
+        "bubble_formula": _formula(timeline),
         "peak_activations": max(proof.peak_activations),
         "peak_activations_formula": formula_activations(schedule),
         "weight_copies": schedule.chunks,
@@ -111,6 +114,12 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
         "home": schedule.home,
         "table": [[[_plain(op) for op in cell] or None for cell in row] for row in steps.table],
     }
+
+
+def _formula(timeline: Timeline) -> float | None:
+    """The closed form of the bubble, where it holds."""
+    schedule, times = timeline.schedule, timeline.times
+    return formula_bubble(schedule, times) if is_in_regime(schedule, times) else None
 
 
 def _forms(timeline: Timeline) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def _print(proof: Proof, timeline: Timeline) -> None:
 
 def _words(proof: Proof, timeline: Timeline) -> tuple[str, str]:
     """Say what the table shows, and what it costs."""
-    schedule, steps, times = timeline.schedule, proof.certificate, timeline.times
+    schedule, steps, formula = timeline.schedule, proof.certificate, _formula(timeline)
     share = float(timeline.bubble / (timeline.makespan or 1))
     head = f"""\
 {schedule.name}: {schedule.ranks} ranks, {schedule.stages} stages, \
@@ -154,7 +163,7 @@ F forward, B input-gradient, W weight-gradient, BW full backward of a microbatch
 ' second chunk of the rank (dualpipe: second direction)   . idle"""
     tail = f"""
 makespan {timeline.makespan:g}, bubble {timeline.bubble:g} ({share:.1%} of it; formula \
-{formula_bubble(schedule, times):g}), in times of one stage
+{"not for these times" if formula is None else f"{formula:g}"}), in times of one stage
 activations: at most {max(proof.peak_activations)} alive on a rank (formula \
 {formula_activations(schedule)}), each of one stage and one microbatch
 weights: {schedule.chunks} of {schedule.stages} stages on each rank, {schedule.copies} cop\

@@ -85,11 +85,13 @@ def _shade(op: Op) -> tuple[int, ...]:
 
 
 ROW, MARGIN, TOP, FONT = 24, 56, 34, 9
+NARROWEST = 0.62  # of a digit, in font sizes
 
 
-def svg(timeline: Timeline, width: int = 1200) -> str:
-    """Draw a timeline as the text of an SVG image, `width` pixels wide."""
+def svg(timeline: Timeline) -> str:
+    """Draw a timeline as the text of an SVG image, wide enough for numbers where it can be."""
     schedule = timeline.schedule
+    width = _width(timeline)
     scale = (width - MARGIN - 8) / float(timeline.makespan or 1)
     bottom = TOP + ROW * schedule.ranks
     shapes = []
@@ -121,6 +123,16 @@ def svg(timeline: Timeline, width: int = 1200) -> str:
     )
 
 
+def _width(timeline: Timeline) -> int:
+    """Pixels in which the narrowest cell holds its microbatch; from 1200 to 3000."""
+    spans = [end - start for row in timeline.spans for start, end in row if end > start]
+    if not spans:
+        return 1200
+    digits = len(str(timeline.schedule.microbatches - 1))
+    wanted = float(timeline.makespan / min(spans)) * NARROWEST * FONT * digits
+    return round(min(max(1200, MARGIN + 8 + 1.02 * wanted), 3000))
+
+
 def _boxes(cell: Cell, left: float, top: float, width: float) -> list[str]:
     """Draw a cell, its operations one above the other, with their microbatches where they fit."""
     height = (ROW - 2) / len(cell)
@@ -133,7 +145,7 @@ def _boxes(cell: Cell, left: float, top: float, width: float) -> list[str]:
             f'fill="rgb({color})" stroke="#ffffff" stroke-width="0.6"/>'
         )
         text = str(op.microbatch)
-        if width > 0.62 * FONT * len(text):
+        if width > NARROWEST * FONT * len(text):
             shapes.append(
                 f'<text x="{left + width / 2:.2f}" y="{y + height / 2 + 3:g}" '
                 f'text-anchor="middle">{text}</text>'

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsjax.parallel.schedule import Lockstep, lockstep, split_backward
+from dsjax.parallel.schedule import Lockstep, latest, lockstep, split_backward
 from dsjax.parallel.schedules.table import Cell, Kind, Op, Schedule
 from dsjax.parallel.simulate import Times, lockstep_time
 
@@ -96,8 +96,8 @@ def forms(schedule: Schedule) -> dict[str, Lockstep]:
     its kin gain by the cut, and DualPipe, whose pairs are whole slots, loses.
     """
     return {
-        "branched": lockstep(schedule),
-        "branched, backwards cut": lockstep(split_backward(schedule)),
+        "branched": latest(lockstep(schedule)),
+        "branched, backwards cut": latest(lockstep(split_backward(schedule))),
         "masked": lockstep(schedule, lanes=True),
     }
 
@@ -112,8 +112,8 @@ def shortest(schedule: Schedule, times: Times | None = None) -> Lockstep:
     """The form that takes least time by count, all times 1 by default.
 
     A masked slot is as long as F&B on every rank. Where overlap saves nothing that is longer for
-    every schedule; it is shorter where F&B takes little of F + B + W, for ZB-V below three
-    quarters (experiments/pipelines has the measured times).
+    every schedule; it is shorter where F&B takes little of F + B + W, for ZB-V on 4 ranks below
+    a half with 8 microbatches and more with more (experiments/pipelines has measured times).
     """
     return min(forms(schedule).values(), key=lambda steps: length(steps, times))
 

@@ -9,7 +9,7 @@ ranks is made at least one slot before it is used.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 
 from dsjax.errors import UserError
 from dsjax.parallel.schedules.dualpipe import dualpipe, dualpipe_v
@@ -119,6 +119,34 @@ def lockstep(schedule: Schedule, *, lanes: bool = False) -> Lockstep:
             done.update(map(makes, cell))
     table = tuple(map(tuple, rows))
     return Lockstep(schedule, table, lanes, count_work(table))
+
+
+def latest(steps: Lockstep) -> Lockstep:
+    """The same slots of one cell each, every cell in its latest, keeping each rank's order.
+
+    Long cells then meet: with earliest slots DualPipe's first pairs on the middle ranks stand
+    beside single operations of the outer ones, which wait for them. Memory but for the inbox
+    depends on the order alone and stays.
+    """
+    if steps.lanes:
+        raise ValueError("lanes=True fills slots with several cells; give a table of one each")
+    schedule = steps.schedule
+    made_in: dict[Result, tuple[int, int]] = {}
+    for rank, row in enumerate(steps.table):
+        made_in |= {makes(op): (rank, at) for at, cell in enumerate(row) for op in cell}
+    before: dict[Result, int] = {}  # the first slot that reads a result
+    follows = [steps.slots] * len(steps.table)  # the slot of each rank's next cell
+    rows: list[list[Cell]] = [[()] * steps.slots for _ in steps.table]
+    for slot, rank in product(reversed(range(steps.slots)), range(len(rows))):
+        cell = steps.table[rank][slot]
+        if not cell:
+            continue
+        at = min([follows[rank], *(before.get(makes(op), steps.slots) for op in cell)]) - 1
+        rows[rank][at], follows[rank] = cell, at
+        for need in (need for op in cell for need in schedule.needs(op)):
+            if made_in[need] != (rank, slot):
+                before[need] = min(at, before.get(need, at))
+    return replace(steps, table=tuple(map(tuple, rows)))
 
 
 def _take(schedule: Schedule, queue: deque[Cell], done: set[Result], lanes: bool) -> Cell:

@@ -9,7 +9,8 @@ The bubble of a rank is the makespan less its work; the bubble of a schedule is 
 that idles most. It equals the report's formula (V3 Table 2, `formula_bubble`), in our letters
 
     gpipe, 1f1b, interleaved   (P-1)(F + B + W)               for any times
-    zb-h1                      (P-1)(F + B - W)               for W <= F and W <= B
+    zb-h1                      (P-1)(F + B - W)               for W <= F and W <= B and
+                                                              microbatches >= P
     zb-v                       (ranks-1) F                    for B = F and F/2 <= W <= F
     dualpipe, dualpipe-v       (P/2-1)(F&B + (B+W) - 3W)      for B = F, W <= F and
                                                               B + W <= F&B <= F + B + W
@@ -166,6 +167,19 @@ def formula_bubble(schedule: Schedule, times: Times) -> float:
         return (schedule.stages // 2 - 1) * (times.pair + BW - 3 * W)
     wait = {"zb-h1": F + B - W, "zb-v": F}.get(schedule.name, F + BW)
     return (schedule.ranks - 1) * wait
+
+
+def is_in_regime(schedule: Schedule, times: Times) -> bool:
+    """Whether the closed form of the bubble holds for these times (module docstring)."""
+    F, B, W, BW = times.forward, times.input, times.weight, times.backward
+    if times.transfer:
+        return False
+    return {
+        "zb-h1": max(W - F, W - B) <= 0 and schedule.microbatches >= schedule.ranks,
+        "zb-v": B == F and F / 2 <= W <= F,
+        "dualpipe": B == F and W <= F and BW <= times.pair <= F + BW,
+        "dualpipe-v": B == F and W <= F and BW <= times.pair <= F + BW,
+    }.get(schedule.name, True)
 
 
 def formula_activations(schedule: Schedule) -> int:

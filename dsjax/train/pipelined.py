@@ -30,7 +30,12 @@ from dsjax.train.step import Gradients
 
 def compile_schedule(run: RunConfig) -> Program:
     """The program of a run's layout; refuses microbatches that its schedule cannot serve."""
-    schedule = build(run.parallel.schedule, run.parallel.pipe, run.train.microbatches)
+    parallel, microbatches = run.parallel, run.train.microbatches
+    try:
+        schedule = build(parallel.schedule, parallel.pipe, microbatches)
+    except UserError as error:
+        raise UserError(f"--parallel.pipe {parallel.pipe} (ranks) --train.microbatches "
+                        f"{microbatches}: {error}") from error
     return compile_table(shortest(schedule))
 
 
@@ -50,6 +55,13 @@ def check(run: RunConfig) -> None:
                 f"devices, but {rows} rows do not divide over {devices}; choose --train.{name} "
                 f"{-(-rows // devices) * devices}"
             )
+    moe = run.model.moe
+    if moe is not None and moe.capacity_factor is not None and run.parallel.row_devices > 1:
+        raise UserError(
+            f"moe.capacity-factor={moe.capacity_factor} is of a microbatch's tokens, and each of "
+            f"the {run.parallel.row_devices} devices of a pipeline's rank sees its own rows alone; "
+            "choose --model.moe.capacity-factor None, or --parallel.data, .fsdp and .expert 1"
+        )
     compile_schedule(run)
 
 

@@ -31,13 +31,25 @@ def test_the_grid_names_every_operation_once(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_svg_areas_are_the_work(name):
     timeline = simulate(build(name, 4, 8), Times(1, 1.5, 0.5, 2.5))
-    root = ElementTree.fromstring(draw.svg(timeline, width=1000))
+    root = ElementTree.fromstring(draw.svg(timeline))
     boxes = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("stroke")]
     area = sum(float(box.get("width")) * float(box.get("height")) for box in boxes)
-    scale = (1000 - draw.MARGIN - 8) / timeline.makespan * (draw.ROW - 2)
+    scale = (1200 - draw.MARGIN - 8) / timeline.makespan * (draw.ROW - 2)
     # widths are printed to 0.01 pixel, so each box is off by at most 0.005 x its height
     assert abs(area - sum(timeline.busy) * scale) <= len(boxes) * 0.005 * draw.ROW
     assert len(boxes) == sum(len(cell) for row in timeline.schedule.table for cell in row)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_drawing_is_wide_enough_for_every_number(name):
+    schedule = build(name, 8, 24)
+    times = Times(2, 2, 1.5, 4.5)
+    root = ElementTree.fromstring(draw.svg(simulate(schedule, times)))
+    assert 1200 <= int(root.get("width")) <= 3000
+    words = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    operations = [op for row in schedule.table for cell in row for op in cell]
+    assert Counter(w for w in words if w.isdecimal()) == Counter(
+        str(op.microbatch) for op in operations)
 
 
 def test_the_terminal_shows_idle_time_as_blank():
@@ -75,7 +87,7 @@ def test_the_command_prints_each_schedule_and_draws_it(name, capsys, tmp_path):
 def test_bad_input_is_the_users(tmp_path):
     with pytest.raises(UserError, match="choose ranks 2 or 4"):
         main(Pipeline("dualpipe", 3, 20))
-    with pytest.raises(UserError, match="10,000,000,000 cells; choose at most"):
+    with pytest.raises(UserError, match="10,000,000,000 cells; choose fewer, at most 2,000,000"):
         main(Pipeline("1f1b", 100_000, 100_000))
     with pytest.raises(UserError, match="cannot write"):
         main(Pipeline("1f1b", 2, 2, svg=tmp_path / "no" / "such.svg"))

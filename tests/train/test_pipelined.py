@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
-from dsjax.train import layouts, loop, spread
+from dsjax.train import layouts, loop, pipelined, spread
 from dsjax.train.layouts import Stepper
 from dsjax.train.metrics import read_metrics
 from tests.train.small_run import small_run, write_text
@@ -66,6 +66,19 @@ def test_microbatches_that_a_schedule_cannot_serve_are_refused():
     run = layouts.configured(ParallelConfig(pipe=4, schedule="dualpipe"), 4)
     with pytest.raises(UserError, match="microbatches >= 8"):
         spread.open_mesh(run)
+
+
+def test_a_capacity_over_rows_of_several_devices_is_refused():
+    """It is of a whole microbatch, and a pipeline's devices each see their own rows."""
+    run = small_run("unused", "unused")
+    moe = dataclasses.replace(run.model.moe, capacity_factor=1.25)
+    train = dataclasses.replace(run.train, microbatches=2)
+    run = dataclasses.replace(run, train=train, model=dataclasses.replace(run.model, moe=moe),
+                              parallel=ParallelConfig(pipe=2, schedule="1f1b"))
+    pipelined.check(run)
+    spreading = dataclasses.replace(run.parallel, data=2)
+    with pytest.raises(UserError, match=r"capacity-factor=1\.25 .* the 2 devices"):
+        pipelined.check(dataclasses.replace(run, parallel=spreading))
 
 
 def test_a_pipeline_of_cut_matrices_is_refused():

@@ -51,7 +51,8 @@ def dualpipe(ranks: int, microbatches: int) -> Schedule:
     The first half of the microbatches enters at rank 0, the second half at rank P-1.
     """
     if ranks % 2:
-        values = f"{ranks - 1} or {ranks + 1}" if ranks > 1 else "2"
+        found = [n for n in (ranks - 1, ranks + 1) if n and microbatches >= 2 * n]
+        values = " or ".join(map(str, found or [2]))
         raise UserError(
             f"dualpipe pairs ranks from both ends, but ranks={ranks} is odd; choose ranks {values}"
         )
