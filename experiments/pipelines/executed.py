@@ -80,7 +80,8 @@ def main() -> None:
         chosen[name] = compile_table(shortest(schedule))
         programs[name] = built.piped(run, chosen[name])
         print(name, "compiled", flush=True)
-    bytes_of = {2: place_bytes(run, chosen["1f1b"]), 1: place_bytes(run, chosen["zb-v"])}
+    bytes_of = {name: place_bytes(run, chosen[name])
+                for name in ("1f1b", "zb-v", "dualpipe", "dualpipe-v")}
     p, batch = built.inputs(run)
     memory, work, forms = [], [], []
     for name in NAMES:
@@ -90,9 +91,10 @@ def main() -> None:
         assert executed == program.steps.work, f"{name} did not run its table"
         layers = run.model.layers // schedule.stages
         peak = max(peak_activations(schedule.table))
+        size = bytes_of.get(name) or bytes_of["1f1b" if layers == 2 else "zb-v"]
         temp = programs[name].memory_analysis().temp_size_in_bytes
         memory.append([name, layers, peak, program.activations, *program.inbox, program.owed,
-                       f"{program.activations * bytes_of[layers] / 2**20:.1f}",
+                       f"{program.activations * size / 2**20:.1f}",
                        f"{temp / 2**20:.1f}"])
         slots = program.steps.slots
         work.append([name, slots, *_ranges(executed), "equal"])
@@ -113,7 +115,7 @@ def main() -> None:
         ["schedule", "layers a stage", "peak of the table", "places", "inbox x", "inbox dx",
          "places owed to W", "activations MiB", "all temporaries MiB"],
         memory, COMMAND, unit="places; MiB a rank by the compiler's memory_analysis",
-        bytes_of_a_place={str(k): v for k, v in bytes_of.items()}, **where,
+        bytes_of_a_place=bytes_of, **where,
     )
     record.write(
         HERE / "records" / "work.json",

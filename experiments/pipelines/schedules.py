@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsjax.parallel import draw
-from dsjax.parallel.program import compile_table, shortest
+from dsjax.parallel.program import compile_table, length, shortest
 from dsjax.parallel.schedule import NAMES, build
 from dsjax.parallel.simulate import (
     Timeline,
@@ -40,6 +40,8 @@ FORMULAS = {
     "dualpipe-v": "(P/2-1)(F&B+B-3W)",
 }
 """As the report writes them, B a full backward."""
+SIZES = [(4, 8), (8, 16), (8, 24), (16, 32), (16, 120)]
+SHARES = (1.0, 0.8)  # that F&B takes of F + B + W, all 1
 
 
 def simulated(name: str) -> Timeline:
@@ -72,6 +74,7 @@ def main() -> None:
         rows, COMMAND, unit="times of one stage; activations of one stage and microbatch",
         microbatches=MICROBATCHES,
     )
+    lengths()
     step = v3_step()
     record.write(
         HERE / "records" / "v3_step.json",
@@ -81,4 +84,26 @@ def main() -> None:
          ["simulated, 16 ranks and 120 microbatches",
           f"{step.busy[0]:.2f}", f"{step.bubbles[0]:.2f}", f"{step.makespan:.2f}"]],
         COMMAND, unit="s",
+    )
+
+
+def lengths() -> None:
+    """How long steps in equal slots are, and without slots, at more ranks and microbatches."""
+    rows = []
+    for ranks, microbatches in SIZES:
+        built = {name: build(name, ranks, microbatches)
+                 for name in ("gpipe", "1f1b", "zb-h1", "dualpipe")}
+        row: list[Any] = [ranks, microbatches]
+        for share in SHARES:
+            times = Times(overlapped=3 * share)
+            row += [f"{length(shortest(schedule), times):g}" for schedule in built.values()
+                    if share == 1 or schedule.name == "dualpipe"]
+            row.append(f"{simulate(built['dualpipe'], times).makespan:g}")
+        rows.append(row)
+    record.write(
+        HERE / "records" / "lengths.json",
+        "in equal slots too a finer schedule is shorter",
+        ["ranks", "microbatches", "gpipe", "1f1b", "zb-h1", "dualpipe", "dualpipe without slots",
+         "dualpipe, F&B a fifth shorter", "without slots"],
+        rows, COMMAND, unit="times of one operation of one stage",
     )

@@ -27,7 +27,7 @@ from dsjax.ops import attention
 from dsjax.parallel import exchange, mesh, pipeline, place
 from dsjax.parallel.mesh import AXES, PIPE
 from dsjax.parallel.program import compile_table
-from dsjax.parallel.schedule import NAMES, build, lockstep
+from dsjax.parallel.schedule import NAMES, build, latest, lockstep
 from dsjax.train import step
 
 MODEL = ModelConfig(
@@ -121,8 +121,8 @@ def alone(run, layout=None):
 def piped(case, attend=None):
     """What the pipeline makes of them, and its program."""
     run, layout = case.run, case.layout
-    program = compile_table(lockstep(build(case.name, case.ranks, case.microbatches),
-                                     lanes=case.is_masked))
+    steps = lockstep(build(case.name, case.ranks, case.microbatches), lanes=case.is_masked)
+    program = compile_table(steps if case.is_masked else latest(steps))
     devices = mesh.make_mesh(dataclasses.replace(layout, pipe=case.ranks))
     if case.ranks == 1:
         devices = jax.make_mesh((1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
