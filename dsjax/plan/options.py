@@ -16,6 +16,8 @@ RUN: dict[str, dict[str, Any]] = {
         # exchanges of tokens become pairs that other work may run between
         "xla_tpu_enable_async_all_to_all": True,
         "xla_tpu_enable_async_ragged_all_to_all": True,
+        # without it the scheduler leaves products that do not need an exchange until it is over
+        "xla_tpu_use_aggressive_scheduling": True,
     },
     "cuda": {
         # an exchange starts early and is done late: the schedule puts other work between
