@@ -7,7 +7,7 @@ Started twice, the two processes share the arms, and the last to finish writes t
 Two things are chosen so that rounding shows rather than chaos, for all arms alike: the rate is held
 at 3e-4, below the configs' own, and the router's bias moves at V3's speed of 0.001. How far two
 runs drift apart that differ in nothing but the order of float32 sums is an arm of its own
-(`bf16_reordered`). Arms beside the question are as long as its half.
+(`bf16_reordered`). Ablations are half as long.
 """
 
 from __future__ import annotations
@@ -68,11 +68,12 @@ def all_arms() -> list[Arm]:
             for seed in SEEDS for name, change in PRECISIONS.items()]
     made += [Arm(name, change, with_(small_run, name, 0)) for name, change in PRECISIONS.items()]
     half = base(tiny.config(), rows=4, steps=1000)
+    ablations = [Arm(f"fp8_{name}", f"FP8, {change}", with_(half, "fp8", 0),
+                     ingredients.backend(held)) for name, (change, held) in WITHOUT.items()]
     reordered = dataclasses.replace(ingredients.backend(products.BF16), loss_chunk=64)
-    made.append(Arm("bf16_reordered", "bfloat16, float32 sums of the loss in another order",
-                    with_(half, "bf16", 0), reordered))
-    return made + [Arm(f"fp8_{name}", f"FP8, {change}", with_(half, "fp8", 0),
-                       ingredients.backend(held)) for name, (change, held) in WITHOUT.items()]
+    return made + ablations + [
+        Arm("bf16_reordered", "bfloat16, float32 sums of the loss in another order",
+            with_(tiny_run, "bf16", seed), reordered) for seed in SEEDS]
 
 
 def main() -> int:
