@@ -25,6 +25,9 @@ RUN: dict[str, dict[str, Any]] = {
         # several at once: else gathers of weights and small exchanges, one after another, take the
         # time beside products from the large ones
         "xla_gpu_experimental_parallel_collective_overlap_limit": 4,
+        # all exchanges count alike for the scheduler, which hides small ones first: a large one
+        # that starts as soon as it can has more work behind it
+        "xla_gpu_experimental_collective_start_as_early_as_possible": True,
     },
 }
 AHEAD: dict[str, dict[str, Any]] = {
