@@ -32,6 +32,7 @@ FREE = {"get-tuple-element", "tuple", "bitcast", "parameter", "constant", "after
 PRODUCTS = {"dot", "convolution", "ragged-dot", "scaled-dot"}
 PRODUCT_CALL = re.compile(
     r'custom_call_target="[^"]*(?:gemm|matmul|cublas|__triton|tpu_custom_call)')
+MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? *\{([^}]*)\}")
 DATA_LOOP = 0  # trips of a loop that the program does not state
 
 
@@ -207,7 +208,7 @@ def group_size(rest: str) -> int:
     """Devices of one replica group, in any of the ways they are written; 0 means all there are."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(found[2])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", rest):
+    if found := re.search(MESH, rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

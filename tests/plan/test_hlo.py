@@ -164,6 +164,8 @@ def test_the_groups_of_every_notation_are_read():
     mesh = "replica_groups=mesh['a'=4,'b'=8] {%s}"
     assert hlo.group_size(mesh % "'a','b'") == 32
     assert hlo.group_size(mesh % "'b':(2)4") == 4
+    in_order = "replica_groups=mesh['a'=4,'b'=8], device_ids=([4,8]T(1,0)) {'b'}, dimensions={0}"
+    assert hlo.group_size(in_order) == 8
 
 
 def test_a_program_compiled_here_is_counted_as_it_runs():
