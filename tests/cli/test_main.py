@@ -171,6 +171,7 @@ def test_ctrl_c_while_a_library_is_loaded_is_no_traceback() -> None:
     """An extension module that is interrupted raises an ImportError of its own."""
     said = (
         "import os, signal, sys; from dsjax.cli import main as m\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # nohup ignores it
         "def load(argv, is_process):\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"
         "    except KeyboardInterrupt: raise ImportError('initializing') from None\n"
