@@ -11,6 +11,8 @@ Codes are rounded from x * (1 / scale), DeepGEMM's arithmetic. The released infe
 divides, x / scale; TileKernels multiplies by largest / amax. The three agree where the scale is a
 power of two, and elsewhere differ in the last code when x / scale lies within a float32 rounding of
 the middle between two codes. (XLA turns a division by a broadcast array into this product anyway.)
+None is above the largest number by more than float32's rounding, which a code's own takes away, so
+nothing saturates here.
 
 What is not a number stays visible: a tile that holds NaN or infinity has the scale NaN, so all of
 it dequantizes to NaN and the optimizer step is skipped. A tile of zeros has zero codes and the
@@ -57,7 +59,8 @@ def quantize(x: Array, tile: tuple[int, ...] = (1, 128), pow2: bool = False,
                          f"least 1 for each of up to {x.ndim} trailing dims")
     x = x.astype(jnp.float32)
     scales, inverse = scales_of(tile_amax(x, tile), pow2, into)
-    return Scaled(formats.encode(x * spread(inverse, tile, x.shape), into), scales, tile)
+    codes = formats.encode(x * spread(inverse, tile, x.shape), into, saturate=False)
+    return Scaled(codes, scales, tile)
 
 
 def dequantize(q: Scaled, dtype: DTypeLike = jnp.float32) -> Array:
@@ -74,8 +77,13 @@ def rounded(x: Array, tile: tuple[int, ...], pow2: bool, into: Format = E4M3,
     """`dequantize(quantize(x))` without the codes: what is used at once and never kept."""
     x = x.astype(jnp.float32)
     scales, inverse = scales_of(tile_amax(x, tile), pow2, into)
-    value = formats.rounded(x * spread(inverse, tile, x.shape), into)
-    return (value * spread(scale_values(scales), tile, x.shape)).astype(dtype)
+    value = formats.rounded(x * spread(inverse, tile, x.shape), into, saturate=False)
+    if pow2:
+        # Exactly the scales, as a division, which XLA makes once a tile; the integers that also
+        # give them it would make again for every entry.
+        scales = 1.0 / inverse
+    value = value * spread(scales, tile, x.shape)
+    return formats.to_bfloat16(value) if pow2 and dtype == jnp.bfloat16 else value.astype(dtype)
 
 
 def requantize(q: Scaled, tile: tuple[int, ...], pow2: bool, into: Format = E4M3) -> Scaled:

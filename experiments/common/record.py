@@ -1,10 +1,10 @@
 """A number and where it came from, as JSON; and the blocks of Markdown made from such files.
 
 A record is written by the command that measured it and never edited: claim, value, unit, spread,
-seeds, config fingerprint, commit and whether the tree was clean, date, device, versions, wall time
-and command. A page shows one between `<!-- record:PATH -->` and `<!-- /record -->`, PATH from the
-project's root; `python -m experiments.common.record README.md` writes the blocks anew, and a test
-fails while they differ.
+seeds, config fingerprint, commit and whether the code was as committed, date, device, versions,
+wall time and command. A page shows one between `<!-- record:PATH -->` and `<!-- /record -->`, PATH
+from the project's root; `python -m experiments.common.record README.md` writes the blocks anew, and
+a test fails while they differ.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = (":(exclude)*/records/*", ":(exclude)*.md", ":(exclude)*.svg")  # by studies themselves
 BLOCK = re.compile(r"(<!-- record:(?P<path>\S+) -->\n).*?(<!-- /record -->)", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def environment(command: str) -> dict[str, Any]:
 
     from dsjax.train.platform import versions
 
-    dirty = _git("status", "--porcelain", "--untracked-files=no")
+    dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
     return {
         "command": command,
         "commit": _git("rev-parse", "--short=12", "HEAD"),
