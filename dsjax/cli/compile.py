@@ -133,13 +133,14 @@ def _collectives(said: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE, header_style="")
     table.add_column("collective")
     for head in ("devices", "in program", "runs a step", "GB a step", "async", "beside products",
-                 "GB so"):
+                 "GB so", "beside other work", "GB so"):
         table.add_column(head, justify="right")
     for row in said["collectives"]:
         if row["count"]:
             table.add_row(row["kind"], *(str(row[k]) for k in ("group", "count", "runs")),
                           f"{row['bytes'] / 1e9:.3f}", str(row["asynchronous"]),
-                          str(row["hidden"]), f"{row['hidden_bytes'] / 1e9:.3f}")
+                          str(row["hidden"]), f"{row['hidden_bytes'] / 1e9:.3f}",
+                          str(row["other"]), f"{row['other_bytes'] / 1e9:.3f}")
     return table
 
 

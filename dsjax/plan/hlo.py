@@ -58,6 +58,11 @@ class Collective:
         return self.is_async and self.products > 0
 
     @property
+    def is_beside_other(self) -> bool:
+        """Whether no product but other work runs while it is under way."""
+        return self.is_async and not self.products and self.others > 0
+
+    @property
     def sent(self) -> int:
         """Bytes a device sends at least, each time: what a ring or direct exchange puts out."""
         away = self.bytes * (self.group - 1) // self.group
@@ -125,7 +130,8 @@ def summary(found: Sequence[Collective]) -> list[dict[str, object]]:
     """Collectives by kind and group, as rows of a table; bytes are of one device and one run.
 
     `count` is how many stand in the program outside rare loops, `asynchronous` how many of these
-    are pairs, `hidden` how many have products between start and done; `rare` stand in rare loops.
+    are pairs, `hidden` how many have products between start and done, `other` how many have other
+    work alone; `rare` stand in rare loops.
     """
     rows = []
     for kind, group in sorted({(c.kind, c.group) for c in found}, key=lambda k: (k[0], k[1])):
@@ -141,6 +147,8 @@ def summary(found: Sequence[Collective]) -> list[dict[str, object]]:
             "asynchronous": sum(c.is_async for c in usual),
             "hidden": sum(c.is_hidden for c in usual),
             "hidden_bytes": sum(c.bytes * c.times for c in usual if c.is_hidden),
+            "other": sum(c.is_beside_other for c in usual),
+            "other_bytes": sum(c.bytes * c.times for c in usual if c.is_beside_other),
             "rare": len(mine) - len(usual),
         })
     return rows

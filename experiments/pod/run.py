@@ -43,6 +43,8 @@ HOSTS = {
     for form in ("ragged", "padded")
     for halves in (False, True)
 }
+SHARES = ("beside products (of its bytes)", "beside other work alone")
+COUNTED = ("count", "bytes", "asynchronous", "hidden", "hidden_bytes", "other", "other_bytes")
 EXCHANGES = ("ragged-all-to-all", "all-to-all")
 
 
@@ -60,6 +62,12 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f}"
 
 
+def shares(row: dict[str, Any]) -> list[str]:
+    """Collectives beside products and beside other work alone, each with its share of the bytes."""
+    return [f"{row[kind]} ({row[kind + '_bytes'] / max(row['bytes'], 1):.0%})"
+            for kind in ("hidden", "other")]
+
+
 def pods(cases: dict[str, dict]) -> None:
     """Write the tables of the pods: memory by kind, and collectives."""
     kinds = list(next(iter(cases.values()))["parts"])
@@ -75,12 +83,12 @@ def pods(cases: dict[str, dict]) -> None:
                  columns, rows, COMMAND, unit="GB of one device; compiled, not run", cases=cases)
     found = [
         [name, row["kind"], row["group"], row["runs"], gigabytes(row["bytes"]),
-         f"{row['asynchronous']} of {row['count']}", row["hidden"]]
+         f"{row['asynchronous']} of {row['count']}", *shares(row)]
         for name, c in cases.items() for row in c["collectives"] if row["bytes"] >= 1e7
     ]
     record.write(RECORDS / "collectives.json", "what a device exchanges in a step",
                  ["compiled for, precision", "collective", "devices", "runs a step", "GB a step",
-                  "asynchronous", "beside products"],
+                  "asynchronous", *SHARES],
                  found, COMMAND, unit="buffers of one device; compiled, not run")
 
 
@@ -89,15 +97,12 @@ def hosts(cases: dict[str, dict]) -> None:
     rows = []
     for name, c in cases.items():
         mine = [r for r in c["collectives"] if r["kind"] in EXCHANGES and r["bytes"] >= 1e6]
-        total = sum(r["bytes"] for r in mine)
-        rows.append([
-            name, sum(r["count"] for r in mine), sum(r["asynchronous"] for r in mine),
-            sum(r["hidden"] for r in mine), gigabytes(total),
-            f"{sum(r['hidden_bytes'] for r in mine) / max(total, 1):.0%}", gigabytes(c["bytes"]),
-        ])
+        whole = {key: sum(r[key] for r in mine) for key in COUNTED}
+        rows.append([name, whole["count"], whole["asynchronous"], *shares(whole),
+                     gigabytes(whole["bytes"]), gigabytes(c["bytes"])])
     record.write(RECORDS / "overlap.json", "exchanges of tokens run beside matrix products",
-                 ["compiled for, form", "exchanges in the program", "asynchronous",
-                  "beside products", "GB a step", "of these beside products", "GB of a device"],
+                 ["compiled for, form", "exchanges in the program", "asynchronous", *SHARES,
+                  "GB a step", "GB of a device"],
                  rows, COMMAND, unit="compiled, not run", cases=cases)
 
 

@@ -139,6 +139,8 @@ def test_the_summary_counts_what_a_step_runs(found):
     rows = {row["kind"]: row for row in hlo.summary(list(found.values()))}
     assert rows["all-to-all"]["bytes"] == 58 * 4096
     assert rows["all-to-all"]["hidden"] == rows["all-to-all"]["asynchronous"] == 1
+    assert rows["all-to-all"]["hidden_bytes"] == rows["all-to-all"]["bytes"]
+    assert rows["all-to-all"]["other"] == rows["all-to-all"]["other_bytes"] == 0
     assert rows["all-to-all"]["sent"] == 58 * 4096 * 3 // 4
     assert (rows["collective-permute"]["count"], rows["collective-permute"]["rare"]) == (0, 1)
     assert rows["all-reduce"]["sent"] == 2 * 64 * 32 * 4 * 7 // 8
@@ -151,6 +153,13 @@ def test_a_pair_that_the_compiler_made_synchronous_is_not_asynchronous():
     pair = next(c for c in hlo.collectives(text) if c.name == "all-to-all-start.1")
     assert not pair.is_async
     assert not pair.is_hidden
+
+
+def test_work_without_products_counts_apart():
+    text = textwrap.dedent(SCAN).replace("fusion(%x), kind=kOutput, calls=%fused", "copy(%x)")
+    rows = {row["kind"]: row for row in hlo.summary(hlo.collectives(text))}
+    assert rows["all-to-all"]["hidden"] == 0
+    assert (rows["all-to-all"]["other"], rows["all-to-all"]["other_bytes"]) == (1, 58 * 4096)
 
 
 def test_sizes_of_types_are_in_bytes():
