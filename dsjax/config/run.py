@@ -173,7 +173,8 @@ class PlaceConfig:
     out: str | None = None
     """Folder of the run; None is runs/NAME."""
     remat: Literal["none", "v3", "full"] = "none"
-    """What the backward pass makes again: `v3` norms, MLA up-projections and SwiGLU outputs."""
+    """What the backward pass makes again: `v3` norms, MLA up-projections and SwiGLU outputs; `full`
+    all of a block but its tokens' choice of experts."""
     fp8: Literal["auto", "codes", "values"] = "auto"
     """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper GPUs,
     TPU7x), or exactly of the `values` they stand for, in bfloat16. `auto`: codes where there is

@@ -121,27 +121,25 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
     return y, jnp.zeros(())
 
 
-def save_nothing(*_: object, **__: object) -> bool:
-    """The remat policy `full`: keep a block's input only."""
-    return False
+SAVED_BY_FULL = ("choice",)
+"""Each token's experts, 4 bytes apiece: so that the gradient sets out to them before the block is
+made again, which rounding could then send elsewhere."""
 
-
-SAVED_BY_V3 = ("residual", "latents", "attention", "swiglu_input", "expert_input")
+SAVED_BY_V3 = (*SAVED_BY_FULL, "residual", "latents", "attention", "swiglu_input", "expert_input")
 """What V3 keeps for the backward pass; norms, MLA up-projections and SwiGLU outputs are made
 again (V3 report sec. 3.2.3)."""
 
 
 def rematerialize(body: Callable, remat: str, is_scanned: bool = True) -> Callable:
-    """Wrap a block: `none` keeps all, `v3` as the report, `full` keeps its input only.
+    """Wrap a block: `none` keeps all, `v3` as the report, `full` its input and choice of experts.
 
     Outside a scan the compiler would find the second computation equal to the first and keep the
     first's results; `is_scanned=False` forbids that.
     """
     if remat == "none":
         return body
-    if remat == "v3":
-        policy = jax.checkpoint_policies.save_only_these_names(*SAVED_BY_V3)
-        return jax.checkpoint(body, policy=policy, prevent_cse=not is_scanned)
-    if remat == "full":
-        return jax.checkpoint(body, policy=save_nothing, prevent_cse=not is_scanned)
-    raise ValueError(f"remat={remat!r} is no policy; choose none, v3 or full")
+    saved = {"v3": SAVED_BY_V3, "full": SAVED_BY_FULL}
+    if remat not in saved:
+        raise ValueError(f"remat={remat!r} is no policy; choose none, v3 or full")
+    policy = jax.checkpoint_policies.save_only_these_names(*saved[remat])
+    return jax.checkpoint(body, policy=policy, prevent_cse=not is_scanned)

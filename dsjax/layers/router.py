@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.config.model import MoEConfig
 from dsjax.numerics.wide import wide
@@ -62,6 +63,7 @@ def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:
     if p.bias is not None:
         choice = choice + jax.lax.stop_gradient(p.bias).astype(dtype)[None, None]
     experts = jax.lax.top_k(open_groups(choice, cfg), cfg.experts_per_token)[1]
+    experts = checkpoint_name(experts, "choice")
     weights = jnp.take_along_axis(affinity, experts, axis=-1)
     if cfg.is_normalized:
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)

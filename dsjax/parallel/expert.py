@@ -198,5 +198,7 @@ _take.defvjp(
 )
 _give.defvjp(
     lambda rows, token, slot: (_give(rows, token, slot), (token, slot)),
-    lambda kept, d: (_take(d, *kept), None, None),
+    # Indices of its own: a compiler that saw that these rows and those of a block made again have
+    # the same would gather both at once, and the gradient would wait for the block.
+    lambda kept, d: (_take(d, *lax.optimization_barrier(kept)), None, None),
 )

@@ -144,8 +144,11 @@ def arithmetic(run: RunConfig, how: Precision) -> dict[str, float]:
     tiles = sum(math.prod(shape[:-1]) * math.ceil(shape[-1] / TILE) for shape in cached(run))
     wide = jnp.dtype(how.activations).itemsize
     layer = 2 * cfg.d_model + a.q_rank + a.kv_rank + a.rope_dim + a.heads * a.value_dim
-    # A layer also keeps the softmax's sums, the final norm its input and its quotient: float32.
-    others = tokens * (cfg.layers * (layer * wide + a.heads * 4) + 2 * cfg.d_model * 4)
+    # A layer also keeps the softmax's sums and its tokens' choices of experts, the final norm its
+    # input and its quotient: 4 bytes each.
+    assert cfg.moe is not None, "both configs have experts"
+    others = 4 * tokens * (cfg.layers * a.heads + cfg.moe_layers * cfg.moe.experts_per_token
+                           + 2 * cfg.d_model) + tokens * cfg.layers * layer * wide
     return {
         "master parameters": 4 * parameters,
         "weights as products read them": weights * (how.operand + how.scale / TILE**2),
