@@ -89,6 +89,7 @@ def summary(made: Plan) -> dict[str, Any]:
         "bytes": made.memory.total,
         "limit": made.memory.limit,
         "parts": made.memory.parts,
+        "working": made.memory.working,
         "temporaries": result.temporaries if isinstance(result, Compiled) else None,
         "advice": made.advice,
         "compiled": isinstance(result, Compiled),
@@ -123,24 +124,28 @@ def _memory(said: dict[str, Any]) -> Table:
     table.add_column("GB", justify="right")
     for kind, size in said["parts"].items():
         table.add_row(kind, f"{size / 1e9:.2f}")
+    for kind, size in said["working"].items():
+        table.add_row(f"  {kind}", f"{size / 1e9:.2f}")
     table.add_row("together", f"{said['bytes'] / 1e9:.2f}")
     table.add_row("there is", f"{said['limit'] / 1e9:.2f}")
     return table
 
 
 def _collectives(said: dict[str, Any]) -> Table:
-    """Draw collectives by kind and group."""
-    table = Table(box=box.SIMPLE, header_style="")
-    table.add_column("collective")
-    for head in ("devices", "in program", "runs a step", "GB a step", "async", "beside products",
-                 "GB so", "beside other work", "GB so"):
-        table.add_column(head, justify="right")
+    """Draw collectives by kind and group, with the share of bytes that other work runs beside."""
+    table = Table(box=box.SIMPLE, header_style="", padding=(0, 1), caption_justify="left",
+                  caption="devices that take part together; async of those in the program; of the "
+                  "bytes, how many have matrix products or only other work beside them")
+    table.add_column("collective", no_wrap=True)
+    for head in ("devices", "runs", "GB a step", "async", "products", "other"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in said["collectives"]:
         if row["count"]:
-            table.add_row(row["kind"], *(str(row[k]) for k in ("group", "count", "runs")),
-                          f"{row['bytes'] / 1e9:.3f}", str(row["asynchronous"]),
-                          str(row["hidden"]), f"{row['hidden_bytes'] / 1e9:.3f}",
-                          str(row["other"]), f"{row['other_bytes'] / 1e9:.3f}")
+            shares = (f"{row[kind] / max(row['bytes'], 1):.0%}"
+                      for kind in ("hidden_bytes", "other_bytes"))
+            table.add_row(row["kind"], str(row["group"]), str(row["runs"]),
+                          f"{row['bytes'] / 1e9:,.3f}", f"{row['asynchronous']} of {row['count']}",
+                          *shares)
     return table
 
 

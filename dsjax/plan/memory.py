@@ -1,15 +1,17 @@
 """Bytes that a step needs on one device, by kind, and what to change where they are too many.
 
 Masters, moments and the batch are what the step takes as arguments: their shapes and shardings say
-the bytes. So do those of compute weights (what products read, made once a step) and of gradients
-(float32, as the layers leave them), at most: a compiler may move either into the loop over layers,
-and they are taken for less where the whole is less. The compiler says the whole; what it needs
-beyond these is what waits for the backward pass and what a layer works with.
+the bytes. The compiler says the whole; the rest is what the step works with. Of that, compute
+weights (what products read, made once a step) and gradients (float32, as the layers leave them)
+are known at most: a compiler may move either into the loop over layers. What is then left for
+activations and temporaries is known at least.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from jax.sharding import Mesh
 
 from dsjax import params
 from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
 from dsjax.numerics import products as numerics
 from dsjax.numerics.products import Products
 from dsjax.parallel import rules
@@ -25,8 +28,9 @@ from dsjax.parallel.mesh import divisors
 from dsjax.plan.ahead import shard_bytes
 
 Tree = Any
-KINDS = ("masters", "moments", "compute weights", "gradients", "batch and counts",
-         "activations and temporaries")
+KINDS = ("masters", "moments", "batch and counts", "weights, gradients, activations")
+WORKING = ("compute weights, at most", "gradients, at most",
+           "activations and temporaries, at least")  # of the last kind
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Memory:
     """Bytes of one device."""
 
     parts: dict[str, int]  # by KINDS
+    working: dict[str, int]  # by WORKING
     total: int  # that the compiler asks for
     limit: int  # that a device has
 
@@ -50,13 +55,13 @@ def measure(total: int, limit: int, state: dict[str, Tree], batch: Tree, specs: 
     state: trees of abstract arrays with shardings, by the first two of KINDS.
     """
     parts = {name: shard_bytes(tree) for name, tree in state.items()}
-    parts["compute weights"] = _weights(specs, mesh, products)
-    parts["gradients"] = _gradients(specs, mesh)
     parts["batch and counts"] = shard_bytes(batch)
-    for name in ("compute weights", "gradients"):  # a compiler may make them a layer at a time
-        parts[name] -= min(parts[name], max(sum(parts.values()) - total, 0))
-    parts["activations and temporaries"] = total - sum(parts.values())
-    return Memory({name: parts[name] for name in KINDS}, total, limit)
+    working = total - sum(parts.values())
+    weights, gradients = _weights(specs, mesh, products), _gradients(specs, mesh)
+    most = (min(weights, working), min(gradients, working))
+    least = max(working - weights - gradients, 0)
+    return Memory({**parts, KINDS[-1]: working}, dict(zip(WORKING, (*most, least), strict=True)),
+                  total, limit)
 
 
 def _weights(specs: Tree, mesh: Mesh, products: Products) -> int:
@@ -82,44 +87,87 @@ def _gradients(specs: Tree, mesh: Mesh) -> int:
         for spec in jax.tree.leaves(specs, is_leaf=params.is_spec))
 
 
-def advice(memory: Memory, run: RunConfig) -> str:
-    """What to change so that a step fits, the largest part first; empty where it fits."""
+def advice(memory: Memory, run: RunConfig, check: Callable[[RunConfig], None]) -> str:
+    """What to change so that a step fits, the largest part first; empty where it fits.
+
+    A change is named if `check`, which raises UserError, takes the changed run, and if that needs
+    no more devices.
+    """
     if memory.fits:
         return ""
-    ways = {
-        "masters": _cut_state, "moments": _cut_state,
-        "compute weights": _cut_weights, "gradients": _cut_weights,
-        "activations and temporaries": _cut_activations,
-    }
-    largest = sorted(ways, key=lambda name: -memory.parts[name])
-    said = [f"{name} take {memory.parts[name] / 1e9:.1f} GB: {ways[name](run)}"
-            for name in largest if memory.parts[name] > memory.limit / 10]
+    sizes = memory.parts | memory.working
+    ways = dict(zip(("masters", "moments", *WORKING),
+                    (_cut_state, _cut_moments, _cut_weights, _cut_weights, _cut_activations),
+                    strict=True))
+    said = []
+    for kind in sorted(ways, key=lambda kind: -sizes[kind]):
+        name, _, bound = kind.partition(", ")
+        if sizes[kind] > memory.limit / 10:
+            taken = f"{name} take {bound}{' ' * bool(bound)}{sizes[kind] / 1e9:.1f} GB"
+            said.append(f"{taken}: {_first(ways[kind](run), run, check)}")
     over = (memory.total - memory.limit) / 1e9
-    return (f"{over:.1f} GB too many. " + "; ".join(dict.fromkeys(said)) + ".")
+    return f"{over:.1f} GB too many. " + "; ".join(said or [MORE_DEVICES]) + "."
 
 
-def _cut_state(run: RunConfig) -> str:
+Way = tuple[str, dict[str, Any]]  # what it does, and the fields of a run that it sets
+MORE_DEVICES = "use a machine of more devices"
+
+
+def _first(ways: Iterable[Way], run: RunConfig, check: Callable[[RunConfig], None]) -> str:
+    """The first way that a run can go, with its flags."""
+    for what, fields in ways:
+        changed = _changed(run, fields)
+        try:
+            check(changed)
+        except UserError:
+            continue
+        if changed.parallel.devices == run.parallel.devices:
+            return f"{what}, {' '.join(_flag(name, value) for name, value in fields.items())}"
+    return MORE_DEVICES
+
+
+def _changed(run: RunConfig, fields: dict[str, Any]) -> RunConfig:
+    for name, value in fields.items():
+        part, _, field = name.partition(".")
+        inner = dataclasses.replace(getattr(run, part), **{field: value})
+        run = dataclasses.replace(run, **{part: inner})
+    return run
+
+
+def _flag(name: str, value: Any) -> str:
+    """A field and its value as a command line has them."""
+    part, _, field = name.replace("_", "-").partition(".")
+    if isinstance(value, bool):
+        return f"--{part}.{'' if value else 'no-'}{field}"
+    return f"--{part}.{field} {value}"
+
+
+def _cut_state(run: RunConfig) -> Iterator[Way]:
     if not run.parallel.use_zero:
-        return "cut them over data and expert with --parallel.use-zero"
-    return "use more devices, or --optimizer.moments bfloat16"
+        yield "cut them over data and expert", {"parallel.use_zero": True}
 
 
-def _cut_weights(run: RunConfig) -> str:
+def _cut_moments(run: RunConfig) -> Iterator[Way]:
+    yield from _cut_state(run)
+    if run.optimizer.moments != "bfloat16":
+        yield "hold them in two bytes", {"optimizer.moments": "bfloat16"}
+
+
+def _cut_weights(run: RunConfig) -> Iterator[Way]:
     layout = run.parallel
-    wider = [n for n in divisors(run.model.d_model) if n > layout.fsdp]
-    if layout.data > 1 and wider and layout.data % 2 == 0:
-        return (f"cut them over twice as many devices, --parallel.fsdp {2 * layout.fsdp} "
-                f"--parallel.data {layout.data // 2}")
-    if run.model.moe is not None and layout.expert < run.model.moe.experts:
-        return f"share experts over more devices, --parallel.expert {2 * layout.expert}"
-    return "use more devices"
+    for axis in ("fsdp", "expert"):
+        if layout.data % 2 == 0:
+            yield "cut them over twice as many devices", {
+                f"parallel.{axis}": 2 * getattr(layout, axis), "parallel.data": layout.data // 2}
 
 
-def _cut_activations(run: RunConfig) -> str:
-    stronger = {"none": "v3", "v3": "full"}
+def _cut_activations(run: RunConfig) -> Iterator[Way]:
     rows = run.train.batch // (run.train.microbatches * run.parallel.row_devices)
-    if rows > 1:
-        return f"fewer rows at once, --train.microbatches {2 * run.train.microbatches}"
+    for part in divisors(rows)[1:]:
+        yield "fewer rows at once", {"train.microbatches": part * run.train.microbatches}
+    stronger = {"none": "v3", "v3": "full"}
     if run.place.remat in stronger:
-        return f"make more again in the backward pass, --place.remat {stronger[run.place.remat]}"
-    return "use shorter rows or lower --parallel.headroom"
+        yield "make more again in the backward pass", {"place.remat": stronger[run.place.remat]}
+    if run.parallel.interleave:
+        yield "one half of the rows after the other", {"parallel.interleave": False}
+    yield "shorter rows", {"train.length": run.train.length // 2}

@@ -70,11 +70,12 @@ def shares(row: dict[str, Any]) -> list[str]:
 
 def pods(cases: dict[str, dict]) -> None:
     """Write the tables of the pods: memory by kind, and collectives."""
-    kinds = list(next(iter(cases.values()))["parts"])
-    columns = ["compiled for, precision", *kinds, "together", "a device has", "minutes (CPU)",
-               "GB of RAM here"]
+    first = next(iter(cases.values()))
+    kinds = [(part, name) for part in ("parts", "working") for name in first[part]]
+    columns = ["compiled for, precision", *(name for _, name in kinds), "together",
+               "a device has", "minutes (CPU)", "GB of RAM here"]
     rows = [
-        [name, *(gigabytes(c["parts"][kind]) for kind in kinds), gigabytes(c["bytes"]),
+        [name, *(gigabytes(c[part][kind]) for part, kind in kinds), gigabytes(c["bytes"]),
          gigabytes(c["limit"]), f"{c['seconds'] / 60:.1f} ({c['cpu_seconds'] / 60:.1f})",
          gigabytes(c["peak_memory"])]
         for name, c in cases.items()

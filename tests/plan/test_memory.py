@@ -1,6 +1,7 @@
 """What a device needs is split by kind to the byte, and where it is too much a way out is named."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from dsjax.model import transformer
 from dsjax.parallel import mesh as meshes
 from dsjax.plan import memory
 from dsjax.plan.ahead import Refused, _refused
-from dsjax.plan.memory import KINDS, Memory
+from dsjax.plan.memory import KINDS, WORKING, Memory
 from dsjax.train import platform, spread
 
 LAYOUT = ["--parallel.data", "2", "--parallel.fsdp", "2", "--parallel.expert", "2", "--train.batch",
@@ -47,46 +48,70 @@ def test_masters_and_moments_are_what_a_device_holds_of_them(run):
     assert found.parts["moments"] == bytes_here((held.opt.mu, held.opt.nu))
     assert sum(found.parts.values()) == found.total == 10**8
     assert tuple(found.parts) == KINDS
+    assert tuple(found.working) == WORKING
 
 
 def test_compute_weights_are_half_of_the_gradients_where_they_are_bfloat16(run):
     """Matrices: 2 bytes against 4; embedding, head, router and norms: 4 and 4."""
-    found = measured(run)
-    weights, gradients = found.parts["compute weights"], found.parts["gradients"]
+    weights, gradients, _ = measured(run).working.values()
     assert gradients / 2 < weights < gradients
     experts = run.model.moe.experts * 3 * run.model.d_model * run.model.moe.expert_dim
     per_device = experts * (run.model.moe_layers + run.model.mtp_depth) // 4  # fsdp 2 x expert 2
     assert gradients > 4 * per_device
 
 
-def test_what_a_compiler_makes_a_layer_at_a_time_is_taken_for_less(run):
-    """Where it asks for less than weights and gradients would take whole."""
-    whole = measured(run).parts
-    held = whole["masters"] + whole["moments"]
-    found = measured(run, held + whole["gradients"] // 2)
-    assert sum(found.parts.values()) == found.total
-    assert (found.parts["compute weights"], found.parts["gradients"]) == (
-        0, found.total - held)
-    assert min(found.parts.values()) == 0
+def test_what_a_compiler_may_make_a_layer_at_a_time_is_said_at_most(run):
+    """And what is left for activations at least, down to nothing."""
+    weights, gradients, left = measured(run).working.values()
+    assert left == measured(run).parts[KINDS[-1]] - weights - gradients > 0
+    held = 10**8 - weights - gradients - left
+    found = measured(run, held + gradients // 2)
+    assert found.parts[KINDS[-1]] == gradients // 2
+    assert list(found.working.values()) == [min(weights, gradients // 2), gradients // 2, 0]
 
 
 def test_fsdp_halves_what_layers_use(run):
     wide = dataclasses.replace(
         run, parallel=dataclasses.replace(run.parallel, data=1, fsdp=4))
-    one, two = measured(run), measured(wide)
-    assert two.parts["gradients"] < 0.75 * one.parts["gradients"]
+    one, two = (measured(r).working["gradients, at most"] for r in (run, wide))
+    assert two < 0.75 * one
+
+
+def advised(run, kind, limit=8 * 10**8):
+    sizes = dict.fromkeys((*KINDS, *WORKING), 10) | {kind: 10**9}
+    found = Memory({k: sizes[k] for k in KINDS}, {k: sizes[k] for k in WORKING}, 10**9, limit)
+    return memory.advice(found, run, spread.check)
 
 
 @pytest.mark.parametrize(("kind", "way"), [
-    ("activations and temporaries", "--train.microbatches 2"),
-    ("gradients", "--parallel.fsdp 4 --parallel.data 1"),
+    (WORKING[2], "activations and temporaries take at least 1.0 GB: fewer rows at once, "
+     "--train.microbatches 2."),
+    (WORKING[1], "gradients take at most 1.0 GB: cut them over twice as many devices, "
+     "--parallel.fsdp 4 --parallel.data 1."),
 ])
 def test_advice_names_the_largest_part_and_what_makes_it_smaller(run, kind, way):
-    parts = dict.fromkeys(KINDS, 10) | {kind: 10**9}
-    said = memory.advice(Memory(parts, 10**9 + 50, 8 * 10**8), run)
-    assert f"{kind} take 1.0 GB" in said
-    assert way in said
-    assert memory.advice(Memory(parts, 10**9, 10**9), run) == ""
+    assert advised(run, kind) == f"0.2 GB too many. {way}"
+    assert advised(run, kind, limit=10**9) == ""
+
+
+@pytest.mark.parametrize(("flags", "kind"), [
+    (["--train.batch", "24"], WORKING[2]),  # three rows a device
+    (["--parallel.interleave"], WORKING[2]),  # which needs two rows at once
+    (["--train.microbatches", "2", "--place.remat", "full"], WORKING[2]),
+    (["--parallel.data", "1", "--parallel.expert", "4"], WORKING[0]),
+    ([], "masters"),
+    ([], "moments"),
+    (["--parallel.no-use-zero"], "moments"),
+])
+def test_advice_can_be_followed(run, flags, kind):
+    """The flags that it names are taken, need no more devices and change the run."""
+    run = override(run, flags)
+    said = advised(run, kind)
+    named = re.findall(r"--[a-z]+\.[a-z0-9-]+(?: [a-z0-9]+)?", said)
+    changed = override(run, [word for flag in named for word in flag.split()])
+    spread.check(changed)
+    assert changed.parallel.devices == run.parallel.devices
+    assert (changed != run) != said.endswith(f"{memory.MORE_DEVICES}.")
 
 
 def test_what_the_compiler_says_of_too_little_memory_is_read():
