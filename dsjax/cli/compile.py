@@ -134,10 +134,10 @@ def _memory(said: dict[str, Any]) -> Table:
 def _collectives(said: dict[str, Any]) -> Table:
     """Draw collectives by kind and group, with the share of bytes that other work runs beside."""
     table = Table(box=box.SIMPLE, header_style="", padding=(0, 1), caption_justify="left",
-                  caption="devices that take part together; async of those in the program; of the "
-                  "bytes, how many have matrix products or only other work beside them")
+                  caption="in a step: devices that take part together; async, of those in the "
+                  "program; bytes beside matrix products, and beside other work only")
     table.add_column("collective", no_wrap=True)
-    for head in ("devices", "runs", "GB a step", "async", "products", "other"):
+    for head in ("devices", "runs", "GB", "async", "products", "other"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in said["collectives"]:
         if row["count"]:

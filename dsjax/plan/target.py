@@ -27,13 +27,14 @@ class Chip:
     platform: str  # tpu or cuda
     memory: int  # bytes of one device
     cores: int = 1  # devices of a chip
+    axes: int = 3  # of the torus its chips form, at most; nodes and GPUs of a node
 
 
 CHIPS = {
     "v4": Chip("tpu", 32 * 10**9),
-    "v5e": Chip("tpu", 16 * 10**9),
+    "v5e": Chip("tpu", 16 * 10**9, axes=2),
     "v5p": Chip("tpu", 95 * 10**9),
-    "v6e": Chip("tpu", 32 * 10**9),
+    "v6e": Chip("tpu", 32 * 10**9, axes=2),
     "tpu7x": Chip("tpu", 96 * 10**9, cores=2),
     "h100": Chip("cuda", 80 * 10**9),
     "h800": Chip("cuda", 80 * 10**9),
@@ -72,6 +73,9 @@ def parse(name: str) -> Target:
     shape = tuple(map(int, sizes.split("x")))
     if CHIPS[kind].platform == "cuda" and len(shape) != 2:
         raise UserError(f"{name!r} needs two sizes, nodes x GPUs of a node, as in {kind}:256x8")
+    if len(shape) > CHIPS[kind].axes:
+        raise UserError(f"{name!r} has {len(shape)} axes, and chips of {kind} form a torus of "
+                        f"{CHIPS[kind].axes}: use as many sizes, as in {kind}:16x16")
     return Target(name, kind, shape)
 
 

@@ -21,6 +21,7 @@ def test_a_chip_of_two_cores_is_two_devices():
     ("v5p", "is no machine"),
     ("v5p:2x0", "is no machine"),
     ("h200:8", "needs two sizes"),
+    ("v5e:2x2x2", "a torus of 2"),
 ])
 def test_a_name_that_is_none_is_refused(name, said):
     with pytest.raises(UserError, match=said):
