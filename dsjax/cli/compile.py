@@ -133,7 +133,7 @@ def _memory(said: dict[str, Any]) -> Table:
 
 def _collectives(said: dict[str, Any]) -> Table:
     """Draw collectives by kind and group, with the share of bytes that other work runs beside."""
-    table = Table(box=box.SIMPLE, header_style="", padding=(0, 1), caption_justify="left",
+    table = Table(box=None, header_style="", padding=(0, 2, 0, 0), caption_justify="left",
                   caption="in a step: devices that take part together; async, of those in the "
                   "program; bytes beside matrix products, and beside other work only")
     table.add_column("collective", no_wrap=True)
@@ -144,7 +144,7 @@ def _collectives(said: dict[str, Any]) -> Table:
             shares = (f"{row[kind] / max(row['bytes'], 1):.0%}"
                       for kind in ("hidden_bytes", "other_bytes"))
             table.add_row(row["kind"], str(row["group"]), str(row["runs"]),
-                          f"{row['bytes'] / 1e9:,.3f}", f"{row['asynchronous']} of {row['count']}",
+                          f"{row['bytes'] / 1e9:.3f}", f"{row['asynchronous']} of {row['count']}",
                           *shares)
     return table
 
