@@ -30,6 +30,7 @@ LITE = ["deepseek_v2_lite", "--train.length", "4096", "--train.batch", "16", "--
 PODS = {
     "v5p bf16": [*V5P, "--train.precision", "bf16", "--place.remat", "full"],
     "h200 bf16": [*H200, "--train.precision", "bf16"],
+    "h200 fp8": H200,
     "v5p bf16, two rows interleaved": [
         *V5P, "--train.precision", "bf16", "--place.remat", "full", "--train.microbatches", "4",
         "--parallel.interleave"],
