@@ -9,7 +9,6 @@ activations and temporaries is known at least.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from dsjax import params
+from dsjax.config import load
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 from dsjax.numerics import products as numerics
@@ -109,65 +109,49 @@ def advice(memory: Memory, run: RunConfig, check: Callable[[RunConfig], None]) -
     return f"{over:.1f} GB too many. " + "; ".join(said or [MORE_DEVICES]) + "."
 
 
-Way = tuple[str, dict[str, Any]]  # what it does, and the fields of a run that it sets
+Way = tuple[str, str]  # what it does, and its flags
 MORE_DEVICES = "use a machine of more devices"
 
 
 def _first(ways: Iterable[Way], run: RunConfig, check: Callable[[RunConfig], None]) -> str:
     """The first way that a run can go, with its flags."""
-    for what, fields in ways:
-        changed = _changed(run, fields)
+    for what, flags in ways:
         try:
+            changed = load.override(run, flags.split())
             check(changed)
         except UserError:
             continue
         if changed.parallel.devices == run.parallel.devices:
-            return f"{what}, {' '.join(_flag(name, value) for name, value in fields.items())}"
+            return f"{what}, {flags}"
     return MORE_DEVICES
-
-
-def _changed(run: RunConfig, fields: dict[str, Any]) -> RunConfig:
-    for name, value in fields.items():
-        part, _, field = name.partition(".")
-        inner = dataclasses.replace(getattr(run, part), **{field: value})
-        run = dataclasses.replace(run, **{part: inner})
-    return run
-
-
-def _flag(name: str, value: Any) -> str:
-    """A field and its value as a command line has them."""
-    part, _, field = name.replace("_", "-").partition(".")
-    if isinstance(value, bool):
-        return f"--{part}.{'' if value else 'no-'}{field}"
-    return f"--{part}.{field} {value}"
 
 
 def _cut_state(run: RunConfig) -> Iterator[Way]:
     if not run.parallel.use_zero:
-        yield "cut them over data and expert", {"parallel.use_zero": True}
+        yield "cut them over data and expert", "--parallel.use-zero"
 
 
 def _cut_moments(run: RunConfig) -> Iterator[Way]:
     yield from _cut_state(run)
     if run.optimizer.moments != "bfloat16":
-        yield "hold them in two bytes", {"optimizer.moments": "bfloat16"}
+        yield "hold them in two bytes", "--optimizer.moments bfloat16"
 
 
 def _cut_weights(run: RunConfig) -> Iterator[Way]:
     layout = run.parallel
     for axis in ("fsdp", "expert"):
         if layout.data % 2 == 0:
-            yield "cut them over twice as many devices", {
-                f"parallel.{axis}": 2 * getattr(layout, axis), "parallel.data": layout.data // 2}
+            yield "cut them over twice as many devices", (
+                f"--parallel.{axis} {2 * getattr(layout, axis)} --parallel.data {layout.data // 2}")
 
 
 def _cut_activations(run: RunConfig) -> Iterator[Way]:
     rows = run.train.batch // (run.train.microbatches * run.parallel.row_devices)
     for part in divisors(rows)[1:]:
-        yield "fewer rows at once", {"train.microbatches": part * run.train.microbatches}
+        yield "fewer rows at once", f"--train.microbatches {part * run.train.microbatches}"
     stronger = {"none": "v3", "v3": "full"}
     if run.place.remat in stronger:
-        yield "make more again in the backward pass", {"place.remat": stronger[run.place.remat]}
+        yield "make more again in the backward pass", f"--place.remat {stronger[run.place.remat]}"
     if run.parallel.interleave:
-        yield "one half of the rows after the other", {"parallel.interleave": False}
-    yield "shorter rows", {"train.length": run.train.length // 2}
+        yield "one half of the rows after the other", "--parallel.no-interleave"
+    yield "shorter rows", f"--train.length {run.train.length // 2}"

@@ -75,7 +75,8 @@ def parse(name: str) -> Target:
         raise UserError(f"{name!r} needs two sizes, nodes x GPUs of a node, as in {kind}:256x8")
     if len(shape) > CHIPS[kind].axes:
         raise UserError(f"{name!r} has {len(shape)} axes, and chips of {kind} form a torus of "
-                        f"{CHIPS[kind].axes}: use as many sizes, as in {kind}:16x16")
+                        f"{CHIPS[kind].axes}: use as many sizes, as in "
+                        f"{kind}:{'x'.join(['4'] * CHIPS[kind].axes)}")
     return Target(name, kind, shape)
 
 

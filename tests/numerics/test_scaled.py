@@ -67,6 +67,23 @@ def test_quantizing_again_changes_nothing_when_scales_are_powers_of_two(pow2):
     assert np.array_equal(first, again) or not pow2
 
 
+@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
+def test_the_largest_of_a_tile_is_the_largest_code_at_every_magnitude(form, pow2):
+    """No clip follows the scale: its rounding must never lift an entry over the format's end."""
+    bits = np.random.default_rng(0).integers(0x38D1B718, 0x7F800000, 1 << 14, np.uint32)
+    top = jnp.asarray(bits.view(np.float32))[:, None]  # from the floor, 1e-4, to float32's end
+    x = jnp.concatenate([top, -top, top / 3, jnp.zeros_like(top)], axis=1)
+    q = jax.jit(lambda x: scaled.quantize(x, (1, 4), pow2, form))(x)
+    codes = np.asarray(formats.decode(q.codes))
+    assert np.abs(codes).max() <= form.largest
+    if not pow2:
+        np.testing.assert_array_equal(codes[:, :2], [[form.largest, -form.largest]] * len(x))
+    assert (codes[:, 0] > form.largest / 2 * (1 - 2.0**-form.mantissa)).all()
+    value = jax.jit(lambda x: scaled.rounded(x, (1, 4), pow2, form))(x)
+    np.testing.assert_array_equal(value, scaled.dequantize(q))
+
+
 def test_leading_dims_are_tiled_singly():
     x = jnp.asarray(wide_values(5, (3, 2, 130, 140)))
     whole = scaled.quantize(x, (128, 128))

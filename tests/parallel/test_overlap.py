@@ -100,8 +100,8 @@ def traced(remat, change=lambda backend: backend):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_neither_waits_for_the_other(remat):
     found = traced(remat)
-    again = 2 if remat == "full" else 1  # the gate and up product is made again
-    assert len([what for what, _ in found if what == "shared"]) >= 5 + again
+    again = remat == "full"  # the gate and up product
+    assert len([what for what, _ in found if what == "shared"]) >= 6 + again
     assert len([what for what, _ in found if what == "exchange"]) >= 2
     for what, before in found:
         assert ("shared" if what == "exchange" else "exchange") not in before
