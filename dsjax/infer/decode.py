@@ -61,14 +61,15 @@ def default_backend() -> Backend:
     return decoding(single())
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any, *,
-              many: Dispatch, products: Products) -> tuple[Array, Array]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any,
+              beside: Any = None, *, many: Dispatch,
+              products: Products) -> tuple[Array, Array, Any]:
     if grouped_decode.is_few(experts.size, value(w_down).shape[0]):
         y = grouped_decode.experts_few(
             x, experts, weights, w_gate_up, w_down, products=products
         )
-        return y, jnp.zeros(())
-    return many(x, experts, weights, w_gate_up, w_down)
+        return y, jnp.zeros(()), beside
+    return many(x, experts, weights, w_gate_up, w_down, beside)
 
 
 def prefill(p: TransformerParams, tokens: Array, lengths: Array, keys: Array, *, cfg: ModelConfig,

@@ -34,9 +34,21 @@ class Linear(Protocol):
 Attend = Callable[[Array, Array, Array, Array, float], Array]
 """q [B, H, T, N], k, v, segments [B, T], scale -> [B, H, T, U]; causal, within segments."""
 
-Dispatch = Callable[[Array, Array, Array, Matrix, Matrix], tuple[Array, Array]]
-"""x [T, D], experts [T, K], weights [T, K], w_gate_up, w_down -> the weighted sum [T, D], and []
-rounds of exchange beyond the first."""
+
+class Dispatch(Protocol):
+    """x [T, D], experts [T, K], weights [T, K] -> the weighted sum [T, D], [] rounds of exchange
+    beyond the first, and `beside`.
+
+    `beside`, rows of another computation or nothing, comes back as it is. Experts wait for it and
+    the exchange that brings their tokens does not, so it is made while they travel; in the gradient
+    the other way round.
+    """
+
+    def __call__(self, x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                 beside: Tree = None) -> tuple[Array, Array, Tree]:
+        """Send tokens to their experts and add up what comes back."""
+        ...
+
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """Name the logical axes of an activation, so that a mesh may place it."""
@@ -115,10 +127,10 @@ def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low:
     return attention.attend(q, k, v, segments, scale, 128, is_low)
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
-              w_down: Matrix, products: Products) -> tuple[Array, Array]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+              beside: Tree = None, *, products: Products) -> tuple[Array, Array, Tree]:
     y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, products=products)
-    return y, jnp.zeros(())
+    return y, jnp.zeros(()), beside
 
 
 SAVED_BY_FULL = ("choice",)

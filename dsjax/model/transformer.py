@@ -76,11 +76,11 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
     """Run every layer over whole rows. tokens, segments [B, T] int32 (segment 0 is padding)."""
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
     x = apart(embed(p, tokens, backend), backend)
-    by_part = [(blocks.expanded(angles, s, cfg, backend), s != 0) for s in apart(segments, backend)]
+    by_part = apart(segments, backend)
+    mixes = [blocks.expanded(angles, s, cfg, backend) for s in by_part]
 
     def body(x: list[Array], layer: BlockParams) -> tuple[list[Array], Any]:
-        done = [blocks.block(layer, part, mix, is_real, cfg, backend)
-                for part, (mix, is_real) in zip(x, by_part, strict=True)]
+        done = blocks.side_by_side(layer, x, mixes, [s != 0 for s in by_part], cfg, backend)
         x, stats, caches = map(list, zip(*done, strict=True))
         return x, (together(stats), together(caches) if keep_cache else None)
 

@@ -158,19 +158,22 @@ def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
     return Hop(Lane(NODE, AXES, is_ragged), nodes, moe.experts, arriving // nodes, wire, within)
 
 
-def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
-             backend: Backend, assignments: int) -> tuple[Array, Array]:
+def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, beside: Tree, *,
+             backend: Backend, assignments: int) -> tuple[Array, Array, Tree]:
     """The experts of this device on the rows that arrived."""
+    if beside is not None:
+        x, beside = lax.optimization_barrier((x, beside))
     pair = [_together(m, h) for m, h in zip(masters, held, strict=True)]
     here = min(assignments, experts.size)
     y = grouped.experts_batched(x, experts, weights, *pair, products=backend.products,
                                 assignments=here)
-    return y, jnp.zeros(())
+    return y, jnp.zeros(()), beside
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
-              w_down: Matrix, *, backend: Backend, mesh: Mesh, layout: ParallelConfig,
-              model: ModelConfig, moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+              beside: Tree = None, *, backend: Backend, mesh: Mesh, layout: ParallelConfig,
+              model: ModelConfig, moe: MoEConfig,
+              wire: exchange.Wire) -> tuple[Array, Array, Tree]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
     masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
     specs = moe_specs(model.d_model, moe).experts
@@ -179,26 +182,26 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
     work = functools.partial(_experts, backend=backend, assignments=tokens * experts.shape[1])
     hop = hops(tokens, work, layout, moe, wire)
 
-    def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
+    def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, beside: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
         varying = jax.tree.map(lambda a: lax.pcast(a, (DATA, FSDP), to="varying"), held)
-        return expert.routed(hop, x, experts, weights, whole, varying)
+        return expert.routed(hop, x, experts, weights, whole, varying, beside)
 
     rows = PartitionSpec(AXES)
     return jax.shard_map(
-        here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS)),
-        out_specs=(rows, PartitionSpec()), check_vma=True,
-    )(x, experts, weights, masters, held)
+        here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS), rows),
+        out_specs=(rows, PartitionSpec(), rows), check_vma=True,
+    )(x, experts, weights, masters, held, beside)
 
 
-def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
-                  w_down: Matrix, *, backend: Backend, layout: ParallelConfig,
-                  moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
+def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                  beside: Tree = None, *, backend: Backend, layout: ParallelConfig,
+                  moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array, Tree]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
     masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
     work = functools.partial(_experts, backend=backend, assignments=experts.size)
     hop = hops(x.shape[0], work, layout, moe, wire)
-    return expert.routed(hop, x, experts, weights, masters, held)
+    return expert.routed(hop, x, experts, weights, masters, held, beside)
 
 
 def _apart(w: Matrix, backend: Backend) -> tuple[Array | None, Any]:
@@ -242,7 +245,7 @@ def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, 
             f"{' and '.join(parts)} a round, more rounds for what exceeds it")
 
 
-def _nothing(x: Array, experts: Array, weights: Array, masters: Tree,
-             held: Tree) -> tuple[Array, Array]:
+def _nothing(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree,
+             beside: Tree) -> tuple[Array, Array, Tree]:
     """Work that is only described."""
-    return x, jnp.zeros(())
+    return x, jnp.zeros(()), beside

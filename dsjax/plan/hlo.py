@@ -33,6 +33,8 @@ PRODUCTS = {"dot", "convolution", "ragged-dot", "scaled-dot"}
 PRODUCT_CALL = re.compile(
     r'custom_call_target="[^"]*(?:gemm|matmul|cublas|__triton|tpu_custom_call)')
 MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? *\{([^}]*)\}")
+ATTENTION = re.compile(r"\battention\b")  # the scope in dsjax/model/block.py
+ANY = re.compile("")
 DATA_LOOP = 0  # trips of a loop that the program does not state
 
 
@@ -49,6 +51,7 @@ class Collective:
     is_rare: bool  # inside a loop whose trips depend on data
     is_async: bool  # other work may run between its start and its done
     products: int  # matrix products between start and done, those in stated loops as often as run
+    attention: int  # of these, attention's
     others: int  # other instructions that do work there
     source: str  # op_name: the JAX function it comes from
 
@@ -100,7 +103,7 @@ class Program:
 def collectives(text: str) -> list[Collective]:
     """Every collective of a compiled program, from the text of `compiled.as_text()`."""
     program = parse(text)
-    products = _product_counts(program)
+    products, attention = _product_counts(program), _product_counts(program, ATTENTION)
     found = []
     for computation, (times, is_rare) in _runs(program).items():
         lines = program.computations[computation]
@@ -120,6 +123,7 @@ def collectives(text: str) -> list[Collective]:
                 group=group_size(described.rest) or program.devices, times=times, is_rare=is_rare,
                 is_async=done is not None and '"is_sync":true' not in line.rest,
                 products=sum(products[b.name] for b in between),
+                attention=sum(attention[b.name] for b in between),
                 others=sum(_is_work(b) and not products[b.name] for b in between),
                 source=_source(line) or _source(described),
             ))
@@ -130,8 +134,8 @@ def summary(found: Sequence[Collective]) -> list[dict[str, object]]:
     """Collectives by kind and group, as rows of a table; bytes are of one device and one run.
 
     `count` is how many stand in the program outside rare loops, `asynchronous` how many of these
-    are pairs, `hidden` how many have products between start and done, `other` how many have other
-    work alone; `rare` stand in rare loops.
+    are pairs, `hidden` how many have products between start and done, `attention` how many of these
+    have attention's, `other` how many have other work alone; `rare` stand in rare loops.
     """
     rows = []
     for kind, group in sorted({(c.kind, c.group) for c in found}, key=lambda k: (k[0], k[1])):
@@ -147,6 +151,9 @@ def summary(found: Sequence[Collective]) -> list[dict[str, object]]:
             "asynchronous": sum(c.is_async for c in usual),
             "hidden": sum(c.is_hidden for c in usual),
             "hidden_bytes": sum(c.bytes * c.times for c in usual if c.is_hidden),
+            "attention": sum(c.is_async and c.attention > 0 for c in usual),
+            "attention_bytes": sum(c.bytes * c.times for c in usual
+                                   if c.is_async and c.attention),
             "other": sum(c.is_beside_other for c in usual),
             "other_bytes": sum(c.bytes * c.times for c in usual if c.is_beside_other),
             "rare": len(mine) - len(usual),
@@ -268,9 +275,10 @@ def trip_count(program: Program, loop: Instruction) -> int:
     return DATA_LOOP
 
 
-def _product_counts(program: Program) -> dict[str, int]:
+def _product_counts(program: Program, of: re.Pattern = ANY) -> dict[str, int]:
     """Matrix products that each instruction runs, those of the computations it calls included.
 
+    Only those whose JAX function has a name like `of`.
     A loop over data counts as not run, but once inside a stated loop: there it is no rare round
     but one over what precedes, such as attention's over the keys that a block of queries may see.
     """
@@ -289,6 +297,7 @@ def _product_counts(program: Program) -> dict[str, int]:
             is_looped = is_looped or trips > 0
         own = line.opcode in PRODUCTS or (
             line.opcode == "custom-call" and PRODUCT_CALL.search(line.rest) is not None)
+        own = own and of.search(_source(line)) is not None
         return own + trips * sum(of_computation(c, is_looped) for c in line.called)
 
     return {line.name: of_line(line, False)

@@ -34,6 +34,8 @@ PODS = {
     "v5p bf16, two rows interleaved": [
         *V5P, "--train.precision", "bf16", "--place.remat", "full", "--train.microbatches", "4",
         "--parallel.interleave"],
+    "h200 bf16, two rows interleaved": [
+        *H200, "--train.precision", "bf16", "--train.microbatches", "4", "--parallel.interleave"],
     "v5p bf16, remat v3": [*V5P, "--train.precision", "bf16"],
 }
 HOSTS = {
@@ -44,8 +46,9 @@ HOSTS = {
     for form in ("ragged", "padded")
     for halves in (False, True)
 }
-SHARES = ("beside products (of its bytes)", "beside other work alone")
-COUNTED = ("count", "bytes", "asynchronous", "hidden", "hidden_bytes", "other", "other_bytes")
+SHARES = ("beside products (of its bytes)", "of these beside attention", "beside other work alone")
+SHARED = ("hidden", "attention", "other")
+COUNTED = ("count", "bytes", "asynchronous", *SHARED, *(f"{kind}_bytes" for kind in SHARED))
 EXCHANGES = ("ragged-all-to-all", "all-to-all")
 
 
@@ -64,9 +67,8 @@ def gigabytes(size: float) -> str:
 
 
 def shares(row: dict[str, Any]) -> list[str]:
-    """Collectives beside products and beside other work alone, each with its share of the bytes."""
-    return [f"{row[kind]} ({row[kind + '_bytes'] / max(row['bytes'], 1):.0%})"
-            for kind in ("hidden", "other")]
+    """Collectives beside products, attention's, other work alone, with their shares of bytes."""
+    return [f"{row[kind]} ({row[kind + '_bytes'] / max(row['bytes'], 1):.0%})" for kind in SHARED]
 
 
 def pods(cases: dict[str, dict]) -> None:

@@ -88,6 +88,18 @@ def test_a_pair_with_a_product_between_is_hidden(found):
     assert (pair.bytes, pair.group, pair.times) == (64 * 32 * 2, 4, 58)
 
 
+def test_products_of_attention_are_told_by_their_scope(found):
+    assert found["all-to-all-start.1"].attention == 0
+    for name, count in (("jit(f)/while/body/attention/dot_general", 1),
+                        ("transpose(jvp(attention))/dot_general", 1),
+                        ("jit(f)/after_attention/dot_general", 0)):
+        product = "dot(%p, %w), lhs_contracting_dims={1}"
+        text = SCAN.replace(product, f'{product}, metadata={{op_name="{name}"}}')
+        rows = {row["kind"]: row for row in hlo.summary(hlo.collectives(textwrap.dedent(text)))}
+        assert (rows["all-to-all"]["hidden"], rows["all-to-all"]["attention"]) == (1, count)
+        assert rows["all-to-all"]["attention_bytes"] == count * 58 * 4096
+
+
 def test_a_loop_over_data_counts_once_inside_a_stated_loop():
     """Attention's: blocks of queries are a stated loop, the keys that each may see one over data.
 
