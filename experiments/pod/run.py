@@ -67,8 +67,12 @@ def gigabytes(size: float) -> str:
 
 
 def shares(row: dict[str, Any]) -> list[str]:
-    """Collectives beside products, attention's, other work alone, with their shares of bytes."""
-    return [f"{row[kind]} ({row[kind + '_bytes'] / max(row['bytes'], 1):.0%})" for kind in SHARED]
+    """Collectives beside products, attention's, other work alone, with their shares of bytes.
+
+    Cases of records from before attention was counted have a dash there.
+    """
+    return [f"{row[kind]} ({row[kind + '_bytes'] / max(row['bytes'], 1):.0%})"
+            if kind in row else "-" for kind in SHARED]
 
 
 def pods(cases: dict[str, dict]) -> None:
@@ -101,7 +105,7 @@ def hosts(cases: dict[str, dict]) -> None:
     rows = []
     for name, c in cases.items():
         mine = [r for r in c["collectives"] if r["kind"] in EXCHANGES and r["bytes"] >= 1e6]
-        whole = {key: sum(r[key] for r in mine) for key in COUNTED}
+        whole = {key: sum(r[key] for r in mine) for key in COUNTED if key in mine[0]}
         rows.append([name, whole["count"], whole["asynchronous"], *shares(whole),
                      gigabytes(whole["bytes"]), gigabytes(c["bytes"])])
     record.write(RECORDS / "overlap.json", "exchanges of tokens run beside matrix products",
