@@ -39,7 +39,8 @@ class Arm:
     @property
     def stem(self) -> str:
         """Name of the record and of the folder."""
-        return f"{self.run.name}-{self.name}-seed{self.run.seed}"
+        tokens = self.run.train.batch * self.run.train.length
+        return f"{self.run.name}-{tokens}-{self.name}-seed{self.run.seed}"
 
 
 @contextlib.contextmanager

@@ -61,13 +61,13 @@ def test_a_stopped_arm_goes_on_and_a_finished_one_is_read(arm, tmp_path):
     assert list(made["heldout_nats"]) == ["3"]
 
     (kept,) = records.iterdir()
-    assert kept.name == "small_run-plain-seed0.json"
+    assert kept.name == "small_run-64-plain-seed0.json"
     shutil.rmtree(runs)
     assert arms.train(arm, records, runs, "python -m x") == json.loads(kept.read_text())
     assert not runs.exists()
     other = dataclasses.replace(arm, name="other")
     assert arms.kept([arm, other], records) == ([json.loads(kept.read_text())],
-                                                ["small_run-other-seed0"])
+                                                ["small_run-64-other-seed0"])
 
     rate = dataclasses.replace(arm.run.rate, peak=1e-3)
     other = dataclasses.replace(arm, run=dataclasses.replace(arm.run, rate=rate))

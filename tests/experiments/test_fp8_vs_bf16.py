@@ -70,9 +70,12 @@ def test_registers_sum_all_three_products_as_the_simulation_does(promote):
 def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():
     found = run.all_arms()
     assert len({arm.stem for arm in found}) == len(found)
-    bases = {(arm.run.name, arm.run.seed): arm.run for arm in found if arm.name == "bf16"}
+    def group(run):
+        return run.name, run.train.batch * run.train.length, run.seed
+
+    bases = {group(arm.run): arm.run for arm in found if arm.name == "bf16"}
     for arm in found:
-        base = bases[arm.run.name, arm.run.seed]
+        base = bases[group(arm.run)]
         train = dataclasses.replace(base.train, precision=arm.run.train.precision,
                                     steps=arm.run.train.steps)
         rate = dataclasses.replace(base.rate, constant_steps=arm.run.train.steps)
@@ -83,7 +86,7 @@ def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():
 
 
 def made(arm, seed, curve, heldout):
-    config = {"name": "tiny"}
+    config = {"name": "tiny", "train": {"batch": 2, "length": 5}}
     return {"arm": arm, "seeds": [seed], "claim": f"tiny: {arm} of this", "config": config,
             "next_token": curve, "heldout_nats": {str(len(curve)): heldout, "110": 9.0},
             "commit": "c", "is_clean": True}
@@ -94,11 +97,11 @@ def test_a_row_compares_with_bf16_of_the_same_seed_over_the_arm_s_own_steps():
              made("fp8", 1, [5.01] * 120, 5.05), made("fp8", 0, [4.016] * 120, 4.0),
              made("short", 0, [3.996] * 110, 9.0)]
     found[0]["heldout_nats"]["110"] = 10.0
-    row = report.row(report.pairs(found, "tiny", "fp8"))
-    assert row == ["tiny", "fp8 of this", "120", "2", "4.5250", "+0.500 %", "+0.300 %", "0.316 %",
-                   "0.400 %", "0.300 %", "50.0 %"]
-    row = report.row(report.pairs(found, "tiny", "short"))
-    assert row[2:] == ["110", "1", "9.0000", "-10.000 %", "-0.100 %", "0.100 %", "0.100 %",
+    row = report.row(report.pairs(found, ("tiny", 10), "fp8"))
+    assert row == ["tiny", "10", "fp8 of this", "120", "2", "4.5250", "+0.500 %", "+0.300 %",
+                   "0.316 %", "0.400 %", "0.300 %", "50.0 %"]
+    row = report.row(report.pairs(found, ("tiny", 10), "short"))
+    assert row[3:] == ["110", "1", "9.0000", "-10.000 %", "-0.100 %", "0.100 %", "0.100 %",
                        "0.100 %", "100.0 %"]
 
 
