@@ -89,7 +89,8 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
     if asked := options.here():
         said["compiler"] = ", ".join(f"{name}={value}" for name, value in asked.items())
     if run.parallel.interleave:
-        said["interleaved"] = "two halves of each device's rows, side by side in every layer"
+        said["interleaved"] = "two halves of each device's rows, attention of one beside the "\
+            "exchange of the other"
     if run.parallel.pipe > 1:
         said["pipeline"] = pipelined.describe(run)
     if run.model.moe is not None and run.parallel.expert > 1:
