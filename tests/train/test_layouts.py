@@ -20,7 +20,7 @@ SAMPLE = [
     (ParallelConfig(data=2, fsdp=2, expert=2), 2),
     (ParallelConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1),
     (ParallelConfig(data=4, expert=2, use_zero=False), 4),
-    (ParallelConfig(data=2, expert=4, interleave=True), 2),
+    (ParallelConfig(data=2, expert=4, expert_nodes=2, headroom=0.6, interleave=True), 2),
 ]
 EPS = float(np.finfo(np.float32).eps)
 
