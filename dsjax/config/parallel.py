@@ -38,9 +38,10 @@ class ParallelConfig:
     (XLA's one-shot ragged exchange has crashed above 32 GPUs, openxla/xla#47283)."""
 
     interleave: bool = False
-    """Whether two halves of a device's rows go through each layer side by side, in such an order
-    that attention of one fills the time in which tokens of the other travel (V3 report sec. 3.2.1
-    and 3.4.1, without a pipeline)."""
+    """Whether two halves of a device's rows go through each layer but the MTP module's side by
+    side, in such an order that attention of the second fills the time in which tokens of the first
+    travel to their experts, and in the gradient that in which theirs travel back (V3 report sec.
+    3.2.1 and 3.4.1, without a pipeline). Other exchanges find what the compiler puts there."""
 
     def __post_init__(self) -> None:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""

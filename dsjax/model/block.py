@@ -72,7 +72,7 @@ def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
 def side_by_side(p: BlockParams, x: Sequence[Array], mixes: Sequence[Mix],
                  is_real: Sequence[Array], cfg: ModelConfig,
                  backend: Backend) -> list[tuple[Array, RouterStats | None, Cache]]:
-    """`block` for parts of a batch whose turns are ordered so that one computes while one travels.
+    """`block` for parts of a batch, ordered where they exchange so that one computes meanwhile.
 
     Attention of a part begins when that of the part before is done, and experts of a part when the
     next part's attention is: it fills the time in which tokens travel to those experts, and in the
@@ -80,7 +80,7 @@ def side_by_side(p: BlockParams, x: Sequence[Array], mixes: Sequence[Mix],
     """
     mixed: list[tuple[Array, Cache]] = []
     for part, mix in zip(x, mixes, strict=True):
-        if mixed:
+        if mixed and isinstance(p.ffn, MoEParams):
             before, cache = mixed[-1]
             part, before = lax.optimization_barrier((part, before))
             mixed[-1] = before, cache

@@ -148,10 +148,12 @@ def _cut_weights(run: RunConfig) -> Iterator[Way]:
 def _cut_activations(run: RunConfig) -> Iterator[Way]:
     rows = run.train.batch // (run.train.microbatches * run.parallel.row_devices)
     for part in divisors(rows)[1:]:
-        yield "fewer rows at once", f"--train.microbatches {part * run.train.microbatches}"
+        count = part * run.train.microbatches
+        yield "fewer rows at once", f"--train.microbatches {count}"
+        if run.parallel.interleave:  # which needs two at once
+            yield ("fewer rows at once, none beside another",
+                   f"--parallel.no-interleave --train.microbatches {count}")
     stronger = {"none": "v3", "v3": "full"}
     if run.place.remat in stronger:
         yield "make more again in the backward pass", f"--place.remat {stronger[run.place.remat]}"
-    if run.parallel.interleave:
-        yield "one half of the rows after the other", "--parallel.no-interleave"
     yield "shorter rows", f"--train.length {run.train.length // 2}"

@@ -88,21 +88,22 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
             + (", ZeRO-1" if run.parallel.use_zero else "")}
     if asked := options.here():
         said["compiler"] = ", ".join(f"{name}={value}" for name, value in asked.items())
-    if run.parallel.interleave:
-        said["interleaved"] = "two halves of each device's rows, attention of one beside the "\
-            "exchange of the other"
     if run.parallel.pipe > 1:
         said["pipeline"] = pipelined.describe(run)
     if run.model.moe is not None and run.parallel.expert > 1:
         said["exchange"] = place.describe(
             tokens_of_a_device(run), run.parallel, run.model.d_model, run.model.moe,
             exchange.WIRES[run.train.precision], np.dtype(run.train.activations).itemsize)
+        if run.parallel.interleave:
+            said["interleaved"] = ("two halves of each device's rows, attention of the second "
+                                   "while tokens of the first travel")
     return said
 
 
 def tokens_of_a_device(run: RunConfig) -> int:
-    """Tokens of a device in a whole batch's microbatch."""
-    return run.train.batch * run.train.length // (run.train.microbatches * run.parallel.row_devices)
+    """Tokens of a device that an exchange begins with, of a whole batch's microbatch."""
+    parts = run.parallel.row_devices * run.train.microbatches * (1 + run.parallel.interleave)
+    return run.train.batch * run.train.length // parts
 
 
 def first_alone(work: Callable[[], Made]) -> Made:

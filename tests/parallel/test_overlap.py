@@ -109,9 +109,10 @@ def attention_or_exchange(eqn, scope):
     return None
 
 
-def setting():
+def setting(is_interleaved=False):
     """A backend over two devices, a layer's parameters and rows."""
-    run = RunConfig(name="overlap", model=CFG, parallel=ParallelConfig(expert=2))
+    layout = ParallelConfig(expert=2, interleave=is_interleaved)
+    run = RunConfig(name="overlap", model=CFG, parallel=layout)
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch=4, length=8))
     backend = spread.on_mesh(run, platform.choose_backend(run), spread.open_mesh(run))
     p = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0))).moe
@@ -213,10 +214,16 @@ def test_so_does_its_gradient(remat):
     before = len(halves(block.side_by_side, with_gradient=False))
     found = halves(block.side_by_side, remat)
     attention = numbers(found, "attention", before)
-    home = numbers(found, "exchange")[-1]  # gradients of the first half's tokens
+    # in the gradient an exchange each way for the second half, then for the first
+    *second, out, home = numbers(found, "exchange")[-4:]
+    assert found[home][1] >= {*second, out}  # it sets out when the second half's experts are done
     beside = [n for n in attention if n not in found[home][1] and home not in found[n][1]]
     after = [n for n in attention if home in found[n][1]]
     assert len(beside) >= len(after) >= 12  # of the second half, and of the first
+    waiting = [n for n in beside if found[n][1] >= set(second)]
+    assert len(waiting) >= 12
+    for n in waiting:  # so does the second's attention when the first's are
+        assert out in found[n][1]
     for n in after:  # which waits for the second's, but for gradients of its weights
         assert len(found[n][1] & set(beside)) >= len(after) // 2
 
@@ -226,3 +233,20 @@ def test_without_an_order_experts_do_not_wait_for_it():
     attention = numbers(found, "attention")
     experts = numbers(found, "experts")
     assert not found[experts[0]][1] >= set(attention)
+
+
+def test_a_model_that_is_interleaved_has_this_order():
+    """The first experts wait for attention of both halves, of which each has as many products."""
+    products = {}
+    for is_interleaved in (False, True):
+        backend, _, x = setting(is_interleaved)
+        p = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0)))
+        ids = jax.ShapeDtypeStruct(x.shape[:2], jnp.int32)
+        closed = jax.make_jaxpr(lambda p, t, s, backend=backend: transformer.hidden(
+            p, t, s, CFG, backend).x)(p, ids, ids)
+        found = []
+        needs(closed.jaxpr, [frozenset()] * len(closed.jaxpr.invars), found, attention_or_exchange)
+        attention = set(numbers(found, "attention"))
+        assert found[numbers(found, "experts")[0]][1] >= attention
+        products[is_interleaved] = len(attention)
+    assert products[True] == 2 * products[False] > 0

@@ -57,7 +57,7 @@ def test_low_precision_and_recomputation_run_on_a_mesh(precision):
         train=dataclasses.replace(layouts.RUN.train, precision=precision),
         place=dataclasses.replace(layouts.RUN.place, remat="v3"),
     )
-    layout = ParallelConfig(data=2, fsdp=2, expert=2)
+    layout = ParallelConfig(data=2, fsdp=2, expert=2, interleave=precision == "fp8")
     alone, many = (Stepper(where, 1, base).take("packed") for where in (ParallelConfig(), layout))
     # Sums travel in bfloat16, 2^-8 off, and are added to a residual stream of many such terms;
     # gradients in E4M3 are quantized once more on the way.
