@@ -53,7 +53,7 @@ def row(both: Sequence[tuple[Record, Record]]) -> list[str]:
             f"{heldout[:, 0].mean():.4f}", f"{100 * moved:+.3f} %", f"{100 * d.mean():+.3f} %",
             f"{100 * np.sqrt((d**2).mean()):.3f} %", f"{100 * np.abs(d).max():.3f} %",
             f"{100 * np.abs(d.mean(axis=0)).max():.3f} %",
-            f"{100 * (np.abs(d) < LIMIT).mean():.1f} %"]
+            f"{100 * (np.abs(d) < LIMIT).mean():.2f} %"]
 
 
 COLUMNS = ["config", "tokens a batch", "arm", "steps", "seeds", "held-out nats", "against bf16",
@@ -83,7 +83,7 @@ def write(found: Sequence[Record], folder: Path, command: str) -> None:
 
 def draw(found: Sequence[Record], groups: Sequence[Group], path: Path) -> None:
     """Loss curves of one seed, then a panel a group of what differs from bf16."""
-    width = 4.2 if len(groups) < 3 else 3.3
+    width = 4.2 if len(groups) < 3 else 3.7
     with plot.figure(path, width=width * (1 + len(groups)), panels=1 + len(groups)) as axes:
         curves, *panels = np.atleast_1d(axes)
         for color, name in zip(plot.COLORS, ("bf16", "fp8", "fp32")):
@@ -114,4 +114,4 @@ def panel(ax: Any, found: Sequence[Record], of_group: Group) -> None:
 def title(found: Sequence[Record], groups: Sequence[Group]) -> str:
     """The finding: how far FP8's loss is from bf16's at most, of any seed."""
     d = [np.abs(differences(both)).max() for one in groups if (both := pairs(found, one, "fp8"))]
-    return "FP8 from bf16, at most: " + ", ".join(f"{100 * v:.3f} %" for v in d)
+    return "FP8 within " + ", ".join(f"{100 * v:.2f} %" for v in d)

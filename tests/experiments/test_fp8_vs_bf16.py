@@ -99,10 +99,10 @@ def test_a_row_compares_with_bf16_of_the_same_seed_over_the_arm_s_own_steps():
     found[0]["heldout_nats"]["110"] = 10.0
     row = report.row(report.pairs(found, ("tiny", 10), "fp8"))
     assert row == ["tiny", "10", "fp8 of this", "120", "2", "4.5250", "+0.500 %", "+0.300 %",
-                   "0.316 %", "0.400 %", "0.300 %", "50.0 %"]
+                   "0.316 %", "0.400 %", "0.300 %", "50.00 %"]
     row = report.row(report.pairs(found, ("tiny", 10), "short"))
     assert row[3:] == ["110", "1", "9.0000", "-10.000 %", "-0.100 %", "0.100 %", "0.100 %",
-                       "0.100 %", "100.0 %"]
+                       "0.100 %", "100.00 %"]
 
 
 def test_the_table_and_the_figure_are_drawn_from_records(tmp_path):
