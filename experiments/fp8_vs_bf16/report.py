@@ -113,5 +113,6 @@ def panel(ax: Any, found: Sequence[Record], of_group: Group) -> None:
 
 def title(found: Sequence[Record], groups: Sequence[Group]) -> str:
     """The finding: how far FP8's loss is from bf16's at most, of any seed."""
-    d = [np.abs(differences(both)).max() for one in groups if (both := pairs(found, one, "fp8"))]
-    return "FP8 within " + ", ".join(f"{100 * v:.2f} %" for v in d)
+    d = {one: np.abs(differences(both)).max() for one in groups
+         if (both := pairs(found, one, "fp8"))}
+    return "FP8: " + ", ".join(f"{name} {100 * v:.2f} %" for (name, _), v in d.items())
