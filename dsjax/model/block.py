@@ -78,15 +78,15 @@ def side_by_side(p: BlockParams, x: Sequence[Array], mixes: Sequence[Mix],
     next part's attention is: it fills the time in which tokens travel to those experts, and in the
     gradient the time in which theirs travel back (V3 report sec. 3.2.1 and 3.4.1).
     """
-    mixed: list[tuple[Array, Cache]] = []
+    middle: list[Array] = []
+    caches: list[Cache] = []
     for part, mix in zip(x, mixes, strict=True):
-        if mixed and isinstance(p.ffn, MoEParams):
-            before, cache = mixed[-1]
-            part, before = lax.optimization_barrier((part, before))
-            mixed[-1] = before, cache
-        mixed.append(_attend(p, part, mix, cfg))
+        if middle and isinstance(p.ffn, MoEParams):
+            part, middle[-1] = lax.optimization_barrier((part, middle[-1]))
+        mixed, cache = _attend(p, part, mix, cfg)
+        middle.append(mixed)
+        caches.append(cache)
     done = []
-    middle, caches = map(list, zip(*mixed, strict=True))
     for i, cache in enumerate(caches):
         following = middle[i + 1] if i + 1 < len(middle) else None
         y, stats, following = _feed_forward(p, middle[i], is_real[i], cfg, backend, following)

@@ -78,9 +78,10 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
     x = apart(embed(p, tokens, backend), backend)
     by_part = apart(segments, backend)
     mixes = [blocks.expanded(angles, s, cfg, backend) for s in by_part]
+    is_real = [s != 0 for s in by_part]
 
     def body(x: list[Array], layer: BlockParams) -> tuple[list[Array], Any]:
-        done = blocks.side_by_side(layer, x, mixes, [s != 0 for s in by_part], cfg, backend)
+        done = blocks.side_by_side(layer, x, mixes, is_real, cfg, backend)
         x, stats, caches = map(list, zip(*done, strict=True))
         return x, (together(stats), together(caches) if keep_cache else None)
 

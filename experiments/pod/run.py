@@ -34,8 +34,8 @@ PODS = {
     "v5p bf16, two rows interleaved": [
         *V5P, "--train.precision", "bf16", "--place.remat", "full", "--train.microbatches", "4",
         "--parallel.interleave"],
-    "h200 fp8, remat full, two rows interleaved": [
-        *H200, "--place.remat", "full", "--train.microbatches", "4", "--parallel.interleave"],
+    "h200 bf16, two rows interleaved": [
+        *H200, "--train.precision", "bf16", "--train.microbatches", "4", "--parallel.interleave"],
     "v5p bf16, remat v3": [*V5P, "--train.precision", "bf16"],
 }
 HOSTS = {

@@ -76,17 +76,11 @@ def sizes_of(eqn):
     return {n for v in eqn.invars for n in v.aval.shape}
 
 
-def exchanges_within(eqn):
-    return any("all_to_all" in e.primitive.name for e in within(eqn.params.get("jaxpr") or EMPTY))
-
-
-EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
-
-
 def shared_or_exchange(eqn, scope):
     """A whole exchange with its experts is one thing here."""
     if eqn.primitive.name == "shard_map":
-        return "exchange" if exchanges_within(eqn) else ""
+        names = {e.primitive.name for e in within(eqn.params["jaxpr"])}
+        return "exchange" if any("all_to_all" in name for name in names) else ""
     if eqn.primitive.name == "dot_general":
         return "shared" if sizes_of(eqn) & OWN else ""
     return None

@@ -51,7 +51,8 @@ def test_a_whole_step_compiles_for_a_machine_that_is_not_here(machine, layout):
     halves = 2 if "--parallel.interleave" in layout else 1
     assert exchange["runs"] >= 2 * 4 * halves  # two layers: tokens, weights and numbers out, sums
     assert exchange["asynchronous"] > 0
-    assert (exchange["attention"] > 0) == (halves == 2)
+    if halves == 2:
+        assert exchange["attention"] > 0
 
 
 def test_a_layout_of_another_size_is_refused_before_anything_is_compiled(capsys):
