@@ -78,9 +78,10 @@ def all_arms() -> list[Arm]:
     ablations = [Arm(f"fp8_{name}", f"FP8, {change}", with_(half, "fp8", 0),
                      ingredients.backend(held)) for name, (change, held) in WITHOUT.items()]
     reordered = dataclasses.replace(ingredients.backend(products.BF16), loss_chunk=64)
-    return [*made, *ablations,
-            Arm("bf16_reordered", "bfloat16, float32 sums of the loss in another order",
-                with_(noisy_tiny, "bf16", 1), reordered)]
+    controls = [Arm("bf16_reordered", "bfloat16, float32 sums of the loss in another order",
+                    with_(run, "bf16", seed), reordered)
+                for run, seed in [(noisy_tiny, 1), *((tiny_run, seed) for seed in (1, 0, 2))]]
+    return [*made, *ablations, *controls]
 
 
 def main() -> int:
