@@ -175,11 +175,12 @@ class PlaceConfig:
     remat: Literal["none", "v3", "full"] = "none"
     """What the backward pass makes again: `v3` norms, MLA up-projections and SwiGLU outputs; `full`
     all of a block but its tokens' choice of experts."""
-    fp8: Literal["auto", "codes", "values"] = "auto"
-    """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper GPUs,
-    TPU7x), or exactly of the `values` they stand for, in bfloat16. `auto`: codes where there is
-    such a machine. The two differ by the order of float32 sums. A CPU can be told `codes` to
-    check them; it has no instruction for them and is slow."""
+    fp8: Literal["auto", "kernel", "codes", "values"] = "auto"
+    """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper and
+    Blackwell GPUs, TPU7x), or exactly of the `values` they stand for, in bfloat16. `kernel`: of
+    codes, by a Pallas kernel for Hopper. `auto`: kernel, codes or values, the first that there is a
+    machine for. They differ by the order of float32 sums. A CPU can be told `codes` to check them;
+    it has no instruction for them and is slow."""
     unroll: int = 1
     """Layers written out per scan iteration: longer compile, fewer copies."""
     eval_every: int = 100

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import PartitionSpec
 
 from dsjax import params
@@ -27,6 +27,7 @@ from dsjax.layers.backend import Backend, rematerialize
 from dsjax.model import block as blocks
 from dsjax.model import loss as losses
 from dsjax.numerics import products
+from dsjax.numerics.vary import vary
 from dsjax.ops import rope
 from dsjax.parallel import rules
 from dsjax.parallel.mesh import AXES, PIPE
@@ -164,10 +165,4 @@ def held_specs(specs: Tree, held: Tree, *, is_layer: bool) -> Tree:
 
 def varying(tree: Tree) -> Tree:
     """Mark every array as different on every device."""
-
-    def one(a: Array) -> Array:
-        kind = jax.typeof(a)
-        now = kind.vma if hasattr(kind, "vma") else kind.mat.varying
-        return lax.pcast(a, tuple(axis for axis in EVERYWHERE if axis not in now), to="varying")
-
-    return jax.tree.map(one, tree)
+    return jax.tree.map(lambda a: vary(a, EVERYWHERE), tree)

@@ -20,6 +20,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
+from dsjax.numerics.vary import varies
 from dsjax.parallel import split
 
 EXCHANGES = {"all_to_all", "ragged_all_to_all", "ppermute"}
@@ -84,12 +85,6 @@ def _bar(made: Iterable[tuple[_Thread, Sequence[Var]]]) -> None:
         held = lax.optimization_barrier([thread.values[v] for thread, v in places])
         for (thread, v), value in zip(places, held, strict=True):
             thread.values[v] = value
-
-
-def varies(a: Any) -> frozenset[str]:
-    """The axes of a manual mesh over which an array differs."""
-    kind = jax.typeof(a)
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying
 
 
 def phases(eqns: Iterable[JaxprEqn]) -> list[list[JaxprEqn]]:

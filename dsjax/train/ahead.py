@@ -37,7 +37,7 @@ class Plan:
 def plan(run: RunConfig, machine: Target) -> Plan:
     """Compile a run's step for a machine, and split what it needs by kind."""
     mesh = open_mesh(run, machine)
-    backend = spread.on_mesh(run, platform.choose_backend(run), mesh)
+    backend = spread.on_mesh(run, platform.choose_backend(run, mesh.devices.flat[0]), mesh)
     state = spread.abstract(run, mesh)
     where = meshes.sharding(mesh, meshes.AXES)
     shape = (run.train.batch, run.train.length + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import resource
 import sys
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
 from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
 from dsjax.numerics import codes, gemm, products
@@ -28,25 +30,45 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 ROOM = 512 << 20  # bytes of heap beside a step's temporaries
 CODES = gemm.products(gemm.V3_1, codes.MACHINE)
 HOPPER = 9  # the first CUDA capability whose tensor cores multiply E4M3 with float32 sums
+Operands = Literal["kernel", "codes", "values"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
 
 
-def choose_backend(run: RunConfig) -> Backend:
-    """The functions layers call on this machine, in the run's precision."""
+def choose_backend(run: RunConfig, device: jax.Device | None = None) -> Backend:
+    """The functions layers call, in the run's precision; for this machine, or a device's."""
     products = PRECISIONS[run.train.precision]
-    if run.train.precision == "fp8" and fp8_operands(run, jax.devices()[0]) == "codes":
-        products = CODES
+    if run.train.precision == "fp8":
+        products = fp8_products(fp8_operands(run, device or jax.devices()[0]))
     return backends.single(products, jnp.dtype(run.train.activations))
 
 
-def fp8_operands(run: RunConfig, device: jax.Device) -> Literal["codes", "values"]:
-    """What a run's FP8 products multiply on a device: 8-bit codes, or their values in bfloat16."""
+@functools.cache
+def fp8_products(operands: Operands) -> Products:
+    """FP8 products of these operands."""
+    if operands == "kernel":
+        from dsjax.kernels import hopper  # Pallas' compiler for GPUs takes a second to import
+
+        return gemm.products(gemm.V3_1, hopper.MACHINE)
+    return CODES if operands == "codes" else gemm.FP8
+
+
+def fp8_operands(run: RunConfig, device: jax.Device) -> Operands:
+    """What a run's FP8 products multiply on a device: 8-bit codes, or their values in bfloat16.
+
+    Codes by the Pallas `kernel` on Hopper, by XLA's own products elsewhere.
+    """
+    major = 0
+    if device.platform in ("gpu", "cuda"):
+        capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD: "gfx942"
+        found = capability.partition(".")[0]
+        major = int(found) if found.isdecimal() else 0
+    if run.place.fp8 == "kernel" and major != HOPPER:
+        raise UserError(f"place.fp8=kernel runs on Hopper GPUs (compute capability {HOPPER}.0), "
+                        f"and this is {device.device_kind}; use auto, codes or values")
     if run.place.fp8 != "auto":
         return run.place.fp8
-    if device.platform == "gpu":
-        capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD: "gfx942"
-        major = capability.partition(".")[0]
-        return "codes" if major.isdecimal() and int(major) >= HOPPER else "values"
+    if major:
+        return "kernel" if major == HOPPER else "codes" if major > HOPPER else "values"
     return "codes" if "7x" in device.device_kind else "values"
 
 
@@ -120,7 +142,8 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "remat": f"{run.place.remat}, {run.place.unroll} layers written out per scan step",
     }
     if run.train.precision == "fp8":
-        said = {"codes": "products of 8-bit codes, scaled and summed in float32 every 128",
+        said = {"kernel": "products of 8-bit codes by a kernel, promoted every 128 in registers",
+                "codes": "products of 8-bit codes, scaled and summed in float32 every 128",
                 "values": "emulated: exact products of what codes stand for, summed in float32"}
         choices["fp8"] = said[fp8_operands(run, devices[0])]
     if jax.default_backend() == "cpu":

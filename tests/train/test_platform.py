@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dsjax.config.parallel import ParallelConfig
+from dsjax.errors import UserError
 from dsjax.numerics.scaled import Scaled
 from dsjax.train import layouts, platform
 
@@ -27,7 +28,7 @@ def a_device(platform, kind="", capability=None):
 
 
 @pytest.mark.parametrize(("device", "operands"), [
-    (a_device("gpu", "NVIDIA H200", "9.0"), "codes"),
+    (a_device("gpu", "NVIDIA H200", "9.0"), "kernel"),
     (a_device("gpu", "NVIDIA B200", "10.0"), "codes"),
     (a_device("gpu", "NVIDIA A100", "8.0"), "values"),
     (a_device("gpu", "AMD Instinct MI300X", "gfx942"), "values"),
@@ -39,6 +40,19 @@ def test_codes_are_multiplied_by_machines_that_can_unless_told_otherwise(device,
     assert platform.fp8_operands(run_with(), device) == operands
     for told in ("codes", "values"):
         assert platform.fp8_operands(run_with(fp8=told), device) == told
+
+
+@pytest.mark.parametrize("device", [a_device("cpu", "cpu"), a_device("gpu", "NVIDIA B200", "10.0"),
+                                    a_device("tpu", "TPU7x")], ids=lambda d: d.device_kind)
+def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
+    with pytest.raises(UserError, match=f"Hopper.*{device.device_kind}; use auto"):
+        platform.fp8_operands(run_with(fp8="kernel"), device)
+
+
+def test_a_backend_is_chosen_for_the_device_it_is_asked_for():
+    hopper = platform.choose_backend(run_with(), a_device("gpu", "NVIDIA H200", "9.0"))
+    assert hopper.products is platform.fp8_products("kernel")
+    assert platform.choose_backend(run_with()).products is platform.fp8_products("values")
 
 
 def test_the_header_and_the_products_are_of_what_was_chosen():
