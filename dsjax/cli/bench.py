@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsjax.cli import bench_layouts
+from dsjax.cli import bench_gemm, bench_layouts
 from dsjax.config import load
 from dsjax.config.model import MLAConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
@@ -27,7 +27,7 @@ from dsjax.errors import UserError
 
 USAGE = """usage: dsjax bench train|decode [--shape tiny|small] [--dtype float32|bfloat16|fp8]
                    [--steps N] [--batch N] [--seq N] [--seed N]
-       dsjax bench layouts|links --help
+       dsjax bench gemm|layouts|links --help
 
 Measure training steps or decoding on this machine and print one JSON line: tok_s (median),
 tok_per_cpu_s, ms_median, gflop_s, mfu, compile_s, peak_rss_mib, versions and the load average.
@@ -64,12 +64,14 @@ def run(argv: list[str]) -> int:
         return 0
     if not argv:
         raise UserError("a benchmark is missing; give `dsjax bench train` or `dsjax bench decode`")
-    if argv[0] in ("layouts", "links"):
-        return getattr(bench_layouts, argv[0])(argv[1:])
+    others = {"gemm": bench_gemm.gemm, "layouts": bench_layouts.layouts,
+              "links": bench_layouts.links}
+    if argv[0] in others:
+        return others[argv[0]](argv[1:])
     modes: dict[str, Callable[[Bench], dict[str, Any]]] = {"train": train, "decode": decode}
     if argv[0] not in modes:
-        raise UserError(f"there is no benchmark {argv[0]!r}; choose train, decode, layouts or "
-                        "links")
+        raise UserError(f"there is no benchmark {argv[0]!r}; choose train, decode, gemm, "
+                        "layouts or links")
     args = _arguments([a for a in argv[1:] if a != "--json"])
     print(json.dumps(modes[argv[0]](args)), flush=True)
     return 0

@@ -27,7 +27,7 @@ def layouts(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(LAYOUTS, end="")
         return 0
-    given = _numbers(argv, {"devices": 8})
+    given = numbers(argv, {"devices": 8})
     import jax
     import numpy as np
 
@@ -58,7 +58,7 @@ def links(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(LINKS, end="")
         return 0
-    given = _numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
+    given = numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
     rest = [a for a in argv if not a.startswith("--") and not a.isdigit()]
     rows = traffic(rest[0] if rest else "deepseek_v3", **given)
     for row in rows:
@@ -98,7 +98,7 @@ def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str
     return rows
 
 
-def _numbers(argv: list[str], defaults: dict[str, int]) -> dict[str, int]:
+def numbers(argv: list[str], defaults: dict[str, int]) -> dict[str, int]:
     """Read `--name NUMBER` pairs."""
     values = dict(defaults)
     flags = [i for i, a in enumerate(argv) if a.startswith("--") and a != "--json"]

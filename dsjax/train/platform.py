@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from dsjax.config.run import RunConfig
+from dsjax.config.run import PlaceConfig, RunConfig
 from dsjax.errors import UserError
 from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
@@ -38,7 +38,7 @@ def choose_backend(run: RunConfig, device: jax.Device | None = None) -> Backend:
     """The functions layers call, in the run's precision; for this machine, or a device's."""
     products = PRECISIONS[run.train.precision]
     if run.train.precision == "fp8":
-        products = fp8_products(fp8_operands(run, device or jax.devices()[0]))
+        products = fp8_products(fp8_operands(run.place, device or jax.devices()[0]))
     return backends.single(products, jnp.dtype(run.train.activations))
 
 
@@ -52,7 +52,7 @@ def fp8_products(operands: Operands) -> Products:
     return CODES if operands == "codes" else gemm.FP8
 
 
-def fp8_operands(run: RunConfig, device: jax.Device) -> Operands:
+def fp8_operands(place: PlaceConfig, device: jax.Device) -> Operands:
     """What a run's FP8 products multiply on a device: 8-bit codes, or their values in bfloat16.
 
     Codes by the Pallas `kernel` on Hopper, by XLA's own products elsewhere.
@@ -62,11 +62,11 @@ def fp8_operands(run: RunConfig, device: jax.Device) -> Operands:
         capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD: "gfx942"
         found = capability.partition(".")[0]
         major = int(found) if found.isdecimal() else 0
-    if run.place.fp8 == "kernel" and major != HOPPER:
+    if place.fp8 == "kernel" and major != HOPPER:
         raise UserError(f"place.fp8=kernel runs on Hopper GPUs (compute capability {HOPPER}.0), "
                         f"and this is {device.device_kind}; use auto, codes or values")
-    if run.place.fp8 != "auto":
-        return run.place.fp8
+    if place.fp8 != "auto":
+        return place.fp8
     if major:
         return "kernel" if major == HOPPER else "codes" if major > HOPPER else "values"
     return "codes" if "7x" in device.device_kind else "values"
@@ -145,7 +145,7 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         said = {"kernel": "products of 8-bit codes by a kernel, promoted every 128 in registers",
                 "codes": "products of 8-bit codes, scaled and summed in float32 every 128",
                 "values": "emulated: exact products of what codes stand for, summed in float32"}
-        choices["fp8"] = said[fp8_operands(run, devices[0])]
+        choices["fp8"] = said[fp8_operands(run.place, devices[0])]
     if jax.default_backend() == "cpu":
         state = "on" if huge else "off (set GLIBC_TUNABLES=glibc.malloc.hugetlb=1)"
         choices["huge pages"] = state

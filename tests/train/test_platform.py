@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import PlaceConfig
 from dsjax.errors import UserError
 from dsjax.numerics.scaled import Scaled
 from dsjax.train import layouts, platform
@@ -37,16 +38,16 @@ def a_device(platform, kind="", capability=None):
     (a_device("cpu", "cpu"), "values"),
 ])
 def test_codes_are_multiplied_by_machines_that_can_unless_told_otherwise(device, operands):
-    assert platform.fp8_operands(run_with(), device) == operands
+    assert platform.fp8_operands(PlaceConfig(), device) == operands
     for told in ("codes", "values"):
-        assert platform.fp8_operands(run_with(fp8=told), device) == told
+        assert platform.fp8_operands(PlaceConfig(fp8=told), device) == told
 
 
 @pytest.mark.parametrize("device", [a_device("cpu", "cpu"), a_device("gpu", "NVIDIA B200", "10.0"),
                                     a_device("tpu", "TPU7x")], ids=lambda d: d.device_kind)
 def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
     with pytest.raises(UserError, match=f"Hopper.*{device.device_kind}; use auto"):
-        platform.fp8_operands(run_with(fp8="kernel"), device)
+        platform.fp8_operands(PlaceConfig(fp8="kernel"), device)
 
 
 def test_a_backend_is_chosen_for_the_device_it_is_asked_for():
