@@ -178,9 +178,9 @@ class PlaceConfig:
     fp8: Literal["auto", "kernel", "codes", "values"] = "auto"
     """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper and
     Blackwell GPUs, TPU7x), or exactly of the `values` they stand for, in bfloat16. `kernel`: of
-    codes, by a Pallas kernel for Hopper. `auto`: kernel, codes or values, the first that there is a
-    machine for. They differ by the order of float32 sums. A CPU can be told `codes` to check them;
-    it has no instruction for them and is slow."""
+    codes, by a Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that
+    the machine has. They differ by the order of float32 sums. A CPU can be told `codes` to check
+    them; it has no instruction for them and is slow."""
     unroll: int = 1
     """Layers written out per scan iteration: longer compile, fewer copies."""
     eval_every: int = 100

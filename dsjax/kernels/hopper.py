@@ -15,103 +15,29 @@ next tile while the consumers still write the last.
 WGMMA reads 8-bit operands with K contiguous. A weight summed over its rows is turned by XLA before;
 activations and gradients are turned as they are quantized.
 
-Arrays: a [E, M, K], b [E, N, K] codes, K in whole tiles of 128 (short ones filled up with zeros),
-scales [E, K / 128, M] and [E, K / 128, N], E batched products (experts).
+Arrays and dims are those of `tiles`.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import mosaic_gpu as gpu
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dsjax.numerics import codes, scaled
-from dsjax.numerics.codes import Grid, grid
-from dsjax.numerics.gemm import Machine
-from dsjax.numerics.scaled import Scaled
-from dsjax.numerics.vary import varies, vary
+from dsjax.kernels.tiles import TILE, machine
 
-TILE = 128  # of M, N and K; the report's N_C
 CONSUMERS = 2
 ROWS = TILE // CONSUMERS  # of a consumer's part of an output tile: WGMMA's own 64
 STEPS = 4  # tiles of K in shared memory: 33 KiB each, beside 64 KiB of output
 MULTIPROCESSORS = 132  # of H100 SXM, H200 and GH200
 BAND = 8  # columns of output tiles that are made together, so that the second level cache serves
 PRODUCER_REGISTERS = 40
-
-
-def multiply(a: Scaled, b: Scaled, sum_a: int, sum_b: int, interpret: Any = False) -> Array:
-    """Sum over one dim of each (counted from the end), as `codes.multiply`; leading dims batched.
-
-    Operands of two formats are left to that twin: WGMMA's are of one. `interpret`: see `product`.
-    """
-    if a.codes.dtype != b.codes.dtype:
-        return codes.multiply(a, b, sum_a, sum_b)
-    left, right = grid(a), grid(b)
-    read = operands(left, right, sum_a, sum_b)
-    if interpret or jax.sharding.get_abstract_mesh().manual_axes:  # one device's own operands
-        y = vary(product(*read, interpret=interpret), set().union(*map(varies, read)))
-    else:
-        y = partitioned(*read)
-    rows, columns = len(left.owner[sum_a - 1]), len(right.owner[sum_b - 1])
-    return y[:, :rows, :columns].reshape(*left.codes.shape[:-2], rows, columns)
-
-
-def operands(a: Grid, b: Grid, sum_a: int, sum_b: int) -> tuple[Array, Array, Array, Array]:
-    """What `product` reads: codes and scales of both, K last, cut where a tile of either begins."""
-    starts = tile_starts(a.owner[2 - sum_a], b.owner[2 - sum_b])
-    x, by_row = operand(a, sum_a, starts)
-    w, by_column = operand(b, sum_b, starts)
-    return x, w, by_row, by_column
-
-
-def tile_starts(owner_a: np.ndarray, owner_b: np.ndarray) -> np.ndarray:
-    """Where a tile of K begins in either operand, and the end."""
-    inside = np.flatnonzero(np.diff(owner_a) | np.diff(owner_b)) + 1
-    return np.array([0, *inside, len(owner_a)])
-
-
-def operand(g: Grid, summed: int, starts: np.ndarray) -> tuple[Array, Array]:
-    """Codes [E, rows, K] and scales [E, K / 128, rows], rows and tiles of K filled up to 128."""
-    q = g.codes if summed == 1 else g.codes.swapaxes(-1, -2)
-    scales = g.scales if summed == 1 else g.scales.swapaxes(-1, -2)
-    scales = of_tiles(scales, g.owner[summed - 1], -2)
-    scales = of_tiles(scales, g.owner[2 - summed][starts[:-1]], -1)
-    q = q.reshape(-1, *q.shape[-2:])
-    scales = scales.reshape(-1, *scales.shape[-2:]).swapaxes(-1, -2)
-    rows = -q.shape[1] % TILE
-    return (fill_tiles(jnp.pad(q, ((0, 0), (0, rows), (0, 0))), starts),
-            jnp.pad(scales, ((0, 0), (0, 0), (0, rows))))
-
-
-def of_tiles(scales: Array, owner: np.ndarray, dim: int) -> Array:
-    """Scales of the tiles that own each entry of a dim; taken as they are where each has its own.
-
-    (A gather of scales that lie on several devices would bring all of them to each.)
-    """
-    if np.array_equal(owner, np.arange(scales.shape[dim])):
-        return scales
-    return jnp.take(scales, jnp.asarray(owner), axis=dim)
-
-
-def fill_tiles(q: Array, starts: np.ndarray) -> Array:
-    """Codes [E, rows, K] with every tile of K 128 long, zeros after the end of a shorter one."""
-    lengths = np.diff(starts)
-    if np.all(lengths[:-1] == TILE):
-        return jnp.pad(q, ((0, 0), (0, 0), (0, TILE - lengths[-1])))
-    return jnp.concatenate(
-        [jnp.pad(q[..., start:stop], ((0, 0), (0, 0), (0, TILE - stop + start)))
-         for start, stop in itertools.pairwise(starts)], axis=-1)
 
 
 def product(a: Array, b: Array, by_row: Array, by_column: Array,
@@ -127,7 +53,8 @@ def product(a: Array, b: Array, by_row: Array, by_column: Array,
     body = functools.partial(_block, experts=experts, is_turned=not interpret)
     y = gpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((experts * m, n), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((experts * m, n), jnp.float32,
+                                      manual_axis_type=jax.typeof(a).mat),
         grid=(min(MULTIPROCESSORS, experts * (m // TILE) * (n // TILE)),),
         grid_names=("block",),
         num_threads=CONSUMERS + 1,
@@ -214,37 +141,4 @@ def _promote(_: Any, a: Any, b: Any, by_row: Any, by_column: Any, total: Array, 
     return total + partial * (rows * columns)
 
 
-def _partition(mesh: Mesh, args: Sequence[Any], result: Any) -> Any:
-    """Rows, columns and experts where they are; sums over K of several devices are added up."""
-    del result
-
-    def axes(arg: int, dim: int) -> Any:
-        spec = tuple(args[arg].sharding.spec)
-        return spec[dim] if dim < len(spec) else None
-
-    expert, row, column, k = axes(0, 0), axes(0, 1), axes(1, 1), axes(0, 2)
-    taken = {name for dim in (expert, row, k) for name in _names(dim)}
-    column = None if taken & set(_names(column)) else column
-    count = int(np.prod([mesh.shape[name] for name in _names(k)]))
-    if args[0].shape[2] % (count * TILE):
-        k = None  # a tile would lie on two devices
-
-    def local(a: Array, b: Array, by_row: Array, by_column: Array) -> Array:
-        y = product(a, b, by_row, by_column)
-        return lax.psum(y, _names(k)) if k else y
-
-    specs = [(expert, row, k), (expert, column, k), (expert, k, row), (expert, k, column)]
-    where = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
-    return mesh, local, NamedSharding(mesh, PartitionSpec(expert, row, column)), tuple(where)
-
-
-def _names(dim: Any) -> tuple[str, ...]:
-    """The mesh axes that a dim is sharded over."""
-    return () if dim is None else (dim,) if isinstance(dim, str) else tuple(dim)
-
-
-partitioned = custom_partitioning(lambda a, b, by_row, by_column: product(a, b, by_row, by_column))
-partitioned.def_partition(partition=_partition,
-                          sharding_rule="e m k, e n k, e s m, e s n -> e m n")
-
-MACHINE = Machine(scaled.quantize, multiply, codes=lambda q: q)
+MACHINE = machine(product)

@@ -65,6 +65,8 @@ class Machine:
     """a, b, the dim each sums over counted from the end -> float32; leading dims batched."""
     codes: Callable[[Scaled], Held] = lambda q: decoded(q, value_dtype(q))
     """Hold a weight that rests as codes."""
+    twin: Machine | None = None
+    """The same for operands that XLA has cut over a mesh, where `multiply` is of one device's."""
 
 
 @struct.dataclass
@@ -78,8 +80,13 @@ class Grad:
 def products(recipe: Recipe = V3_1, machine: Machine | None = None) -> Products:
     """The FP8 products of a recipe, on a machine without FP8 unless another is given."""
     machine = machine or EMULATED
-    base = _products(recipe, machine, recipe.pow2, E4M3)
-    return dataclasses.replace(base, after_attention=_products(recipe, machine, True, E5M6))
+    base, last = (_products(recipe, machine, *form)
+                  for form in ((recipe.pow2, E4M3), (True, E5M6)))
+    if machine.twin is not None:
+        twin = products(recipe, machine.twin)
+        base = dataclasses.replace(base, twin=twin)
+        last = dataclasses.replace(last, twin=twin.after_attention)
+    return dataclasses.replace(base, after_attention=last)
 
 
 def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Products:

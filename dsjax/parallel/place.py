@@ -26,9 +26,11 @@ from dsjax.config.model import ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import Backend, Linear
 from dsjax.layers.moe import moe_specs
-from dsjax.numerics.products import Matrix, Weight
+from dsjax.numerics.gemm import V3_1
+from dsjax.numerics.products import Held, Matrix, Products, Weight
 from dsjax.numerics.scaled import Scaled
 from dsjax.ops import grouped
+from dsjax.ops.linear import linear
 from dsjax.parallel import exchange, expert, rules
 from dsjax.parallel.exchange import Lane
 from dsjax.parallel.expert import Hop, Inner
@@ -49,6 +51,12 @@ def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelCo
     def everywhere(product: Linear) -> Linear:
         return lambda x, w, contract=1: product(x, gathered(w), contract)
 
+    if backend.products.twin is not None:
+        own = functools.partial(own_rows, mesh=mesh)
+        last = backend.products.after_attention or backend.products
+        backend = dataclasses.replace(
+            backend, linear=functools.partial(linear, products=own(backend.products)),
+            after_attention=functools.partial(linear, products=own(last)))
     return dataclasses.replace(
         backend,
         linear=everywhere(backend.linear),
@@ -63,19 +71,49 @@ def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelCo
     )
 
 
+def own_rows(products: Products, mesh: Mesh) -> Products:
+    """A kernel's products over a mesh: each device's of its own rows, weights' gradients added up.
+
+    Rows of which a tile lies on two devices are left to the twin.
+    """
+    tile = math.prod(mesh.shape[axis] for axis in AXES) * V3_1.turned_tile[0]
+    assert products.twin is not None, "products that XLA cuts itself need no help"
+    twin = products.twin
+
+    def is_cut(rows: Held) -> bool:
+        return jax.tree.leaves(rows)[0].shape[0] % tile == 0
+
+    def fprop(x: Held, w: Held) -> Array:
+        if not is_cut(x):
+            return twin.fprop(x, w)
+        return _by_row(lambda w, x: products.fprop(x, w), w, x, mesh=mesh)
+
+    def dgrad(dy: Held, w: Held) -> Array:
+        if not is_cut(dy):
+            return twin.dgrad(dy, w)
+        return _by_row(lambda w, dy: products.dgrad(dy, w), w, dy, mesh=mesh)
+
+    def wgrad(x: Held, dy: Held) -> Array:
+        if not is_cut(x):
+            return twin.wgrad(x, dy)
+        return _add_up(lambda _, x, dy: products.wgrad(x, dy), jnp.zeros(()), x, dy, mesh=mesh)
+
+    return dataclasses.replace(products, fprop=fprop, dgrad=dgrad, wgrad=wgrad, twin=None)
+
+
 def _constrain(x: Array, axes: tuple[str | None, ...], mesh: Mesh) -> Array:
     """Put an activation where its logical axes say."""
     return lax.with_sharding_constraint(
         x, sharding(mesh, *(rules.RULES[a] if a else None for a in axes)))
 
 
-def _add_up(f: Callable[..., Tree], whole: Array, *rows: Array, mesh: Mesh) -> Tree:
+def _add_up(f: Callable[..., Tree], whole: Array, *rows: Tree, mesh: Mesh) -> Tree:
     """Sum over each device's own rows, then over devices.
 
     Left to the compiler, a gradient that a loop adds up over chunks of rows is summed over devices
     in every trip: of V3's head 119 GB instead of 4.
     """
-    def here(whole: Array, *rows: Array) -> Tree:
+    def here(whole: Array, *rows: Tree) -> Tree:
         sums = f(lax.pcast(whole, AXES, to="varying"), *rows)
         return jax.tree.map(lambda a: lax.psum(a, AXES), sums)
 
@@ -84,13 +122,13 @@ def _add_up(f: Callable[..., Tree], whole: Array, *rows: Array, mesh: Mesh) -> T
         out_specs=PartitionSpec(), check_vma=True)(whole, *rows)
 
 
-def _by_row(f: Callable[..., Tree], whole: Tree, *rows: Array, mesh: Mesh) -> Tree:
+def _by_row(f: Callable[..., Tree], whole: Tree, *rows: Tree, mesh: Mesh) -> Tree:
     """Each device's own rows.
 
     Left to the compiler, a router's top-K is not cut by rows: its results are gathered from all
     devices in every layer.
     """
-    def here(whole: Tree, *rows: Array) -> Tree:
+    def here(whole: Tree, *rows: Tree) -> Tree:
         varying = jax.tree.map(lambda a: lax.pcast(a, AXES, to="varying"), whole)
         return f(varying, *rows)
 

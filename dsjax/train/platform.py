@@ -30,7 +30,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 ROOM = 512 << 20  # bytes of heap beside a step's temporaries
 CODES = gemm.products(gemm.V3_1, codes.MACHINE)
 HOPPER = 9  # the first CUDA capability whose tensor cores multiply E4M3 with float32 sums
-Operands = Literal["kernel", "codes", "values"]
+Operands = Literal["hopper", "tpu", "codes", "values"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
 
 
@@ -44,32 +44,38 @@ def choose_backend(run: RunConfig, device: jax.Device | None = None) -> Backend:
 
 @functools.cache
 def fp8_products(operands: Operands) -> Products:
-    """FP8 products of these operands."""
-    if operands == "kernel":
-        from dsjax.kernels import hopper  # Pallas' compiler for GPUs takes a second to import
+    """FP8 products of these operands. (Pallas takes a second to import: only where it is used.)"""
+    if operands == "hopper":
+        from dsjax.kernels import hopper
 
         return gemm.products(gemm.V3_1, hopper.MACHINE)
+    if operands == "tpu":
+        from dsjax.kernels import tpu
+
+        return gemm.products(gemm.V3_1, tpu.MACHINE)
     return CODES if operands == "codes" else gemm.FP8
 
 
 def fp8_operands(place: PlaceConfig, device: jax.Device) -> Operands:
-    """What a run's FP8 products multiply on a device: 8-bit codes, or their values in bfloat16.
+    """What FP8 products multiply on a device: 8-bit codes, or their values in bfloat16.
 
-    Codes by the Pallas `kernel` on Hopper, by XLA's own products elsewhere.
+    Codes by the device's kernel, `hopper` or `tpu`, or by XLA's own products.
     """
-    major = 0
-    if device.platform in ("gpu", "cuda"):
+    kernel: Literal["hopper", "tpu"] | None = None
+    has_codes = False
+    if device.platform == "gpu":
         capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD: "gfx942"
-        found = capability.partition(".")[0]
-        major = int(found) if found.isdecimal() else 0
-    if place.fp8 == "kernel" and major != HOPPER:
-        raise UserError(f"place.fp8=kernel runs on Hopper GPUs (compute capability {HOPPER}.0), "
-                        f"and this is {device.device_kind}; use auto, codes or values")
-    if place.fp8 != "auto":
+        major = capability.partition(".")[0]
+        has_codes = major.isdecimal() and int(major) >= HOPPER
+        kernel = "hopper" if has_codes and int(major) == HOPPER else None
+    elif "7x" in device.device_kind:
+        kernel = "tpu"
+    if place.fp8 == "kernel" and kernel is None:
+        raise UserError(f"place.fp8=kernel is for Hopper GPUs and TPU7x, and this is "
+                        f"{device.device_kind}; use auto, codes or values")
+    if place.fp8 in ("codes", "values"):
         return place.fp8
-    if major:
-        return "kernel" if major == HOPPER else "codes" if major > HOPPER else "values"
-    return "codes" if "7x" in device.device_kind else "values"
+    return kernel or ("codes" if has_codes else "values")
 
 
 def versions() -> dict[str, str]:
@@ -142,7 +148,8 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "remat": f"{run.place.remat}, {run.place.unroll} layers written out per scan step",
     }
     if run.train.precision == "fp8":
-        said = {"kernel": "products of 8-bit codes by a kernel, promoted every 128 in registers",
+        said = {"hopper": "products of 8-bit codes by a kernel, promoted every 128 in registers",
+                "tpu": "products of 8-bit codes by a kernel, promoted every 128 on the chip",
                 "codes": "products of 8-bit codes, scaled and summed in float32 every 128",
                 "values": "emulated: exact products of what codes stand for, summed in float32"}
         choices["fp8"] = said[fp8_operands(run.place, devices[0])]

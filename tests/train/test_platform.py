@@ -29,11 +29,11 @@ def a_device(platform, kind="", capability=None):
 
 
 @pytest.mark.parametrize(("device", "operands"), [
-    (a_device("gpu", "NVIDIA H200", "9.0"), "kernel"),
+    (a_device("gpu", "NVIDIA H200", "9.0"), "hopper"),
     (a_device("gpu", "NVIDIA B200", "10.0"), "codes"),
     (a_device("gpu", "NVIDIA A100", "8.0"), "values"),
     (a_device("gpu", "AMD Instinct MI300X", "gfx942"), "values"),
-    (a_device("tpu", "TPU7x"), "codes"),
+    (a_device("tpu", "TPU7x"), "tpu"),
     (a_device("tpu", "TPU v5p"), "values"),
     (a_device("cpu", "cpu"), "values"),
 ])
@@ -44,7 +44,7 @@ def test_codes_are_multiplied_by_machines_that_can_unless_told_otherwise(device,
 
 
 @pytest.mark.parametrize("device", [a_device("cpu", "cpu"), a_device("gpu", "NVIDIA B200", "10.0"),
-                                    a_device("tpu", "TPU7x")], ids=lambda d: d.device_kind)
+                                    a_device("tpu", "TPU v5p")], ids=lambda d: d.device_kind)
 def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
     with pytest.raises(UserError, match=f"Hopper.*{device.device_kind}; use auto"):
         platform.fp8_operands(PlaceConfig(fp8="kernel"), device)
@@ -52,7 +52,7 @@ def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
 
 def test_a_backend_is_chosen_for_the_device_it_is_asked_for():
     hopper = platform.choose_backend(run_with(), a_device("gpu", "NVIDIA H200", "9.0"))
-    assert hopper.products is platform.fp8_products("kernel")
+    assert hopper.products is platform.fp8_products("hopper")
     assert platform.choose_backend(run_with()).products is platform.fp8_products("values")
 
 

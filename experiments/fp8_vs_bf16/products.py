@@ -1,0 +1,88 @@
+"""V3's products compiled for H200 and TPU7x: what a kernel keeps on the chip, XLA keeps in memory.
+
+Needs the extras gpu-aot and tpu-aot, no GPU or TPU. Nothing is run, so nothing is said of speed; on
+such a machine `dsjax bench gemm` measures it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dsjax.cli.bench_gemm import V3_COLUMNS, V3_SHAPES
+from dsjax.numerics.products import Products
+from dsjax.plan import target
+from dsjax.plan.target import Target
+from dsjax.train.platform import Operands, fp8_products
+from experiments.common import record
+
+HERE = Path(__file__).parent
+COMMAND = "python -m experiments.fp8_vs_bf16.products"
+CASES: dict[str, tuple[Operands, Sequence[int]]] = {
+    "h200:1x1": ("hopper", V3_COLUMNS), "tpu7x:2x2x1": ("tpu", (4096,))}
+OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": None}
+INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync)[\w.]*")
+COLUMNS = ["machine", "y = x w", "form", "MB of operands and result", "MB of temporaries",
+           "seconds to compile", "tensor cores", "registers", "bytes spilled"]
+
+
+def compiled(machine: Target, products: Products, m: int, k: int,
+             n: int) -> tuple[float, float, float]:
+    """10^6 bytes of arguments and result, of temporaries, and seconds, of Fprop on one device."""
+    where = NamedSharding(Mesh(target.devices(machine)[:1], ("x",)), PartitionSpec())
+    x, w = (jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+                         jax.eval_shape(hold, jax.ShapeDtypeStruct(shape, jnp.float32)))
+            for hold, shape in ((products.hold_once, (m, k)), (products.hold_weight, (k, n))))
+    platform = machine.chip.platform
+    began = time.perf_counter()
+    lowered = jax.jit(products.fprop).trace(x, w).lower(lowering_platforms=(platform,))
+    found = lowered.compile(compiler_options=OPTIONS[platform]).memory_analysis()
+    outside = found.argument_size_in_bytes + found.output_size_in_bytes
+    return outside / 1e6, found.temp_size_in_bytes / 1e6, time.perf_counter() - began
+
+
+def assembled(folder: Path) -> list[str]:
+    """What the kernel became, from its assembly in a folder: instructions, registers, spills."""
+    ptx, said = ("".join(path.read_text() for path in folder.glob(f"*.{kind}"))
+                 for kind in ("ptx", "ptxas"))
+    if not ptx:
+        return ["-"] * 3
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+    return [", ".join(sorted(set(INSTRUCTION.findall(ptx)))),
+            ", ".join(re.findall(r"Used (\d+) registers", said)), str(spilled)]
+
+
+def row(machine: Target, form: Operands, m: int, k: int, n: int) -> list[str]:
+    """One form of one product."""
+    named = {"codes": "XLA's products of codes", "values": "emulated"}.get(form, "kernel")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value in (("TO", folder), ("PTX", "1"), ("PTXAS", "1")):
+            os.environ[f"MOSAIC_GPU_DUMP_{name}"] = value
+        outside, temporaries, seconds = compiled(machine, fp8_products(form), m, k, n)
+        return [machine.kind, f"{m:,} x {k:,} x {n:,}", named, f"{outside:,.0f}",
+                f"{temporaries:,.0f}", f"{seconds:.1f}", *assembled(Path(folder))]
+
+
+def main() -> int:
+    """Compile every form of every shape, and write the record; returns the exit status."""
+    jax.config.update("jax_platforms", "cpu")
+    rows = [row(target.parse(machine), form, **V3_SHAPES, n=n)
+            for machine, (kernel, columns) in CASES.items() for n in columns
+            for form in (kernel, "codes", "values")]
+    record.write(HERE / "records" / "products.json",
+                 "promotion on the chip needs no memory for partial sums", COLUMNS, rows, COMMAND,
+                 unit="10^6 bytes; compiled, not run")
+    return record.main([str(HERE / "README.md")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What a kernel reads makes its twin's product: cut, filled up, turned and scaled as there."""
+
+import numpy as np
+import pytest
+
+from dsjax.kernels import tiles
+from dsjax.numerics import codes
+from dsjax.numerics.formats import E5M2
+from tests.kernels.operands import DGRAD, FPROP, WGRAD, held, operands_of, plain
+
+
+@pytest.mark.parametrize("product", [FPROP, DGRAD, WGRAD], ids=["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize(("sizes", "lead"), [
+    ((128, 256, 384), ()), ((5, 300, 70), ()), ((130, 129, 257), (3,)), ((1, 1, 1), (2, 2)),
+], ids=str)
+def test_what_is_read_makes_the_twin_s_product(product, sizes, lead):
+    a, b = operands_of(product, *sizes, lead)
+    expected = codes.multiply(a, b, *product)
+    assert np.any(expected)
+    np.testing.assert_array_equal(tiles.multiplied(plain, a, b, *product), expected)
+
+
+@pytest.mark.parametrize("hidden", [128, 70, 200])
+def test_parts_that_end_inside_a_tile_are_cut_there(hidden):
+    """Gate and up side by side, tiled apart: Dgrad sums over both."""
+    a, b = held(1, (1, 128), 9, 2 * hidden), held(2, (128, 1, 128), 150, 2, hidden)
+    np.testing.assert_array_equal(
+        tiles.multiplied(plain, a, b, *DGRAD), codes.multiply(a, b, *DGRAD))
+
+
+def test_operands_of_two_formats_are_left_to_the_twin():
+    def never(*_):
+        raise AssertionError("a kernel was given two formats")
+
+    a, b = held(1, (1, 128), 4, 256, dtype=E5M2.dtype), held(2, (128, 128), 256, 8)
+    actual = tiles.machine(never).multiply(a, b, *FPROP)
+    np.testing.assert_array_equal(actual, codes.multiply(a, b, *FPROP))

@@ -1,0 +1,50 @@
+"""A kernel's products over a mesh are of each device's own rows, and equal to its twin's."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dsjax.config.parallel import ParallelConfig
+from dsjax.kernels import tiles
+from dsjax.numerics import gemm
+from dsjax.parallel import place
+from dsjax.parallel.mesh import AXES, make_mesh
+from tests.kernels import operands
+
+
+@pytest.mark.parametrize("rows", [8 * 128, 8 * 128 + 8], ids=["whole tiles", "tiles on two"])
+def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
+    """The kernel here is its definition; codes and scales are such that every sum is exact."""
+    seen = []
+
+    def kernel(*read):
+        seen.append(jax.sharding.get_abstract_mesh().manual_axes)
+        return operands.plain(*read)
+
+    layout = ParallelConfig(data=2, fsdp=2, expert=2)
+    mesh = make_mesh(layout)
+    products = gemm.products(gemm.V3_1, tiles.machine(kernel))
+    own = place.own_rows(products, mesh)
+    x = operands.held(1, (1, 128), rows, 200)
+    w = operands.held(2, (128, 128), 200, 136)
+    dy = gemm.Grad(operands.held(3, (1, 128), rows, 136), operands.held(4, (128, 1), rows, 136))
+    turned = operands.held(5, (128, 1), rows, 200)
+    on_rows = NamedSharding(mesh, PartitionSpec(AXES))
+
+    def spread(tree):
+        return jax.tree.map(
+            lambda a: jax.device_put(a, on_rows) if a.shape[0] % 8 == 0 else a, tree)
+
+    for name, args, moved in [("fprop", (x, w), (0,)), ("dgrad", (dy, w), (0,)),
+                              ("wgrad", (turned, dy), (0, 1))]:
+        given = [spread(a) if i in moved else a for i, a in enumerate(args)]
+        run = jax.jit(getattr(own, name)).lower(*given).compile()
+        y = run(*given)
+        np.testing.assert_array_equal(y, getattr(products.twin, name)(*args))
+        if rows % 128 == 0:
+            assert y.sharding.spec[:1] == ((AXES,) if name != "wgrad" else ())
+            assert run.as_text().count(" all-reduce(") == (name == "wgrad")
+            assert " all-gather(" not in run.as_text()
+    assert len(seen) == (3 if rows % 128 == 0 else 0)
+    assert all(len(axes) == len(mesh.axis_names) for axes in seen)
