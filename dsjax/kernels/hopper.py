@@ -40,6 +40,7 @@ BAND = 8  # columns of output tiles that are made together, so that the second l
 PRODUCER_REGISTERS = 40
 
 
+@functools.partial(jax.jit, static_argnames="interpret")  # equal ones are compiled once
 def product(a: Array, b: Array, by_row: Array, by_column: Array,
             interpret: Any = False) -> Array:
     """One device's products, [E, M, N] float32; M, N and K are multiples of 128.
@@ -53,8 +54,7 @@ def product(a: Array, b: Array, by_row: Array, by_column: Array,
     body = functools.partial(_block, experts=experts, is_turned=not interpret)
     y = gpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((experts * m, n), jnp.float32,
-                                      manual_axis_type=jax.typeof(a).mat),
+        out_type=jax.ShapeDtypeStruct((experts * m, n), jnp.float32),
         grid=(min(MULTIPROCESSORS, experts * (m // TILE) * (n // TILE)),),
         grid_names=("block",),
         num_threads=CONSUMERS + 1,

@@ -45,7 +45,8 @@ def machine(product: Product) -> Machine:
 def multiplied(product: Product, a: Scaled, b: Scaled, sum_a: int, sum_b: int) -> Array:
     """Sum over one dim of each (counted from the end), as `codes.multiply`, by a kernel."""
     left, right = grid(a), grid(b)
-    y = product(*operands(left, right, sum_a, sum_b))
+    read = operands(left, right, sum_a, sum_b)
+    y = vary(product(*read), varies(read[0]))
     rows, columns = len(left.owner[sum_a - 1]), len(right.owner[sum_b - 1])
     return y[:, :rows, :columns].reshape(*left.codes.shape[:-2], rows, columns)
 

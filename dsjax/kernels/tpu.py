@@ -26,6 +26,7 @@ BLOCKS = (512, 256, 128)  # of rows and columns, the longest that divides them
 STEPS = (4, 2, 1)  # tiles of K of one block
 
 
+@functools.partial(jax.jit, static_argnames="interpret")  # equal ones are compiled once
 def product(a: Array, b: Array, by_row: Array, by_column: Array,
             interpret: bool = False) -> Array:
     """One device's products, [E, M, N] float32; M, N and K are multiples of 128."""

@@ -1,11 +1,14 @@
 """What a kernel reads makes its twin's product: cut, filled up, turned and scaled as there."""
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from dsjax.kernels import tiles
+from dsjax.kernels import hopper, tiles, tpu
 from dsjax.numerics import codes
 from dsjax.numerics.formats import E5M2
+from dsjax.numerics.vary import varies
 from tests.kernels.operands import DGRAD, FPROP, WGRAD, held, operands_of, plain
 
 
@@ -35,3 +38,17 @@ def test_operands_of_two_formats_are_left_to_the_twin():
     a, b = held(1, (1, 128), 4, 256, dtype=E5M2.dtype), held(2, (128, 128), 256, 8)
     actual = tiles.machine(never).multiply(a, b, *FPROP)
     np.testing.assert_array_equal(actual, codes.multiply(a, b, *FPROP))
+
+
+@pytest.mark.parametrize("kernel", [hopper, tpu], ids=lambda k: k.__name__)
+def test_a_device_s_product_varies_as_what_it_is_made_of(kernel):
+    """Tokens differ from device to device, the weight does not; traced, not run."""
+    def here(a, b):
+        y = tiles.multiplied(kernel.product, a, b, *FPROP)
+        assert varies(y) == {"x"}
+        return y
+
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = (PartitionSpec("x"), PartitionSpec())
+    spread = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=True)
+    assert jax.eval_shape(spread, *operands_of(FPROP, 256, 256, 128)).shape == (256, 128)
