@@ -137,6 +137,7 @@ def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Pro
         hold_turned=hold_turned,
         keep=lambda x: scaled.quantize(x, recipe.input_tile, pow2),
         read=operand_value,
+        row_tile=recipe.turned_tile[0],
     )
 
 

@@ -64,6 +64,7 @@ class Products:
     keep: Callable[[Array], Held] = _same  # how an activation waits for the backward pass,
     read: Callable[[Held], Array] = _same  # and how it, or a held input, is read there
     after_attention: Products | None = None  # of the projection after attention, where it differs
+    row_tile: int = 1  # rows of one scale, in the operands of `wgrad`
     twin: Products | None = None  # the same for XLA to cut, where these are of one device's arrays
 
 

@@ -26,7 +26,6 @@ from dsjax.config.model import ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import Backend, Linear
 from dsjax.layers.moe import moe_specs
-from dsjax.numerics.gemm import V3_1
 from dsjax.numerics.products import Held, Matrix, Products, Weight
 from dsjax.numerics.scaled import Scaled
 from dsjax.ops import grouped
@@ -76,7 +75,7 @@ def own_rows(products: Products, mesh: Mesh) -> Products:
 
     Rows of which a tile lies on two devices are left to the twin.
     """
-    tile = math.prod(mesh.shape[axis] for axis in AXES) * V3_1.turned_tile[0]
+    tile = math.prod(mesh.shape[axis] for axis in AXES) * products.row_tile
     assert products.twin is not None, "products that XLA cuts itself need no help"
     twin = products.twin
 

@@ -1,5 +1,7 @@
 """A kernel's products over a mesh are of each device's own rows, and equal to its twin's."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.config.parallel import ParallelConfig
 from dsjax.kernels import tiles
-from dsjax.numerics import gemm
+from dsjax.numerics import codes, gemm
 from dsjax.parallel import place
 from dsjax.parallel.mesh import AXES, make_mesh
+from dsjax.train import layouts, platform
 from tests.kernels import operands
 
 
@@ -48,3 +51,27 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
             assert " all-gather(" not in run.as_text()
     assert len(seen) == (3 if rows % 128 == 0 else 0)
     assert all(len(axes) == len(mesh.axis_names) for axes in seen)
+
+
+@pytest.mark.exhaustive  # compiles two steps for eight devices
+def test_a_whole_step_by_a_kernel_is_its_twin_s_on_eight_devices(monkeypatch):
+    """Experts, shared experts and attention, forth and back; tiles of the 48 rows of a device."""
+    recipe, calls = dataclasses.replace(gemm.V3_1, turned_tile=(48, 1)), []
+
+    def kernel(*read):
+        calls.append(read[0].shape)
+        return operands.plain(*read)
+
+    run = dataclasses.replace(
+        layouts.RUN, train=dataclasses.replace(layouts.RUN.train, precision="fp8"))
+    layout, results = ParallelConfig(data=2, fsdp=2, expert=2), []
+    for machine in (codes.MACHINE, tiles.machine(kernel)):
+        products = gemm.products(recipe, machine)
+        monkeypatch.setattr(platform, "fp8_products", lambda _, products=products: products)
+        results.append(layouts.Stepper(layout, 1, run).take("packed"))
+    (state_a, a), (state_b, b) = results
+    assert {len(shape) for shape in calls} == {3}
+    np.testing.assert_allclose(b.next_token, a.next_token, rtol=1e-6)
+    for got, wanted in zip(jax.tree.leaves(state_b.opt.mu), jax.tree.leaves(state_a.opt.mu)):
+        got, wanted = np.asarray(got, np.float32), np.asarray(wanted, np.float32)
+        assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
