@@ -99,8 +99,10 @@ def draw(found: Sequence[Record], groups: Sequence[Group], path: Path) -> None:
 
 
 def panel(ax: Any, found: Sequence[Record], of_group: Group) -> None:
-    """Differences from bf16 by step, seeds as thin lines."""
-    for color, name in zip(plot.COLORS[1:], names(found, of_group)):
+    """Differences from bf16 by step, seeds as thin lines; an arm has one color in all panels."""
+    colors = dict(zip(dict.fromkeys(r["arm"] for r in found), plot.COLORS, strict=True))
+    for name in names(found, of_group):
+        color = colors[name]
         for i, d in enumerate(differences(pairs(found, of_group, name))):
             ax.plot(np.arange(WARMUP, WARMUP + len(d)), 100 * d, color=color, lw=0.6, alpha=0.8,
                     label=None if i else name)

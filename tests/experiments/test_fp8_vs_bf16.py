@@ -106,10 +106,12 @@ def test_a_row_compares_with_bf16_of_the_same_seed_over_the_arm_s_own_steps():
 
 
 def test_the_table_and_the_figure_are_drawn_from_records(tmp_path):
-    found = [made("bf16", 0, [4.0] * 120, 4.0), made("fp8", 0, [4.004] * 120, 4.0)]
+    found = [made(arm, 0, [4.0] * 120, 4.0)
+             for arm in ("bf16", "fp8", "a", "b", "c", "d", "e", "control")]
     report.write(found, tmp_path, "python -m x")
     assert (tmp_path / "records" / "training.json").exists()
     first = (tmp_path / "figure.svg").read_text()
     assert "tiny" in first
+    assert all(arm in first for arm in ("fp8", "control"))
     report.write(found, tmp_path, "python -m x")
     assert (tmp_path / "figure.svg").read_text() == first
