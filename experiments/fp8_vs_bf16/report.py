@@ -100,7 +100,7 @@ def draw(found: Sequence[Record], groups: Sequence[Group], path: Path) -> None:
 
 def panel(ax: Any, found: Sequence[Record], of_group: Group) -> None:
     """Differences from bf16 by step, seeds as thin lines; an arm has one color in all panels."""
-    colors = dict(zip(dict.fromkeys(r["arm"] for r in found), plot.COLORS, strict=True))
+    colors = dict(zip(dict.fromkeys(r["arm"] for r in found), plot.COLORS))
     for name in names(found, of_group):
         color = colors[name]
         for i, d in enumerate(differences(pairs(found, of_group, name))):
