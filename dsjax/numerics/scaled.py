@@ -54,6 +54,8 @@ def quantize(x: Array, tile: tuple[int, ...] = (1, 128), pow2: bool = False,
 
     x [..., M, K] of any float dtype; leading dims that `tile` does not name are tiled singly.
     """
+    if not isinstance(tile, tuple):
+        raise TypeError(f"tile={tile!r} is no tuple; give lengths of trailing dims, as in (1, 128)")
     if not 1 <= len(tile) <= x.ndim or min(tile) < 1:
         raise ValueError(f"tile={tile} does not fit x of shape {x.shape}; give a length of at "
                          f"least 1 for each of up to {x.ndim} trailing dims")

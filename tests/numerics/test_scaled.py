@@ -138,3 +138,5 @@ def test_wherever_an_entry_is_no_number_its_tile_shows_it_and_no_other(shape, ti
 def test_a_tile_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"tile=\(1, 1, 128\) does not fit x of shape \(4, 4\)"):
         scaled.quantize(jnp.ones((4, 4)), (1, 1, 128))
+    with pytest.raises(TypeError, match=r"tile=128 is no tuple; give lengths .* as in \(1, 128\)"):
+        scaled.quantize(jnp.ones((4, 4)), 128)
