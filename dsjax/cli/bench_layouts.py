@@ -106,6 +106,7 @@ def numbers(argv: list[str], defaults: dict[str, int]) -> dict[str, int]:
         name, value = argv[i].removeprefix("--"), argv[i + 1] if i + 1 < len(argv) else ""
         if name not in values or not value.isdigit() or int(value) < 1:
             known = " ".join(f"--{n} NUMBER" for n in defaults)
-            raise UserError(f"{argv[i]} {value} is not understood; use {known} or --json")
+            given = f"{argv[i]} {value}".rstrip()
+            raise UserError(f"{given} is not understood; use {known} (above 0) or --json")
         values[name] = int(value)
     return values

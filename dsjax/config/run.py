@@ -179,7 +179,7 @@ class PlaceConfig:
     """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper and
     Blackwell GPUs, TPU7x), or exactly of the `values` they stand for, in bfloat16. `kernel`: of
     codes, by a Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that
-    the machine has. They differ by the order of float32 sums. A CPU can be told `codes` to check
+    the machine has. They differ by roundings of float32 sums. A CPU can be told `codes` to check
     them; it has no instruction for them and is slow."""
     unroll: int = 1
     """Layers written out per scan iteration: longer compile, fewer copies."""

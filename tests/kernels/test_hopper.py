@@ -1,4 +1,7 @@
-"""The kernel for Hopper is its twin to the bit, in Pallas' simulation of a GPU."""
+"""The kernel for Hopper makes its twin's product, in Pallas' simulation of a GPU.
+
+To the bit, as sums of these operands are exact in any order.
+"""
 
 import functools
 
@@ -20,9 +23,9 @@ def simulated_gpu():
 
 
 def test_the_simulated_kernel_makes_the_twin_s_product(monkeypatch):
-    """Eight output tiles of two experts on three thread blocks, three tiles of K, short ends."""
-    monkeypatch.setattr(hopper, "MULTIPROCESSORS", 3)
-    a, b = operands_of(FPROP, 130, 300, 129, (2,))
+    """Six output tiles of two experts on four thread blocks, three tiles of K, short ends."""
+    monkeypatch.setattr(hopper, "MULTIPROCESSORS", 4)
+    a, b = operands_of(FPROP, 100, 300, 260, (2,))
     product = functools.partial(hopper.product, interpret=simulated_gpu())
     np.testing.assert_array_equal(
         tiles.multiplied(product, a, b, *FPROP), codes.multiply(a, b, *FPROP))

@@ -1,4 +1,4 @@
-"""The kernel for TPUs is its twin to the bit, interpreted."""
+"""The kernel for TPUs makes its twin's product, interpreted: to the bit where sums are exact."""
 
 import functools
 

@@ -9,10 +9,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.config.parallel import ParallelConfig
 from dsjax.kernels import tiles
+from dsjax.layers import backend as backends
 from dsjax.numerics import codes, gemm
 from dsjax.parallel import place
 from dsjax.parallel.mesh import AXES, make_mesh
-from dsjax.train import layouts, platform
+from dsjax.train import layouts, platform, spread
 from tests.kernels import operands
 
 
@@ -51,6 +52,30 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
             assert " all-gather(" not in run.as_text()
     assert len(seen) == (3 if rows % 128 == 0 else 0)
     assert all(len(axes) == len(mesh.axis_names) for axes in seen)
+
+
+@pytest.mark.parametrize("name", ["linear", "after_attention"])
+def test_a_backend_on_a_mesh_gives_its_linears_a_device_s_own_rows(name):
+    """All three products, traced: a kernel is only ever called where every axis is manual."""
+    seen = []
+
+    def kernel(*read):
+        seen.append(jax.sharding.get_abstract_mesh().manual_axes)
+        return operands.plain(*read)
+
+    run = dataclasses.replace(layouts.RUN, parallel=ParallelConfig(data=2, fsdp=2, expert=2))
+    mesh = spread.open_mesh(run)
+    backend = backends.single(gemm.products(gemm.V3_1, tiles.machine(kernel)))
+    product = getattr(spread.on_mesh(run, backend, mesh), name)
+
+    def pulled(x, w, dy):
+        y, pull = jax.vjp(product, x, w)
+        return y, pull(dy)
+
+    jax.eval_shape(pulled, *(jax.ShapeDtypeStruct(shape, np.float32)
+                             for shape in ((1024, 200), (200, 136), (1024, 136))))
+    assert len(seen) == 3
+    assert all(set(axes) == set(mesh.axis_names) for axes in seen)
 
 
 @pytest.mark.exhaustive  # compiles two steps for eight devices
