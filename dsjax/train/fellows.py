@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 from dsjax.checkpoint.store import StoreError
 from dsjax.errors import UserError
@@ -107,6 +108,9 @@ def watching(folder: Path) -> Iterator[None]:
     try:
         with _abort_waits():
             try:
+                # None fails before all have read what an earlier start left in the folder: its
+                # sentence would be taken for one of those.
+                multihost_utils.sync_global_devices("fellows")
                 yield
             except Exception as error:
                 if isinstance(error, UserError) and not isinstance(error, StoreError):
