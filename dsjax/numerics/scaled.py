@@ -123,8 +123,9 @@ def scales_of(amax: Array, pow2: bool, into: Format) -> tuple[Array, Array]:
     """Scales as kept, and 1 / scale in float32, both of amax's shape."""
     amax = jnp.where(jnp.isfinite(amax), jnp.maximum(amax, AMAX_FLOOR), jnp.nan)
     # XLA would turn amax / 448 into amax * (1 / 448), and 1 / (amax / 448) into 448 / amax; both
-    # round otherwise than what is written.
-    largest = lax.optimization_barrier(jnp.full(amax.shape, into.largest, jnp.float32))
+    # round otherwise than what is written. Made of amax (NaN stays NaN), for under vmap a constant
+    # would be one number again behind the barrier.
+    largest = lax.optimization_barrier(amax * 0 + jnp.float32(into.largest))
     scale = lax.optimization_barrier(amax / largest)
     if not pow2:
         return scale, 1.0 / scale

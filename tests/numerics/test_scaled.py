@@ -140,3 +140,12 @@ def test_a_tile_that_does_not_fit_is_refused():
         scaled.quantize(jnp.ones((4, 4)), (1, 1, 128))
     with pytest.raises(TypeError, match=r"tile=128 is no tuple; give lengths .* as in \(1, 128\)"):
         scaled.quantize(jnp.ones((4, 4)), 128)
+
+
+def test_scales_under_vmap_are_those_without():
+    x = jnp.asarray(np.random.default_rng(5).standard_normal((3, 65, 200)), jnp.float32)
+    mapped = jax.jit(jax.vmap(scaled.quantize))(x)
+    for i in range(3):
+        one = jax.jit(scaled.quantize)(x[i])
+        np.testing.assert_array_equal(mapped.scales[i], one.scales)
+        np.testing.assert_array_equal(mapped.codes[i], one.codes)
