@@ -1,5 +1,22 @@
-"""The one exception that a command line turns into a sentence: the user's input is at fault."""
+"""The one exception that a command line turns into a sentence, and how it is shown.
+
+Names and messages from files reach a terminal in such sentences. `printable` keeps them from being
+obeyed there: it is applied once, where a sentence is printed.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Controls but newline and tab, marks that turn the direction of writing, halves of surrogate pairs.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+                     "\ud800-\udfff]")
 
 
 class UserError(ValueError):
     """Bad input: a sentence with cause, values and remedy; the CLI prints it and exits with 2."""
+
+
+def printable(text: object) -> str:
+    r"""Return a text with characters that a terminal would obey written out, as `\x1b`."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
