@@ -32,12 +32,12 @@ from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
-from dsjax.train import fellows, heldout, metrics, platform, plots, resume, spread
+from dsjax.train import fellows, heldout, metrics, pace, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
 from dsjax.train.heldout import Heldout, HeldoutStep
 from dsjax.train.state import TrainState
-from dsjax.train.step import StepMetrics, TrainStep
+from dsjax.train.step import TrainStep
 
 GIVE_UP_AFTER = 10
 """Non-finite steps in a row that end a run."""
@@ -100,7 +100,7 @@ class Session:
     store: Store
     writer: metrics.Writer
     display: Display
-    speed: metrics.Throughput
+    speed: pace.Throughput
     peak: metrics.Peak
     heldout_step: HeldoutStep
     mesh: Mesh | None
@@ -159,7 +159,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         store=store,
         writer=metrics.open_writer(out / "metrics.jsonl", resumed, board),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
-        speed=metrics.Throughput(),
+        speed=pace.Throughput(),
         peak=metrics.matmul_peak(dtype),
         heldout_step=spread.compile_heldout(run, backend, mesh),
         mesh=mesh,
@@ -169,17 +169,19 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
 
 def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     """Take steps until done or told to stop; true when the last step was taken."""
-    delayed = metrics.Delayed()
+    delayed = pace.Delayed()
     first = done = int(s.state.step)
     saved = done if s.store.latest() is not None else -1
     while done < s.run.train.steps and not signals.is_told(done):
-        s.state, values = step_fn(s.state, _batch(s, done))
+        batch = _batch(s, done)
+        began = s.speed.begin(batch.tokens.shape)
+        s.state, values = step_fn(s.state, batch)
         if done == first:
             platform.keep_memory()
         done += 1
         if s.average is not None:
             s.average.update(s.state.params, done)
-        _report(s, delayed.push(done, values))
+        _report(s, delayed.push(done, values, began))
         if _is_due(done, s.run.place.eval_every, s.run.train.steps):
             _report(s, delayed.flush())
             _evaluate(s, done)
@@ -212,12 +214,14 @@ def _batch(s: Session, done: int) -> Batch:
     return spread.put_rows(cut, s.mesh)
 
 
-def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
+def _report(s: Session, ready: pace.Ended | None) -> None:
     """Write and show a step's metrics; end a run whose gradients stay non-finite."""
     if ready is None:
         return
-    number, m = ready
-    s.speed.tick(float(m.targets))
+    number, m = ready.step, ready.metrics
+    length = curriculum.length_at(number - 1, s.run.train.curriculum, s.run.train.length)
+    flops = float(m.targets) * count.training_flops(s.run.model, length)
+    s.speed.tick(float(m.targets), ready.began, ready.ended, flops)
     values: dict[str, Any] = {
         "loss": m.loss,
         "next_token": m.next_token,
@@ -239,14 +243,13 @@ def _report(s: Session, ready: tuple[int, StepMetrics] | None) -> None:
     if m.mtp.size:
         values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
     s.writer.write(number, "train", values)
-    pace = {}
-    if math.isfinite(speed := s.speed.tok_s):  # known from the second step on
-        flops = speed * count.training_flops(s.run.model, s.run.train.length)
-        pace = {"tok_s": speed, "mfu": s.peak.share(flops, s.run.parallel.devices),
-                "seconds_left": s.speed.seconds_left(s.run.train.steps - number)}
+    shown_pace = {}
+    if math.isfinite(speed := s.speed.tok_s):
+        shown_pace = {"tok_s": speed, "mfu": s.peak.share(s.speed.flop_s, s.run.parallel.devices),
+                      "seconds_left": s.speed.seconds_left(s.run.train.steps - number)}
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")
     shown = {k: v for k, v in values.items() if k not in hidden}
-    s.display.update(number, shown | {"loss": m.next_token} | pace)
+    s.display.update(number, shown | {"loss": m.next_token} | shown_pace)
     if m.skipped_in_row:
         s.display.note(f"step {number} skipped: its gradient is not finite")
     if m.skipped_in_row >= GIVE_UP_AFTER:

@@ -1,9 +1,8 @@
-"""What a run measures: one JSON line per event, read from the device one step late, and its speed.
+"""What a run measures: one JSON line per event, and the peak that its speed is a share of.
 
-The device must never wait for the host. The loop dispatches step n + 1 first and only then reads
-the metrics of step n (`Delayed`), which by then are done or nearly so. Before a checkpoint the loop
-flushes, so that a resumed run's file lacks no step; lines of steps that are run again are cut off
-when the file is opened, so it holds none twice.
+Before a checkpoint the loop writes the metrics of every step taken, so that a resumed run's file
+lacks none; lines of steps that are run again are cut off when the file is opened, so it holds none
+twice.
 
 A share of the peak (MFU) is useful FLOPs a second over the best matmul rate of the machine: a data
 sheet's where `CHIPS` has the chip, otherwise measured here.
@@ -12,9 +11,7 @@ sheet's where `CHIPS` has the chip, otherwise measured here.
 import json
 import math
 import os
-import statistics
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-Tree = Any
 
 CHIPS = {
     # jax's device_kind: dense TFLOP/s in bfloat16 and float8 of one jax device, source
@@ -116,54 +111,6 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
             events[event["step"], event["kind"]] = event
     chosen = [e for e in events.values() if kind in (None, e["kind"])]
     return sorted(chosen, key=lambda e: e["step"])
-
-
-class Delayed:
-    """A queue of one: gives back a step's metrics when the next step has been dispatched."""
-
-    def __init__(self) -> None:
-        self._held: tuple[int, Tree] | None = None
-
-    def push(self, step: int, metrics: Tree) -> tuple[int, Tree] | None:
-        """Hold a step's device metrics; return (step, NumPy tree) of the one before, if any."""
-        for leaf in jax.tree.leaves(metrics):
-            if isinstance(leaf, jax.Array):
-                leaf.copy_to_host_async()
-        earlier, self._held = self._held, (step, metrics)
-        return None if earlier is None else (earlier[0], jax.device_get(earlier[1]))
-
-    def flush(self) -> tuple[int, Tree] | None:
-        """Wait for the held step and return it: at the end, and before a checkpoint is saved."""
-        held, self._held = self._held, None
-        return None if held is None else (held[0], jax.device_get(held[1]))
-
-
-class Throughput:
-    """Tokens a second as the median over a window of steps, which a pause does not disturb."""
-
-    def __init__(self, window: int = 20) -> None:
-        self._steps: deque[tuple[float, float]] = deque(maxlen=window)  # tokens, seconds
-        self._last: float | None = None
-
-    def tick(self, tokens: float, now: float | None = None) -> None:
-        """Count a step of `tokens` that ends now; the first tick only starts the clock."""
-        now = time.perf_counter() if now is None else now
-        if self._last is not None:
-            self._steps.append((tokens, now - self._last))
-        self._last = now
-
-    def restart(self) -> None:
-        """Leave out what happens until the next tick (an evaluation, a compilation)."""
-        self._last = None
-
-    @property
-    def tok_s(self) -> float:
-        """Median tokens a second; NaN before two ticks."""
-        return statistics.median(n / s for n, s in self._steps) if self._steps else math.nan
-
-    def seconds_left(self, steps: int) -> float:
-        """Time that `steps` more steps take at the median pace, without evaluations."""
-        return steps * statistics.median(s for _, s in self._steps) if self._steps else math.nan
 
 
 @dataclass(frozen=True)
