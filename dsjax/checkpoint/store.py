@@ -42,6 +42,7 @@ from dsjax.numerics.scaled import Scaled
 Tree = Any
 Say = Callable[[str], None]
 ARRAYS = "arrays"
+TOKENIZER = "tokenizer"  # key of `extra`: the fingerprint of the tokenizer that weights belong to
 CHUNK = 16 << 20  # bytes below which a chunk is not worth a read of its own
 
 
@@ -199,6 +200,22 @@ def load_params(
         return scaled.dequantize(held, jnp.dtype(jnp.bfloat16)).reshape(spec.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, specs, is_leaf=trees.is_spec)
+
+
+def extra(run_dir: Path | str) -> dict[str, Any]:
+    """What a run's newest checkpoint keeps beside its arrays, none of which is read."""
+    folder = Path(run_dir).absolute() / "checkpoints"
+    return together.newest(folder, _silent, is_ours=False, check=files.read).extra
+
+
+def tokenizer_of(run_dir: Path | str) -> str | None:
+    """Fingerprint of the tokenizer that a run's weights belong to; None where it was not kept."""
+    found = extra(run_dir).get(TOKENIZER)
+    return found if isinstance(found, str) else None
+
+
+def _silent(sentence: str) -> None:
+    """Say nothing: whoever reads the arrays says what is damaged."""
 
 
 def prefix_of(manifest: Manifest, which: str, where: Path) -> str:

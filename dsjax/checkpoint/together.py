@@ -16,15 +16,17 @@ from dsjax.errors import UserError
 Say = Callable[[str], None]
 
 
-def newest(folder: Path, say: Say, *, is_ours: bool) -> Manifest:
+def newest(folder: Path, say: Say, *, is_ours: bool,
+           check: Callable[[Path], Manifest] = files.verify) -> Manifest:
     """Manifest of the newest checkpoint that is as written.
 
     is_ours: the damaged ones after it are moved aside, so that training goes on from it.
+    check: reads a checkpoint's manifest, and raises Damaged; `files.read` looks at no array.
     """
     damaged: dict[int, Damaged] = {}
     for step in reversed(files.steps(folder)):
         try:
-            manifest = files.verify(folder / files.name(step))
+            manifest = check(folder / files.name(step))
         except Damaged as why:
             damaged[step] = why
             continue

@@ -1,5 +1,7 @@
 """What is restored is what was saved, bit for bit and class for class, or is refused."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from dsjax import params
 from dsjax.checkpoint import files
-from dsjax.checkpoint.store import Store, load_params
+from dsjax.checkpoint.store import Store, extra, load_params, tokenizer_of
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
@@ -163,3 +165,19 @@ def test_parameters_of_another_model_are_refused_and_damage_is_passed_over(tmp_p
     assert broken.is_dir()  # a reader moves nothing
     with pytest.raises(UserError, match="no checkpoint in"):
         load_params(tmp_path / "absent", MODEL)
+
+
+def test_what_is_kept_beside_arrays_is_read_without_them(tmp_path):
+    store = Store(tmp_path / "checkpoints", keep=3)
+    store.save(1, {"x": jnp.ones(3)}, {})
+    store.save(2, {"x": jnp.ones(3)}, {"tokenizer": "0123456789abcdef", "stream": [1]})
+    store.save(3, {"x": jnp.ones(3)}, {"tokenizer": "of a damaged one"})
+    store.close()
+    (tmp_path / "checkpoints" / files.name(3) / files.MANIFEST).write_text("{}")
+    shutil.rmtree(tmp_path / "checkpoints" / files.name(2) / "arrays")
+    assert extra(tmp_path)["stream"] == [1]
+    assert tokenizer_of(tmp_path) == "0123456789abcdef"
+    shutil.rmtree(tmp_path / "checkpoints" / files.name(2))
+    assert tokenizer_of(tmp_path) is None
+    with pytest.raises(UserError, match="no checkpoint in"):
+        tokenizer_of(tmp_path / "elsewhere")
