@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsjax.errors import UserError
+from dsjax.errors import UserError, printable
 from dsjax.parallel import balance
 
 USAGE = """usage: dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]
@@ -106,16 +107,23 @@ def _of_run(folder: Path) -> Loads:
     from dsjax.train import loop, metrics
 
     source = folder / "metrics.jsonl"
-    events = metrics.read_metrics(source, "eval") if source.is_file() else []
-    recorded = [e["loads"] for e in events if "loads" in e]
-    if not recorded:
+    events = metrics.read_metrics(source, "eval", _warn) if source.exists() else []
+    if not any("loads" in e for e in events):
         raise UserError(
             f"{folder} holds no loads of experts (metrics.jsonl has them at every evaluation of a "
             "mixture); train with --place.eval-every, or give a JSON file of loads")
     run = run_from_json(folder / "config.json")
-    assert run.model.moe is not None, "only a mixture has loads"
-    return Loads(_array(recorded[-1], source), loop.layer_labels(run), run.name,
-                 run.model.moe.groups, folder / "eplb.png")
+    labels = loop.layer_labels(run)
+    steps, loads = metrics.recorded_loads(events, len(labels))
+    if not steps or run.model.moe is None:
+        raise UserError(f"{source} holds no loads of the {len(labels)} layers that the config.json "
+                        "beside it has; give the folder of one run")
+    return Loads(_array(loads[-1], source), labels, run.name, run.model.moe.groups,
+                 folder / "eplb.png")
+
+
+def _warn(said: str) -> None:
+    print(f"dsjax: {printable(said)}", file=sys.stderr)
 
 
 def _array(data: Any, path: Path) -> np.ndarray:

@@ -157,7 +157,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         state=start,
         average=host,
         store=store,
-        writer=metrics.open_writer(out / "metrics.jsonl", resumed, board),
+        writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=pace.Throughput(),
         peak=metrics.matmul_peak(dtype),
@@ -295,6 +295,7 @@ def _save(s: Session, done: int) -> None:
         kept["ema"] = s.average.arrays()
     loads = None if s.window_loads is None else s.window_loads.tolist()
     extra = {"stream": s.stream.state(), "loads": loads}
+    s.writer.sync()
     s.store.save(done, kept, extra)
     s.speed.restart()
 
@@ -336,10 +337,9 @@ def pictures(run: RunConfig, outcome: Outcome, baselines: dict[str, float]) -> l
     source = outcome.out / "metrics.jsonl"
     drawn = [outcome.out / "loss.png"]
     plots.loss_curve(source, drawn[0], baselines, run.name)
-    events = [e for e in metrics.read_metrics(source, "eval") if "loads" in e]
-    if events:
+    labels = layer_labels(run)
+    steps, loads = metrics.recorded_loads(metrics.read_metrics(source, "eval"), len(labels))
+    if steps:
         drawn.append(outcome.out / "experts.png")
-        loads = np.stack([np.asarray(e["loads"]) for e in events])
-        steps = [e["step"] for e in events]
-        plots.expert_loads(loads, drawn[-1], run.name, layer_labels(run), steps)
+        plots.expert_loads(loads, drawn[-1], run.name, labels, steps)
     return drawn

@@ -8,9 +8,7 @@ A share of the peak (MFU) is useful FLOPs a second over the best matmul rate of 
 sheet's where `CHIPS` has the chip, otherwise measured here.
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dsjax.train import lines
 
 CHIPS = {
     # jax's device_kind: dense TFLOP/s in bfloat16 and float8 of one jax device, source
@@ -46,12 +46,14 @@ class MetricWriter:
         path: str | Path,
         resume_step: int | None = None,
         tensorboard: str | Path | None = None,
+        say: lines.Say = print,
     ) -> None:
-        """Open `path`: anew, or keeping the lines up to the step that a run resumes from."""
+        """Open `path`: anew, or keeping the lines up to the step that a run resumes from.
+
+        Refused where another writer has it open. `say` gets a sentence about damaged lines.
+        """
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _keep_until(self.path, -1 if resume_step is None else resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = lines.LineFile(self.path, resume_step, say)
         self._board = None
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
@@ -65,12 +67,15 @@ class MetricWriter:
         Numbers keep every bit of a float32; those that are not finite become null.
         """
         line = {"step": step, "kind": kind} | {name: _plain(v) for name, v in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._file.append(line)
         if self._board is not None:
             for name, value in line.items():
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Have the disk hold what was written: before the checkpoint that continues it."""
+        self._file.sync()
 
     def close(self) -> None:
         """Close the file and the board."""
@@ -85,6 +90,9 @@ class Unwritten:
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Write nothing."""
 
+    def sync(self) -> None:
+        """Nothing is written."""
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -92,25 +100,43 @@ class Unwritten:
 Writer = MetricWriter | Unwritten
 
 
-def open_writer(path: Path, resume_step: int | None, board: Path | None) -> Writer:
+def open_writer(path: Path, resume_step: int | None, board: Path | None,
+                say: lines.Say = print) -> Writer:
     """The writer of this process."""
     if jax.process_index() > 0:
         return Unwritten()
-    return MetricWriter(path, resume_step, board)
+    return MetricWriter(path, resume_step, board, say)
 
 
-def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path, kind: str | None = None,
+                 say: lines.Say | None = None) -> list[dict[str, Any]]:
     """Events of a JSONL file in order of steps (of one kind, when given).
 
-    An event that is there twice counts once, as last written; a torn last line is left out.
+    An event that is there twice counts once, as last written; a torn last line is left out, and so
+    are damaged ones, of which `say` gets a sentence.
     """
-    events = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            event = json.loads(line)
-            events[event["step"], event["kind"]] = event
-    chosen = [e for e in events.values() if kind in (None, e["kind"])]
-    return sorted(chosen, key=lambda e: e["step"])
+    events, damaged = lines.read(Path(path))
+    if damaged and say is not None:
+        say(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of {path} left out")
+    last = {(e["step"], e["kind"]): e for e in events if kind in (None, e["kind"])}
+    return sorted(last.values(), key=lambda e: e["step"])
+
+
+def recorded_loads(events: list[dict[str, Any]], layers: int) -> tuple[list[int], np.ndarray]:
+    """Steps [S] and loads [S, L, E] of the evaluations that recorded those of `layers` layers."""
+    found = [(e["step"], _matrix(e.get("loads"))) for e in events]
+    experts = next((a.shape[1] for _, a in reversed(found) if len(a) == layers), 0)
+    chosen = [(step, a) for step, a in found if a.shape == (layers, experts) and a.size]
+    return [step for step, _ in chosen], np.array([a for _, a in chosen])
+
+
+def _matrix(values: Any) -> np.ndarray:
+    """Numbers as [rows, columns]; of no rows where they are not that."""
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    return array if array.ndim == 2 and np.isfinite(array).all() else np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -178,21 +204,6 @@ def max_violation(loads: np.ndarray) -> np.ndarray:
 def dead_experts(loads: np.ndarray) -> int:
     """Number of experts that no token of these loads chose. loads [L, E]."""
     return int((np.asarray(loads) == 0).sum())
-
-
-def _keep_until(path: Path, step: int) -> None:
-    """Rewrite a JSONL file with the whole lines up to `step`; replaced in one move.
-
-    A "final" event goes in any case: a run that goes on has not ended, or ends once more.
-    """
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    events = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-    kept = [line for line, e in events if e["step"] <= step and e["kind"] != "final"]
-    draft = path.with_name(path.name + ".new")
-    draft.write_text("".join(kept), encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _plain(value: Any) -> Any:

@@ -165,7 +165,7 @@ def _figure(png: str | Path, width: float, height: float) -> Iterator[Figure]:
 
 def _series(events: list[dict[str, Any]], key: str) -> Series:
     """Steps and values of the events that have a number under `key`."""
-    pairs = [(e["step"], e[key]) for e in events if e.get(key) is not None]
+    pairs = [(e["step"], e[key]) for e in events if isinstance(e.get(key), int | float)]
     steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
     return steps, values
 
@@ -203,7 +203,7 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> N
 def _tokens(when: str, events: list[dict[str, Any]]) -> str:
     """What a mark stands for: when it was measured, and on how many held-out tokens."""
     count = events[-1].get("heldout_tokens") if events else None
-    return when if count is None else f"{when}, on {count:,} tokens"
+    return f"{when}, on {count:,} tokens" if isinstance(count, int) else when
 
 
 def _draw_bits(axes: Axes, bits: Series, reached: Series, marks: tuple[str, str],
