@@ -22,7 +22,7 @@ from dsjax.config.model import ModelConfig, dropless
 from dsjax.errors import UserError
 from dsjax.infer import programs
 from dsjax.infer.decode import State, cache_bytes_per_token, default_backend
-from dsjax.infer.sample import Sampling
+from dsjax.infer.sample import NONE, Sampling
 from dsjax.layers.backend import HIGH, Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
@@ -178,6 +178,12 @@ class _Rows:
     def _append(self, row: int, new: list[int]) -> list[int]:
         """Add tokens up to the row's end; returns those added."""
         for i, token in enumerate(new):
+            if token == NONE:
+                raise UserError(
+                    f"the model's logits after {len(self.tokens[row])} new tokens of prompt {row} "
+                    "are not numbers, so there is no token to choose; its parameters hold NaN or "
+                    "are too large: look at the loss of its training, or use an earlier checkpoint"
+                )
             self.tokens[row].append(token)
             if token in self._sampling.stop_ids:
                 self.reasons[row] = "stop"

@@ -65,7 +65,7 @@ class Sampling:
 
 
 def distribution(logits: Array, law: Law) -> Array:
-    """The distribution a law makes of logits [..., V]; [..., V], sums to one."""
+    """The distribution a law makes of logits [..., V]; [..., V], sums to one, or NaN: no token."""
     if law.vocab is not None and law.vocab < logits.shape[-1]:
         logits = logits.at[..., law.vocab :].set(-jnp.inf)
     return probabilities(logits, law.temperature, law.top_p)
@@ -74,44 +74,76 @@ def distribution(logits: Array, law: Law) -> Array:
 def probabilities(logits: Array, temperature: float, top_p: float) -> Array:
     """Greedy (temperature 0) as one-hot, else softmax of logits / temperature cut to the nucleus.
 
-    logits [..., V]. Returns float32 [..., V] (float64 for float64).
+    logits [..., V]. Returns float32 [..., V] (float64 for float64). A token at -inf has none of the
+    mass and those at +inf share all of it. Rows with a NaN, or with nothing above -inf, have no
+    distribution: all of theirs is NaN.
     """
     logits = logits.astype(wide(logits.dtype))
+    best = logits.max(axis=-1, keepdims=True)
+    exists = ~jnp.isnan(logits).any(axis=-1, keepdims=True) & (best > -jnp.inf)
     if temperature == 0:
-        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
-    shares = jax.nn.softmax(logits / temperature, axis=-1)
-    return shares if top_p >= 1 else nucleus(shares, top_p)
+        shares = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
+    else:
+        shares = _softmax(logits, best, temperature)
+        shares = shares if top_p >= 1 else nucleus(shares, top_p)
+    return jnp.where(exists, shares, jnp.nan)
+
+
+def _softmax(logits: Array, best: Array, temperature: float) -> Array:
+    """Softmax of logits / temperature, for every temperature above 0. best [..., 1] the largest.
+
+    The largest is taken away before the division: logits / temperature may be infinite, or, in
+    compiled code, above what its largest was rounded to. Both are first divided by a power of two,
+    which rounds nothing, so that no difference that counts is infinite. A temperature that the
+    dtype cannot hold is the nearest one that it can: tokens whose logits differ by less than the
+    dtype's smallest number are then as equals.
+    """
+    info = jnp.finfo(logits.dtype)
+    scale = 2.0 ** -min(max(math.frexp(temperature)[1], 0), 100)
+    divisor = min(max(temperature * scale, float(info.smallest_normal)), float(info.max))
+    below = jnp.where(logits == best, 0.0, logits * scale - best * scale)  # also where infinite
+    mass = jnp.where(below == -jnp.inf, 0.0, jnp.exp(below / divisor))
+    return mass / mass.sum(axis=-1, keepdims=True)
 
 
 def nucleus(shares: Array, top_p: float) -> Array:
     """Keep the smallest set of likeliest tokens with mass >= top_p, and normalize it.
 
-    shares [..., V]. The token that crosses top_p is kept; equals are taken by lowest id. Mass is
-    summed in float32, so a set that reaches top_p to within rounding may keep one token more.
+    shares [..., V]. The token that crosses top_p is kept, so at least one is; equals are taken by
+    lowest id. Mass is summed in float32, so a set that reaches top_p to within rounding may keep
+    one token more.
     """
     flat = shares.reshape(-1, shares.shape[-1])
     order = jnp.argsort(-flat, axis=-1, stable=True)
     ranked = jnp.take_along_axis(flat, order, axis=-1)
     mass = jnp.cumsum(ranked, axis=-1)
     mass_before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
+    is_first = jnp.arange(flat.shape[1])[None] == 0  # whatever top_p rounds to
     row = jnp.arange(flat.shape[0])[:, None]
-    kept = jnp.zeros_like(flat).at[row, order].set(jnp.where(mass_before < top_p, ranked, 0.0))
+    is_kept = is_first | (mass_before < top_p)
+    kept = jnp.zeros_like(flat).at[row, order].set(jnp.where(is_kept, ranked, 0.0))
     return (kept / kept.sum(axis=-1, keepdims=True)).reshape(shares.shape)
+
+
+NONE = -1
+"""Chosen where there is no distribution; no program goes on from it, see `generate`."""
 
 
 def sample(key: Array, probabilities: Array) -> Array:
     """Draw one token of each distribution [..., V] (a sum other than one is fine) -> [...] int32.
 
-    A token of probability zero is never drawn.
+    A token of probability zero is never drawn; of NaN comes NONE.
     """
-    return jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
+    drawn = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
+    return jnp.where(jnp.isnan(probabilities).any(axis=-1), NONE, drawn)
 
 
 def choose(keys: Array, probabilities: Array, law: Law) -> Array:
     """Choose one token a row, each by its own key. keys [B], probabilities [B, V] -> [B] int32.
 
-    Greedy takes the only token there is and reads no key.
+    Greedy takes the only token there is and reads no key. A row of NaN gives NONE.
     """
     if law.temperature == 0:
-        return jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+        best = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+        return jnp.where(jnp.isnan(probabilities).any(axis=-1), NONE, best)
     return jax.vmap(sample)(keys, probabilities)

@@ -95,15 +95,17 @@ def verify(key: Array, targets: Array, drafts: Array, tokens: Array) -> tuple[Ar
     """Accept a prefix of drafted tokens and choose the one that follows, for one row.
 
     targets [J+1, V] and drafts [J, V] are the distributions p and q, tokens [J] were drawn from q.
-    Returns the number accepted [] and the following token [].
+    Returns the number accepted [] and the following token []. A draft whose p or q is NaN is
+    refused; what follows then comes from p, and is NONE where that is NaN.
     """
     accept_key, extra_key = jax.random.split(key)
     depth = tokens.shape[0]
     at = jnp.arange(depth)
-    uniform = jax.random.uniform(accept_key, (depth,))
+    uniform = jax.random.uniform(accept_key, (depth,), targets.dtype)
     is_accepted = uniform * drafts[at, tokens] < targets[at, tokens]
     accepted = jnp.cumprod(is_accepted.astype(jnp.int32)).sum(dtype=jnp.int32)
     target = targets[accepted]
     excess = jnp.maximum(target - jnp.pad(drafts, ((0, 1), (0, 0)))[accepted], 0.0)
-    law = jnp.where(excess.sum() > 0, excess, target)  # p = q up to rounding leaves no excess
+    has_excess = excess.max() >= jnp.finfo(excess.dtype).smallest_normal
+    law = jnp.where(has_excess, excess, target)  # p = q up to rounding leaves none
     return accepted, sample(extra_key, law)
