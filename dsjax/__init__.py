@@ -2,7 +2,8 @@
 
 Rooms from the ground up; imports go down only (tests/test_architecture.py holds them to it):
 
-    0  config, params, disk, errors  frozen dataclasses; Spec and tree words; files and refusals
+    0  config, params               frozen dataclasses; Spec and tree words
+       disk, errors, terminal       files as users have them, refusals, and how they are shown
     1  numerics, kernels             how numbers are held; Pallas twins of plain functions
     2  ops                           pure functions of arrays
     3  layers                        one section of the paper a file

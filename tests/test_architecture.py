@@ -28,7 +28,7 @@ FLOORS = {
     **dict.fromkeys(("layers",), 3),
     **dict.fromkeys(("ops",), 2),
     **dict.fromkeys(("numerics", "kernels"), 1),
-    **dict.fromkeys(("config", "params", "disk", "errors", "__init__"), 0),
+    **dict.fromkeys(("config", "params", "disk", "errors", "terminal", "__init__"), 0),
 }
 # Neighbors on one floor keep apart but for these, each with its reason.
 SIDEWAYS = {
@@ -41,6 +41,7 @@ SIDEWAYS = {
     ("config", "errors"),
     ("config", "disk"),
     ("disk", "errors"),
+    ("terminal", "errors"),
 }
 
 

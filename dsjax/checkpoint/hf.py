@@ -21,7 +21,6 @@ file of the largest tensor's size when saving, whatever the model's size (experi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from dsjax.checkpoint.hf_write import Folder
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
+from dsjax.errors import say as to_stderr
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics.scaled import Scaled
@@ -67,7 +67,7 @@ def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = Non
     folder = Path(path)
     plan = hf_plan.plan(folder, dtype, mtp)
     for remark in plan.remarks:
-        (say or _to_stderr)(f"{folder}: {remark}")
+        (say or to_stderr)(f"{folder}: {remark}")
     buffers = Buffers(plan.leaves, _sharding_of(plan, shardings))
     for source, index, values in pieces(plan, progress or nothing):
         buffers.put(source.place.leaf, index, values)
@@ -262,7 +262,3 @@ def _sharding_of(plan: Plan, shardings: Shardings) -> Callable[[str], Sharding |
 
 def nothing(done: int, total: int) -> None:
     """Show no progress."""
-
-
-def _to_stderr(sentence: str) -> None:
-    print(sentence, file=sys.stderr)

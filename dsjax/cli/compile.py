@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dsjax.errors import UserError
+from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # JAX and the model cost a second to import
     from dsjax.train.ahead import Plan

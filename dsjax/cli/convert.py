@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from dsjax.cli import arguments
-from dsjax.errors import UserError
+from dsjax.errors import UserError, printable, say
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.checkpoint.hf import Like
@@ -72,15 +71,15 @@ def run(argv: list[str]) -> int:
     with progress_bar(args.target.name) as progress:
         if isinstance(args, HfToDsjax):
             mtp = {"auto": None, "yes": True, "no": False}[args.mtp]
-            hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=_say, progress=progress)
+            hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress)
         else:
             with tempfile.TemporaryDirectory() as made:
                 own = _words(args.source, Path(made))
                 hf_disk.to_released(
                     args.source, args.target, args.fp8, args.dtype, which=args.which,
-                    pow2=args.pow2, like=args.like, own=own, say=_say, progress=progress,
+                    pow2=args.pow2, like=args.like, own=own, say=say, progress=progress,
                 )
-    print(args.target)
+    print(printable(args.target))
     return 0
 
 
@@ -107,14 +106,9 @@ def _words(run: Path, made: Path) -> Like | None:
     return Like(ids, (path, beside))
 
 
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
-
-
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with bytes and time left on a terminal; a plain line every ten seconds elsewhere."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -124,11 +118,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn,
     )
 
+    from dsjax.terminal import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
                TransferSpeedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=None)
@@ -147,6 +143,6 @@ def _lines(title: str) -> Callable[[int, int], None]:
             return
         last = now
         left = (now - began) / done * (total - done)
-        _say(f"{title}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {left:.0f} s left")
+        say(f"{title}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {left:.0f} s left")
 
     return show

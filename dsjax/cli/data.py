@@ -5,7 +5,6 @@ tokenizer.json.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ import tyro
 
 from dsjax.data import pack, shards, sources, tokenizer
 from dsjax.data.tokenizer import Tokenizer
-from dsjax.errors import UserError
+from dsjax.errors import UserError, printable, say
 
 BATCH_CHARACTERS = 2**22
 SECONDS_A_LINE = 10
@@ -79,7 +78,7 @@ def main(args: Data) -> int:
 def _tokenizer(args: Data) -> Tokenizer:
     if args.tokenizer is not None:
         return tokenizer.load(args.tokenizer)
-    print(f"training a byte-level BPE of {args.vocab:,} ids", file=sys.stderr)
+    say(f"training a byte-level BPE of {args.vocab:,} ids")
     train = (text for is_held, text in _pieces(args) if not is_held)
     return tokenizer.train_bpe(_first(train, args.tokenizer_characters), args.vocab)
 
@@ -152,7 +151,8 @@ def _print(summary: dict, *, is_json: bool) -> None:
         return
     for part in (part for part in summary.values() if isinstance(part, dict)):
         print(
-            f"{part['folder']}: {part['tokens']:,} tokens in {part['documents']:,} documents, "
+            f"{printable(part['folder'])}: {part['tokens']:,} tokens in "
+            f"{part['documents']:,} documents, "
             f"{part['text_bytes']:,} bytes, {part['bytes_per_token']:.2f} bytes a token"
         )
     print(f"{summary['seconds']:.1f} s")
@@ -161,7 +161,6 @@ def _print(summary: dict, *, is_json: bool) -> None:
 @contextmanager
 def _progress(size: int) -> Iterator[Tell]:
     """Show bytes read and tokens written on standard error: a bar, or lines off a terminal."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -169,6 +168,8 @@ def _progress(size: int) -> Iterator[Tell]:
         TextColumn,
         TimeRemainingColumn,
     )
+
+    from dsjax.terminal import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -203,6 +204,6 @@ def _line_teller(size: int) -> Tell:
         if time.monotonic() - last > SECONDS_A_LINE:
             last = time.monotonic()
             share = f"{done[0] / 1e6:,.1f} of {size / 1e6:,.1f} MB"
-            print(f"tokenizing: {share} read, {done[1]:,} tokens", file=sys.stderr)
+            say(f"tokenizing: {share} read, {done[1]:,} tokens")
 
     return tell

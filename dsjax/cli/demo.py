@@ -7,9 +7,8 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dsjax.cli.arguments import myself
+from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.infer import Report

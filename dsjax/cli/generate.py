@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 
-from dsjax.errors import UserError
+from dsjax import disk
+from dsjax.errors import UserError, printable, say
+from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.config.run import RunConfig
@@ -22,7 +21,6 @@ if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.model.transformer import TransformerParams
 
 MAX_NEW = 128
-CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def load(run: str | Path) -> Model:
         raise UserError(f"{run} {what}; give the folder that `dsjax train` wrote, as runs/tiny")
     config = run_from_json(folder / "config.json")
     words = tokenizer.load(folder / "tokenizer.json")
-    params = store.load_params(folder, config.model, say=functools.partial(print, file=sys.stderr))
+    params = store.load_params(folder, config.model, say=say)
     return Model(config, params, words)
 
 
@@ -125,28 +123,29 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
     check(model.run.model, prompts, sampling, is_drafting, context)
     decoders = [StreamDecoder(model.words) for _ in texts]
     later = ["" for _ in texts]
+    page = None if console is None else Page(console)
 
     def show(row: int, tokens: list[int]) -> None:
         text = "".join(decoders[row].push(t) for t in tokens if t not in sampling.stop_ids)
-        if row == 0 and console is not None:
-            _out(console, text)
+        if row == 0 and page is not None:
+            page.write(text)
         else:
             later[row] += text
 
-    if console is not None:
-        _out(console, texts[0], style="bold")
+    if page is not None:
+        page.write(texts[0], style="bold")
     completions, report = generate_with_report(
         model.params, model.run.model, prompts, sampling,
         draft=is_drafting, context=context, on_tokens=show,
     )
-    if console is not None:
+    if page is not None:
         for row, decoder in enumerate(decoders):
             if row:
-                _out(console, "\n\n")
-                _out(console, texts[row], style="bold")
-            _out(console, later[row] + decoder.finish())
-        _out(console, "\n\n")
-        _out(console, line(report) + "\n", style="dim")
+                page.write("\n\n")
+                page.write(texts[row], style="bold")
+            page.write(later[row] + decoder.finish())
+        page.write("\n\n")
+        page.write(line(report) + "\n", style="dim")
     return completions, report
 
 
@@ -192,13 +191,17 @@ def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Compl
 def _prompts(args: Generate) -> list[str]:
     """The prompts of the command line; one empty prompt when there is none."""
     texts = list(args.prompt)
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"--prompt {text[:40]!r} is not UTF-8; write it in a terminal of "
+                            "UTF-8, or into a file for --prompt-file")
     if args.prompt_file is not None:
+        remedy = "give a UTF-8 text file as --prompt-file"
         try:
-            texts.append(args.prompt_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--prompt-file {args.prompt_file} cannot be read ({error}); give a UTF-8 text file"
-            ) from None
+            texts.append(disk.read_bytes(args.prompt_file, remedy).decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{args.prompt_file} is not UTF-8 ({error.reason} at byte "
+                            f"{error.start:,}); {remedy}") from None
     return texts or [""]
 
 
@@ -212,6 +215,21 @@ def _room(context: int, longest: int) -> int:
     return max(1, min(MAX_NEW, context - longest))
 
 
-def _out(console: Console, text: str, style: str | None = None) -> None:
-    """Print as it is: no wrapping, no markup, and no control codes a model may have made up."""
-    console.out(text.translate(CONTROLS), style=style, highlight=False, end="")
+class Page:
+    """A console that text appears on piece by piece, as it is meant to be read.
+
+    Ends of lines of every kind (LF, CR LF, CR) are new lines, also where one is cut in two; control
+    codes that a model may have made up are written out.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self._is_after_return = console, False
+
+    def write(self, text: str, style: str | None = None) -> None:
+        """Print a piece without wrapping or markup."""
+        if not text:
+            return
+        rest = text.removeprefix("\n") if self._is_after_return else text
+        self._is_after_return = text.endswith("\r")
+        shown = printable(rest.replace("\r\n", "\n").replace("\r", "\n"))
+        self.console.out(shown, style=style, highlight=False, end="")

@@ -8,18 +8,25 @@ fills from the command line. Both return the exit status: 0, 2 for bad input, 13
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from dsjax.cli import arguments
+from dsjax.cli import arguments, streams
 from dsjax.cli.tune import tune_process
-from dsjax.errors import UserError
+from dsjax.disk import cause
+from dsjax.errors import UserError, say
+
+INTERRUPTED = 130
+TRACEBACK = "DSJAX_TRACEBACK"
+"""Set to anything, it shows the traceback of what is otherwise one sentence."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,77 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dsjax ARGV...`; returns the exit status, and never raises for bad input or ctrl-C."""
-    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if argv is not None:
+        return _answer(list(argv), is_process=False)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+    streams.prepare()
+    status = _answer(sys.argv[1:], is_process=True)
+    if status == INTERRUPTED:  # and again, while threads end and files are closed: at once
+        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
+    return status
+
+
+def _answer(argv: list[str], is_process: bool) -> int:
+    """The exit status of a command; what ends it early is said in a sentence.
+
+    Programming errors keep their traceback, and DSJAX_TRACEBACK=1 shows every other.
+    """
     try:
         try:
-            status = _run(list(sys.argv[1:] if argv is None else argv), is_process=argv is None)
-        except SystemExit as stop:  # tyro leaves this way after its help
-            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            status = _run(argv, is_process)
+        except SystemExit as leaving:  # tyro leaves this way after its help
+            status = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
         sys.stdout.flush()
-    except UserError as error:
-        print(f"dsjax: {error}", file=sys.stderr)
-        status = 2
-    except (KeyboardInterrupt, ImportError) as error:
-        if isinstance(error, ImportError) and not _was_interrupted:
-            raise
-        print("\ndsjax: interrupted", file=sys.stderr)
-        status = 130
+        return status
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
-    return status
+        streams.drop_stdout()
+        return 141
+    except KeyboardInterrupt:
+        return _interrupted()
+    except UserError as error:
+        return _refused(error, f"{error}")
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.filename == streams.OUTPUT:
+            streams.drop_stdout()
+        if _was_interrupted:
+            return _interrupted()
+        return _refused(error, f"{_unforeseen(error)}; {TRACEBACK}=1 shows where")
+    except Exception:  # a library that ctrl-C interrupts while it is loaded raises what it likes
+        if _was_interrupted:
+            return _interrupted()
+        raise
+
+
+def _interrupted() -> int:
+    if sys.stderr is not None and sys.stderr.isatty():
+        say("")  # the terminal's ^C stands on a line of its own
+    say("dsjax: interrupted")
+    return INTERRUPTED
+
+
+def _refused(error: Exception, why: str) -> int:
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    say(f"dsjax: {why}")
+    return 2
+
+
+def _unforeseen(error: Exception) -> str:
+    """What the machine refused where no function has a better sentence: path, cause, remedy."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; use smaller sizes or fewer processes"
+    if isinstance(error, RecursionError):
+        return "something given is nested too deep; write it flatter"
+    if isinstance(error, UnicodeError):
+        return f"something given is not text in UTF-8 ({cause(error)}); write it in UTF-8"
+    assert isinstance(error, OSError), "the kinds that are caught"
+    where = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
+    remedy = {errno.ENOSPC: "make room", errno.EDQUOT: "make room in your quota",
+              errno.EMFILE: "raise the limit with `ulimit -n`",
+              errno.ENAMETOOLONG: "use shorter names", errno.EROFS: "name another place"}
+    return (f"{where or 'a file'} cannot be read or written ({cause(error)}); "
+            f"{remedy.get(error.errno or 0, 'look at its rights, or name another place')}")
 
 
 _was_interrupted = False

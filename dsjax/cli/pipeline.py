@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from dsjax.errors import UserError
@@ -24,6 +23,7 @@ from dsjax.parallel.simulate import (
     simulate,
 )
 from dsjax.parallel.validate import Proof, validate
+from dsjax.terminal import Console
 
 
 @dataclass(frozen=True)

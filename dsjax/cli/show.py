@@ -6,12 +6,12 @@ import dataclasses
 import json
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dsjax.config import load
 from dsjax.errors import UserError
 from dsjax.model.count import Count, count
+from dsjax.terminal import Console
 
 USAGE = """usage: dsjax show CONFIG [--length N] [--json] [--FIELD VALUE ...]
        dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]   (--loads --help)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dsjax.errors import UserError, printable
 from dsjax.parallel import balance
+from dsjax.terminal import Console
 
 USAGE = """usage: dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]
                   [--groups N] [--out PNG] [--json]

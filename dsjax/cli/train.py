@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dsjax.errors import UserError
+from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.config.run import RunConfig

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, Protocol, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from dsjax.errors import printable
+from dsjax.terminal import Console
 
 Values = Mapping[str, Any]
 
@@ -98,7 +101,7 @@ class PlainDisplay:
         self._say(text)
 
     def _say(self, line: str) -> None:
-        self._console.file.write(line + "\n")
+        self._console.file.write(printable(line) + "\n")
         self._console.file.flush()
 
     def __enter__(self) -> Self:

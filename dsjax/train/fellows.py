@@ -27,7 +27,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from dsjax.checkpoint.store import StoreError
-from dsjax.errors import UserError
+from dsjax.errors import UserError, say
 
 BEAT_S, SILENCE_S = 2.0, 20.0
 FAILED = "failed "
@@ -163,12 +163,13 @@ def _watch(fellows: Fellows, is_over: threading.Event) -> None:
         gone = fellows.gone()
         why = fellows.failed() or (fellows.sentence(gone) if gone else None)
         if why is not None:
-            print(f"dsjax: {why}", file=sys.stderr, flush=True)
+            say(f"dsjax: {why}")
             os._exit(LEFT)
 
 
 def leave(error: UserError) -> NoReturn:
     """End a process of several for a reason of its own, without JAX's wait for the others."""
-    print(f"dsjax: {error}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    say(f"dsjax: {error}")
+    with contextlib.suppress(OSError, ValueError):  # a full disk, closed
+        sys.stdout.flush()
     os._exit(2)

@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from rich.console import Console
 
 from dsjax.checkpoint.store import Store
 from dsjax.config.load import run_to_json
@@ -32,6 +31,7 @@ from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
+from dsjax.terminal import Console
 from dsjax.train import fellows, heldout, metrics, pace, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display

@@ -68,7 +68,8 @@ def test_help_imports_none_of_the_slow_libraries() -> None:
 def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    others = {"__init__", "main", "arguments", "tune", "bench_gemm", "bench_layouts", "show_loads"}
+    others = {"__init__", "main", "arguments", "streams", "tune", "bench_gemm", "bench_layouts",
+              "show_loads"}
     files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
     assert set(listed) == files
 
@@ -179,3 +180,38 @@ def test_ctrl_c_while_a_library_is_loaded_is_no_traceback() -> None:
     )
     found = python(said)
     assert (found.stdout.strip(), found.stderr.strip()) == ("130", "dsjax: interrupted")
+
+
+@pytest.mark.parametrize(("raised", "words"), [
+    (PermissionError(13, "Permission denied", "runs/x\x1b[2J"), r"runs/x\x1b[2J cannot be read"),
+    (OSError(28, "No space left on device", "a", None, "b"), "a and b cannot be read or written"),
+    (OSError(28, "No space left on device"), "make room"),
+    (OSError(36, "File name too long", "a" * 300), "use shorter names"),
+    (MemoryError(), "not enough memory"),
+    (RecursionError("maximum recursion depth exceeded"), "nested too deep"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "UTF-8"),
+])
+def test_what_no_function_foresaw_is_a_sentence_and_how_to_see_more(
+        raised, words, capsys, monkeypatch) -> None:
+    def work(argv: list[str], is_process: bool) -> int:
+        raise raised
+
+    monkeypatch.setattr(command, "_run", work)
+    assert main(["train"]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.startswith("dsjax: ")
+    assert said.endswith("; DSJAX_TRACEBACK=1 shows where\n")
+    assert said.count("\n") == 1
+    monkeypatch.setenv("DSJAX_TRACEBACK", "1")
+    assert main(["train"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch) -> None:
+    def work(argv: list[str], is_process: bool) -> int:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(command, "_run", work)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        main(["train"])

@@ -5,7 +5,6 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from dsjax.checkpoint.store import Store
 from dsjax.cli import generate as command
@@ -13,8 +12,10 @@ from dsjax.cli.main import main
 from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.config.stored import run_to_json
 from dsjax.data import tokenizer
+from dsjax.errors import printable
 from dsjax.infer import Sampling, generate
 from dsjax.model import transformer
+from dsjax.terminal import Console
 from tests import agreement
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind. " * 3
@@ -74,7 +75,7 @@ def test_what_streams_is_the_whole_text_and_no_control_code_passes(run):
                         stop_ids=(model.words.end_id,))
     done = generate(model.params, model.run.model, [ids], sampling, draft=True)[0]
     kept = [t for t in done.tokens if t != model.words.end_id]
-    text = model.words.decode(ids + kept).translate(command.CONTROLS)
+    text = printable(model.words.decode(ids + kept).replace("\r", "\n"))
     assert written.getvalue().startswith(text)
     assert command.line(report) in written.getvalue()
     assert "\x1b" not in written.getvalue()
@@ -102,3 +103,24 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
         assert sentence in error
         assert error.startswith("dsjax: ")
         assert error.count("\n") == 1
+
+
+def test_ends_of_lines_are_shown_as_they_are_meant_also_where_one_is_cut_in_two():
+    written = io.StringIO()
+    page = command.Page(Console(file=written))
+    for piece in ("river\r\nstone\rcloud\r", "", "\n", "\nlamp\r", "x\x1b[2J\u202e"):
+        page.write(piece)
+    assert written.getvalue() == "river\nstone\ncloud\n\nlamp\nx\\x1b[2J\\u202e"
+
+
+def test_a_prompt_that_is_no_text_is_refused_and_a_file_is_read_as_training_reads_it(
+        run, tmp_path, capsys):
+    assert main(["generate", str(run), "--prompt", "caf\udce9"]) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
+    text = tmp_path / "prompt.txt"
+    text.write_bytes(b"\xef\xbb\xbfriver\r\nstone")
+    args = command.Generate(run=str(run), prompt=("a",), prompt_file=text)
+    assert command._prompts(args) == ["a", "river\r\nstone"]
+    for wrong, words in ((tmp_path, "is a folder"), (tmp_path / "none", "is missing")):
+        assert main(["generate", str(run), "--prompt-file", str(wrong)]) == 2
+        assert words in capsys.readouterr().err
