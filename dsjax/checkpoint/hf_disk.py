@@ -9,24 +9,24 @@ of the tensors that are done lets an interrupted conversion go on.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dsjax.checkpoint import files, hf, hf_files, hf_names, hf_pieces, hf_plan, store
+from dsjax.checkpoint.arrays import Arrays, Chunked, create, state
 from dsjax.checkpoint.hf import Like
 from dsjax.checkpoint.hf_devices import Index
 from dsjax.checkpoint.hf_files import Progress
+from dsjax.checkpoint.hf_pieces import Source
 from dsjax.checkpoint.hf_plan import Plan
 from dsjax.checkpoint.hf_write import Folder
+from dsjax.checkpoint.plain import plain
 from dsjax.checkpoint.store import ARRAYS
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.config.run import DataConfig, RunConfig, TrainConfig
@@ -86,13 +86,14 @@ def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = 
         manifest = files.verify(where)
     except files.Damaged as why:
         raise UserError(f"{where} is damaged ({why}); use another run") from None
-    opened = Stored(where / ARRAYS, store.prefix_of(manifest, which, where))
+    prefix = store.prefix_of(manifest, which, where)
+    stored = Arrays(where / ARRAYS)
     leaves = {
-        name.removeprefix(opened.prefix): hf_pieces.dtype_of(text)
+        name.removeprefix(prefix): hf_pieces.dtype_of(text)
         for name, (_, text) in manifest.leaves.items()
-        if name.startswith(opened.prefix)
+        if name.startswith(prefix)
     }
-    _match(config.model, leaves, manifest, opened.prefix, where)
+    _match(config.model, leaves, manifest, prefix, where)
     source = like or _released_before(run, config, say)
     kept = _joined(run, hf.read_like(source), own, say) if source else own
     digest = hashlib.sha256((where / files.MANIFEST).read_bytes()).hexdigest()
@@ -100,7 +101,11 @@ def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = 
     if dropless(config.model) != config.model:
         say("capacity_factor is not written: it drops tokens in training only")
     model = dropless(config.model)
-    hf.export(folder, model, leaves, opened.read, fp8=fp8, dtype=dtype, pow2=pow2,
+
+    def read(name: str, index: Index) -> np.ndarray:
+        return stored.read(prefix + name, index)
+
+    hf.export(folder, model, leaves, read, fp8=fp8, dtype=dtype, pow2=pow2,
               like=kept, loss=config.loss, progress=progress)
     say(f"{target} is checkpoint {step} of {run}")
 
@@ -133,16 +138,18 @@ def _write_arrays(plan: Plan, arrays: Path, progress: Progress) -> None:
     if done is None:
         shutil.rmtree(arrays, ignore_errors=True)
         _frame(plan, arrays)
-    opened = {name: _open(_state(arrays) / (PREFIX + name)) for name in plan.leaves}
-    current = None
+    where = state(plain(arrays))
+    opened = {name: Chunked(where / (PREFIX + name)) for name in plan.leaves}
+    current: Source | None = None
     with journal.open("a") as written:
         for source, index, values in hf.pieces(
             plan, progress, lambda s: done is not None and s.tensor.name in done
         ):
-            if current not in (None, source.tensor.name):
-                print(current, file=written, flush=True)
-            current = source.tensor.name
-            opened[source.place.leaf][index].write(values).result()
+            if current is not None and current.tensor.name != source.tensor.name:
+                opened[current.place.leaf].flush()  # a journal may outlive a power cut
+                print(current.tensor.name, file=written, flush=True)
+            current = source
+            opened[source.place.leaf].write(index, values)
 
 
 def _frame(plan: Plan, arrays: Path) -> None:
@@ -154,7 +161,8 @@ def _frame(plan: Plan, arrays: Path) -> None:
         PREFIX + name: np.zeros((1,) * len(shape), d) for name, (shape, d) in plan.leaves.items()
     }
     with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
-        ocp.save(arrays, ones)
+        ocp.save(plain(arrays), ones)
+    where = state(plain(arrays))
     chunks: dict[str, tuple[int, ...]] = {}
     for source in plan.sources:
         name = source.place.leaf
@@ -162,37 +170,9 @@ def _frame(plan: Plan, arrays: Path) -> None:
             span = next(hf_pieces.spans(source.place, source.tensor.row_bytes))
             chunks[name] = tuple(s.stop - s.start for s in source.place.index(*span))
     for name, (shape, dtype) in plan.leaves.items():
-        where = _state(arrays) / (PREFIX + name)
-        shutil.rmtree(where)
-        _create(where, shape, dtype, chunks[name])
+        shutil.rmtree(where / (PREFIX + name))
+        create(where / (PREFIX + name), shape, dtype, chunks[name])
     (arrays / JOURNAL).touch()
-
-
-def _create(where: Path, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]) -> None:
-    """An array of zeros, one file a chunk, as zarr3 lays it out."""
-    import tensorstore
-
-    spec = _spec(where) | {
-        "metadata": {
-            "shape": list(shape),
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-            "fill_value": 0.0,
-        }
-    }
-    tensorstore.open(spec, create=True).result()
-
-
-def _open(where: Path) -> Any:
-    """An array for writing; the manifest flushes files, so tensorstore need not."""
-    import tensorstore
-
-    context = tensorstore.Context({"file_io_sync": False})
-    return tensorstore.open(_spec(where), open=True, context=context).result()
-
-
-def _spec(where: Path) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{where.absolute()}/"}}
 
 
 def _write_rest(source: Path, partial: Path, name: str, plan: Plan) -> None:
@@ -258,45 +238,6 @@ def _joined(run: Path, like: Like, own: Like | None, say: Say) -> Like:
         "written, without the token ids, chat template and generation settings of the other")
     left = {k: v for k, v in like.attributes.items() if not k.endswith("_token_id")}
     return Like(left | own.attributes, own.files)
-
-
-@dataclass
-class Stored:
-    """The arrays of an orbax checkpoint, read a part at a time."""
-
-    folder: Path
-    prefix: str
-
-    def read(self, name: str, index: Index) -> np.ndarray:
-        """Numbers of a part of an array."""
-        return self._array(name)[index].read().result()
-
-    def _array(self, name: str) -> Any:
-        return _stored_array(_state(self.folder), self.prefix + name)
-
-
-@functools.lru_cache(maxsize=8)
-def _stored_array(state: Path, name: str) -> Any:
-    """One array, opened; its last chunk is kept, which may hold more than the part that is read."""
-    import tensorstore
-
-    kvstore: dict[str, Any] = {"driver": "file", "path": f"{state}/{name}/"}
-    if (state / "manifest.ocdbt").is_file():
-        kvstore = {"driver": "ocdbt", "base": f"file://{state}/", "path": f"{name}/"}
-    spec = {"driver": "zarr3", "kvstore": kvstore, "recheck_cached_data": "open"}
-    array = tensorstore.open(spec, open=True).result()
-    shape: Any = array.chunk_layout.read_chunk.shape
-    chunk = math.prod(shape) * array.dtype.numpy_dtype.itemsize
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": int(chunk * 1.1)}})
-    return tensorstore.open(spec, open=True, context=context).result()
-
-
-def _state(arrays: Path) -> Path:
-    """The folder inside an orbax checkpoint that holds the arrays' tree."""
-    found = sorted(p.parent for p in arrays.glob("*/_METADATA"))
-    if len(found) != 1:
-        raise UserError(f"{arrays} is no checkpoint that this version of orbax knows")
-    return found[0].absolute()
 
 
 def _match(cfg: ModelConfig, leaves: dict[str, np.dtype], manifest: files.Manifest, prefix: str,

@@ -29,8 +29,10 @@ import numpy as np
 
 from dsjax import params as trees
 from dsjax.checkpoint import files, together
+from dsjax.checkpoint.arrays import Arrays
 from dsjax.checkpoint.files import Manifest
 from dsjax.checkpoint.hf_names import held_shapes
+from dsjax.checkpoint.plain import plain
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
@@ -284,8 +286,13 @@ def _text(shape: tuple[int, ...], dtype: str) -> str:
 
 def _read(where: Path, manifest: Manifest, wanted: dict[str, Any]) -> dict[str, Any]:
     """Read the wanted leaves, and none of the others, onto the devices they are wanted on."""
-    ocp = orbax()
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    stored = Arrays(where / ARRAYS)
+    if not stored.is_orbax:
+        return {name: stored.load(name, None if _is_host(leaf)
+                                  else getattr(leaf, "sharding", None) or first)
+                for name, leaf in wanted.items()}
+    ocp = orbax()
     ask: dict[str, Any] = dict.fromkeys(manifest.leaves, ocp.PLACEHOLDER)
     for name, leaf in wanted.items():
         sharding = getattr(leaf, "sharding", None) or first
@@ -293,7 +300,7 @@ def _read(where: Path, manifest: Manifest, wanted: dict[str, Any]) -> dict[str, 
         if _is_host(leaf):
             ask[name] = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
     try:
-        got = ocp.load(where / ARRAYS, ask)
+        got = ocp.load(plain(where) / ARRAYS, ask)
     except Exception as error:
         raise StoreError(
             f"{where} is as it was written but cannot be read ({_cause(error)}); "

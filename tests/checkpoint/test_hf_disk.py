@@ -16,6 +16,7 @@ import pytest
 
 from configs import tiny
 from dsjax.checkpoint import hf, hf_disk, hf_files, hf_pieces, store
+from dsjax.checkpoint.arrays import Arrays
 from dsjax.cli import convert, main
 from dsjax.config.loss import LossConfig
 from dsjax.config.stored import run_from_json, run_to_json
@@ -193,12 +194,12 @@ def test_a_matrix_of_a_trained_run_is_read_alone(tmp_path, monkeypatch):
     kept = store.Store(tmp_path / "checkpoints", 1)
     kept.save(3, {"train": {"params": PARAMS, "mu": PARAMS}}, {})
     kept.close()
-    state = hf_disk._state(tmp_path / "checkpoints" / "step-00000003" / "arrays")
+    stored = Arrays(tmp_path / "checkpoints" / "step-00000003" / "arrays")
     wanted = {"moe.ffn.experts.w_down": (1, 1, 130, 140), "moe.attn.w_o": (1, 3, 50, 140),
               "mtp.block.ffn.experts.w_gate_up": (1, 1, 140, 2, 130), "head": (140, 37)}
     for name, shape in wanted.items():
         for tree in ("params", "mu"):
-            array = hf_disk._stored_array(state, f"train.{tree}.{name}")
+            array = stored.opened(f"train.{tree}.{name}")
             assert array.chunk_layout.read_chunk.shape == shape
     run_to_json(dataclasses.replace(tiny.config(), model=CFG), tmp_path / "config.json")
     exported(tmp_path, tmp_path / "out")
