@@ -48,7 +48,8 @@ class Delayed:
         arrays = [leaf for leaf in jax.tree.leaves(metrics) if isinstance(leaf, jax.Array)]
         for leaf in arrays:
             leaf.copy_to_host_async()
-        ended = self._clock() if all(leaf.is_ready() for leaf in arrays) else None
+        is_ready = all(leaf.is_ready() for leaf in arrays)  # type: ignore[attr-defined]
+        ended = self._clock() if is_ready else None
         earlier, self._held = self._held, (step, metrics, began, ended)
         return self._read(earlier)
 

@@ -104,6 +104,13 @@ def test_the_peak_is_looked_up_by_chip_and_measured_where_the_table_has_none(mon
     assert Peak(100e12, "").share(150e12, devices=3) == pytest.approx(0.5)
 
 
+def test_a_cpu_without_bfloat16_has_the_peak_of_float32(monkeypatch):
+    monkeypatch.setattr(metrics, "measure_matmul",
+                        lambda size, dtype, budget_s: {"float32": 9e9, "bfloat16": 4e9}[dtype])
+    assert metrics.matmul_peak("bfloat16").flop_s == 9e9
+    assert "float32" in metrics.matmul_peak("float8").source
+
+
 def test_bits_per_byte_of_a_uniform_guess_over_256_bytes_is_eight():
     assert metrics.bits_per_byte(math.log(256) * 10, 10) == pytest.approx(8)
     assert metrics.perplexity(math.log(256)) == pytest.approx(256)
