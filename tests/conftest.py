@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ.setdefault("MPLBACKEND", "agg")
+# Processes that tests start keep their programs here, not in the user's folder.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache")
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core; NumPy shall not take them all
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.infer import Report
     from dsjax.train.loop import Outcome
 
-USAGE = """usage: dsjax demo [--FIELD VALUE ...]
+USAGE = """usage: dsjax demo [--no-cache] [--FIELD VALUE ...]
 
 Train the `tiny` config (the complete DeepSeek-V3 architecture, 10 million parameters) on the works
 of Shakespeare, compare it with a byte 5-gram, draw two pictures and let it write, with and without
 speculative decoding by its multi-token prediction module. A few minutes on two CPU cores.
+Compiled programs are kept in a cache folder of yours; --no-cache compiles anew.
 """
 
 PROMPTS = ("HAMLET.\n", "To be, or not to")

@@ -25,7 +25,11 @@ MAX_NEW = 128
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue prompts with the newest checkpoint of a run, decoding from the latent cache."""
+    """Continue prompts with the newest checkpoint of a run, decoding from the latent cache.
+
+    Compiled programs are kept in a cache folder of yours, so that the next start is faster;
+    --no-cache compiles anew.
+    """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder that `dsjax train` or `dsjax demo` wrote."""

@@ -23,6 +23,7 @@ from dsjax.cli import arguments, streams
 from dsjax.cli.tune import tune_process
 from dsjax.disk import cause
 from dsjax.errors import UserError, say
+from dsjax.train import compiled
 
 INTERRUPTED = 130
 TRACEBACK = "DSJAX_TRACEBACK"
@@ -49,6 +50,9 @@ COMMANDS = {
     "compile": Command("compile a run for a machine that is not here"),
     "bench": Command("measure training and decoding on this machine", is_heavy=True),
 }
+
+KEEPING = ("demo", "train", "generate", "evaluate")
+"""Commands whose compiled programs are kept for the next process; a benchmark compiles its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,6 +158,8 @@ def _run(argv: list[str], is_process: bool) -> int:
         raise UserError(_unknown(name))
     if is_process and COMMANDS[name].is_heavy:
         tune_process()
+    if name in KEEPING:
+        rest = compiled.keep(rest) if is_process else [w for w in rest if w != compiled.FLAG]
     module = importlib.import_module(f"dsjax.cli.{name}")
     if hasattr(module, "run"):
         return module.run(rest)

@@ -17,7 +17,8 @@ USAGE = """usage: dsjax train CONFIG [--FIELD VALUE ...]
 Train a model from a config: a name (tiny, small, ...) or a Python file with one config(). Any field
 can be overridden, typed and checked; `dsjax train CONFIG --help` lists them all. The same command
 started again goes on where the newest checkpoint stops. --devices N makes N virtual devices of a
-CPU, to try a layout on.
+CPU, to try a layout on. Compiled programs are kept in a cache folder of yours, so that the next
+start is faster; --no-cache compiles anew.
 
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short

@@ -20,6 +20,7 @@ from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
 from dsjax.numerics import codes, gemm, products
 from dsjax.numerics.products import Products
+from dsjax.train import compiled
 
 PRECISIONS: dict[str, Products] = {
     "fp32": products.FP32,
@@ -158,4 +159,5 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         choices["huge pages"] = state
         is_plain = "xla_cpu_disable_loop_unrolling" in os.environ.get("XLA_FLAGS", "")
         choices["kernels"] = "LLVM does not unroll" if is_plain else "LLVM's defaults"
+    choices["programs"] = compiled.describe()
     return choices
