@@ -17,14 +17,64 @@ def field_types(cls: type) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
 
 
+MOST = 2**31 - 1
+"""Of anything that is counted: ids and steps are int32."""
+SMALLEST, LARGEST = 2.0**-126, 2.0**128 - 2.0**104
+"""Of the numbers that float32 holds in full precision, but 0."""
+
+
 def finite(part: Any) -> None:
-    """Refuse, in a config's own fields, numbers that compare with nothing or have no end."""
+    """Refuse, in a config's own fields, numbers that compare with nothing or are 0 or endless in
+    float32, in which everything is computed."""
     for f in dataclasses.fields(part):
         value = getattr(part, f.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"{type(part).__name__}.{f.name}={value} is not a finite number; give one"
-            )
+        if not isinstance(value, float):
+            continue
+        named = f"{type(part).__name__}.{f.name}={value}"
+        if not math.isfinite(value):
+            raise ValueError(f"{named} is not a finite number; give one")
+        if value and not SMALLEST <= abs(value) <= LARGEST:
+            raise ValueError(f"{named} is not a number that float32 holds; use 0 or one between "
+                             "1e-37 and 1e38")
+
+
+def counted(owner: str, least: int = 1, **values: int) -> None:
+    """Refuse sizes and counts below the least, or more than any machine has."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{owner}.{name}={shown(value)} must be at least {least}; choose a "
+                             "positive size")
+        if value > MOST:
+            raise ValueError(f"{owner}.{name}={shown(value)} is more than any machine has; use at "
+                             f"most {MOST}")
+
+
+def between(part: Any, name: str, least: float, most: float, reports: str) -> None:
+    """Refuse a number outside the range in which the model learns; `reports` have such ones."""
+    value = getattr(part, name)
+    if least > 0 and value <= 0:
+        raise ValueError(f"{type(part).__name__}.{name}={shown(value)} must be above 0; {reports}")
+    if not least <= value <= most:
+        raise ValueError(f"{type(part).__name__}.{name}={shown(value)} is not between {least:g} "
+                         f"and {most:g}; {reports}")
+
+
+def shown(value: float) -> str:
+    """A number, cut where it would fill a page."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"{'-' * (value < 0)}2^{value.bit_length() - 1} and more"
+    return str(value)
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, in order."""
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return sorted({*small, *(n // k for k in small)})
+
+
+def choices(n: int, near: int, most: int = 16) -> list[int]:
+    """Divisors of n to choose from: those nearest to what was asked for where they are many."""
+    return sorted(sorted(divisors(n), key=lambda k: abs(k - near))[:most])
 
 
 def class_choices(hint: Any) -> tuple[type, ...]:

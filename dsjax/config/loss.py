@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsjax.config.fields import finite
+from dsjax.config.fields import between, finite
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class LossConfig:
                 raise ValueError(
                     f"LossConfig.{name}={getattr(self, name)} is negative; use 0 for off"
                 )
+            between(self, name, 0, 1e6, "the reports stay below 1")
+        between(self, "bias_speed", 0, 1, "a step of 1 is as large as any affinity; V3 uses 0.001")
         for name in ("mtp_late_from", "bias_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

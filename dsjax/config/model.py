@@ -5,16 +5,23 @@ Every class is frozen and validates itself at construction in one sentence: caus
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from dsjax.config.fields import finite
+from dsjax.config.fields import between, choices, counted, finite
 
 
-def _positive(owner: str, **values: int) -> None:
+def _normed(owner: str, **values: int | None) -> None:
+    """Refuse a lone channel where an RMSNorm is taken: it becomes its sign, and learns nothing."""
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{owner}.{name}={value} must be at least 1; choose a positive size")
+        if value == 1:
+            raise ValueError(f"{owner}.{name}=1 leaves RMSNorm one channel, of which only the sign "
+                             "passes: what makes it would never train; use at least 2")
+
+
+EPSILONS = (1e-20, 1.0, "use 1e-6")
+"""Below, the gradient of RMSNorm at a row of zeros is not finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,17 @@ class YarnConfig:
                 f"YarnConfig.beta_fast={self.beta_fast} is below beta_slow={self.beta_slow}; "
                 "the report uses 32 and 1"
             )
-        _positive("YarnConfig", original_length=self.original_length)
+        counted("YarnConfig", original_length=self.original_length)
+        for name in ("beta_slow", "mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            if value < 0 or (name == "beta_slow" and value == 0):
+                raise ValueError(f"YarnConfig.{name}={value} is not above 0; the report uses 1")
+        if self.original_length <= 2 * math.pi * self.beta_slow:
+            raise ValueError(
+                f"YarnConfig.original_length={self.original_length} is too short for any pair to "
+                f"turn beta_slow={self.beta_slow} times; use at least "
+                f"{math.floor(2 * math.pi * self.beta_slow) + 1}, or a smaller beta_slow"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class MLAConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that are not positive and odd rotary channels."""
         finite(self)
-        _positive(
+        counted(
             "MLAConfig",
             heads=self.heads,
             kv_rank=self.kv_rank,
@@ -95,10 +112,8 @@ class MLAConfig:
             value_dim=self.value_dim,
             q_rank=1 if self.q_rank is None else self.q_rank,
         )
-        if not self.latent_norm_eps > 0:
-            raise ValueError(
-                f"MLAConfig.latent_norm_eps={self.latent_norm_eps} must be above 0; use 1e-6"
-            )
+        _normed("MLAConfig", kv_rank=self.kv_rank, q_rank=self.q_rank)
+        between(self, "latent_norm_eps", *EPSILONS)
         if self.rope_dim % 2:
             raise ValueError(f"MLAConfig.rope_dim={self.rope_dim} is odd; make it even for pairs")
 
@@ -121,12 +136,11 @@ class GQAConfig:
 
     def __post_init__(self) -> None:
         """Refuse groups of unequal size and odd rotary channels."""
-        _positive("GQAConfig", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        counted("GQAConfig", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
         if self.heads % self.kv_heads:
-            choices = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
             raise ValueError(
                 f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}; "
-                f"choose kv_heads from {choices}"
+                f"choose kv_heads from {choices(self.heads, self.kv_heads)}"
             )
         if self.head_dim % 2:
             raise ValueError(f"GQAConfig.head_dim={self.head_dim} is odd; make it even for pairs")
@@ -166,7 +180,7 @@ class MoEConfig:
     def __post_init__(self) -> None:
         """Refuse group layouts that do not divide or cannot supply K experts."""
         finite(self)
-        _positive(
+        counted(
             "MoEConfig",
             experts=self.experts,
             experts_per_token=self.experts_per_token,
@@ -176,10 +190,9 @@ class MoEConfig:
             shared_experts=self.shared_experts + 1,
         )
         if self.experts % self.groups:
-            choices = [n for n in range(1, self.experts + 1) if self.experts % n == 0]
             raise ValueError(
                 f"experts={self.experts} is not divisible by groups={self.groups}; "
-                f"choose groups from {choices}"
+                f"choose groups from {choices(self.experts, self.groups)}"
             )
         if self.groups_per_token > self.groups:
             raise ValueError(
@@ -202,6 +215,23 @@ class MoEConfig:
                 f"capacity_factor={self.capacity_factor} would drop every token; "
                 "use None (drop nothing) or a number above 0"
             )
+        self._refuse_constant_weights()
+
+    def _refuse_constant_weights(self) -> None:
+        """Refuse routers whose experts weigh the same whatever they say, or nothing: no gradient
+        would reach them, and they would never learn."""
+        if self.experts_per_token == 1 and self.is_normalized:
+            raise ValueError(
+                "experts_per_token=1 with is_normalized=True divides the one expert's affinity by "
+                "itself, so the router gets no gradient and never learns; use is_normalized=False "
+                "(--model.moe.no-is-normalized), or two experts and more per token"
+            )
+        if self.experts == 1 and self.score == "softmax":
+            raise ValueError(
+                "score='softmax' over experts=1 is 1 whatever the router says, so it never learns; "
+                "use more experts, or score='sigmoid' with is_normalized=False"
+            )
+        between(self, "scale", 1e-6, 1e6, "V3 uses 2.5 and V2 16")
 
 
 @dataclass(frozen=True)
@@ -234,7 +264,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse layer counts that contradict each other."""
         finite(self)
-        _positive(
+        counted(
             "ModelConfig",
             vocab=self.vocab,
             d_model=self.d_model,
@@ -250,11 +280,19 @@ class ModelConfig:
                 f"moe=None leaves {self.layers - self.dense_layers} blocks without a feed-forward; "
                 f"set dense_layers={self.layers} or give a MoEConfig"
             )
-        for name in ("norm_eps", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        _normed("ModelConfig", d_model=self.d_model)
+        if self.vocab == 1:
+            raise ValueError("vocab=1 leaves nothing to predict; use at least 2")
+        between(self, "norm_eps", *EPSILONS)
+        between(self, "init_std", 1e-6, 100.0, "V3 uses 0.006")
         if self.mtp_depth < 0:
             raise ValueError(f"mtp_depth={self.mtp_depth} is negative; use 0 for none")
+        counted("ModelConfig", 0, mtp_depth=self.mtp_depth)
+        if self.moe is not None and not self.moe_layers + self.mtp_depth:
+            raise ValueError(
+                f"dense_layers={self.dense_layers} of layers={self.layers} leave no block for the "
+                f"experts of `moe`; use fewer dense_layers, or moe=None (--model.moe None)"
+            )
 
     @property
     def moe_layers(self) -> int:

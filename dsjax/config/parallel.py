@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from dsjax.config.fields import choices, counted
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -46,13 +48,12 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""
         for name in ("data", "fsdp", "expert", "expert_nodes", "pipe"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ParallelConfig.{name}={getattr(self, name)} must be at least 1")
+            counted("ParallelConfig", **{name: getattr(self, name)})
         if self.expert % self.expert_nodes:
-            choices = [n for n in range(1, self.expert + 1) if self.expert % n == 0]
             raise ValueError(
                 f"expert={self.expert} devices do not divide over expert_nodes="
-                f"{self.expert_nodes}; choose expert_nodes from {choices}"
+                f"{self.expert_nodes}; choose expert_nodes from "
+                f"{choices(self.expert, self.expert_nodes)}"
             )
         if self.pipe > 1 and self.fsdp > 1:
             raise ValueError(

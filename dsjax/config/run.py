@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsjax.config.fields import finite
+from dsjax.config.fields import choices, counted, finite
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
@@ -102,6 +102,7 @@ class SequenceStage:
                 f"curriculum stage {self.from_step}:{self.length} needs a step from 0 and a length "
                 "of at least 1"
             )
+        counted("SequenceStage", 0, from_step=self.from_step, length=self.length)
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse batches that do not divide into microbatches, and rows that do not cut."""
         for name in ("steps", "batch", "length", "microbatches", "batch_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig.{name}={getattr(self, name)} must be at least 1")
+            counted("TrainConfig", **{name: getattr(self, name)})
+        counted("TrainConfig", 0, batch_ramp_steps=self.batch_ramp_steps)
         if self.batch % self.microbatches:
-            choices = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
             raise ValueError(
                 f"batch={self.batch} is not divisible by microbatches={self.microbatches}; "
-                f"choose microbatches from {choices}"
+                f"choose microbatches from {choices(self.batch, self.microbatches)}"
             )
         for stage in self.curriculum:
             if self.length % stage.length:

@@ -15,7 +15,6 @@ loss and metric, is that of one device; only the experts' exchange is written by
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dsjax.config.fields import choices
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
@@ -72,12 +72,12 @@ def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
     if model.moe is not None and model.moe.experts % layout.expert:
         raise UserError(
             f"{model.moe.experts} experts do not divide over --parallel.expert {layout.expert}; "
-            f"choose from {divisors(model.moe.experts)}"
+            f"choose from {choices(model.moe.experts, layout.expert)}"
         )
     if model.d_model % layout.fsdp:
         raise UserError(
             f"d_model={model.d_model} does not divide over --parallel.fsdp {layout.fsdp}; choose "
-            f"from {divisors(model.d_model)}"
+            f"from {choices(model.d_model, layout.fsdp)}"
         )
     share = layout.row_devices * microbatches
     for batch in rows:
@@ -88,9 +88,3 @@ def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
                 f"a batch of {batch} rows does not divide over {layout.row_devices} devices x "
                 f"{microbatches} microbatches ({layout}); use {near} rows, or fewer devices"
             )
-
-
-def divisors(n: int) -> list[int]:
-    """All divisors of n, in order."""
-    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-    return sorted({*small, *(n // k for k in small)})

@@ -19,12 +19,12 @@ from jax.sharding import Mesh
 
 from dsjax import params
 from dsjax.config import load
+from dsjax.config.fields import divisors
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 from dsjax.numerics import products as numerics
 from dsjax.numerics.products import Products
 from dsjax.parallel import rules
-from dsjax.parallel.mesh import divisors
 from dsjax.plan.ahead import shard_bytes
 
 Tree = Any

@@ -307,7 +307,7 @@ UNWRITABLE = {
     "a capacity": dataclasses.replace(V3_MOE, capacity_factor=1.5),
     "no shared expert": dataclasses.replace(V3_MOE, shared_experts=0),
     "one expert": dataclasses.replace(V3_MOE, experts=1, experts_per_token=1, groups=1,
-                                      groups_per_token=1),
+                                      groups_per_token=1, is_normalized=False),
     "sigmoid without bias": dataclasses.replace(V3_MOE, has_bias=False),
     "softmax with bias": dataclasses.replace(V3_MOE, score="softmax", group_score="max"),
     "sigmoid by best expert": dataclasses.replace(V3_MOE, group_score="max"),
@@ -324,8 +324,7 @@ def test_routers_that_no_released_model_has_are_not_written(name):
 V2_MOE = dataclasses.replace(V3_MOE, score="softmax", group_score="max", is_normalized=False,
                              has_bias=False)
 YARNS = {"another mscale": YarnConfig(mscale=0.7, mscale_all_dim=0.0),
-         "no mscale": YarnConfig(mscale=0.0), "no mscales": YarnConfig(mscale=0, mscale_all_dim=0),
-         "no beta": YarnConfig(beta_slow=0.0)}
+         "no mscale": YarnConfig(mscale=0.0), "no mscales": YarnConfig(mscale=0, mscale_all_dim=0)}
 FORMLESS = {name: ModelConfig(7, 9, 2, 1, 9, ATTENTION, V3_MOE, rope=RopeConfig(yarn=yarn))
             for name, yarn in YARNS.items()} | {
     "softmax with MTP": ModelConfig(7, 9, 2, 1, 9, ATTENTION, V2_MOE, mtp_depth=1),

@@ -84,7 +84,7 @@ def kept_of(weights, experts, factor, is_real=None):
     """What limit_capacity leaves of three experts' assignments, one choice a token."""
     weights, experts = jnp.asarray(weights)[None, :, None], jnp.asarray(experts)[None, :, None]
     cfg = dataclasses.replace(V3_MOE, experts=3, groups=1, groups_per_token=1,
-                              experts_per_token=1, capacity_factor=factor)
+                              experts_per_token=1, capacity_factor=factor, is_normalized=False)
     is_real = jnp.ones(weights.shape[:2], bool) if is_real is None else jnp.asarray(is_real)[None]
     routing = Routing(experts, weights, jnp.zeros((*weights.shape[:2], 3)))
     limited = compiled(lambda routing: layer.limit_capacity(routing, is_real, cfg))(routing)
