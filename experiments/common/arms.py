@@ -13,6 +13,8 @@ import dataclasses
 import fcntl
 import json
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +50,17 @@ def claimed(arm: Arm, runs: Path) -> Iterator[bool]:
     """Whether the arm is this process's to train until the block ends, or another holds it."""
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{arm.stem}.lock").open("w") as lock:  # freed with the process, however it ends
-        try:
+        yield _locked(lock)
+
+
+def _locked(lock: Any) -> bool:
+    """Take a lock, if need be at the second try: the index may look at it just then."""
+    for wait in (0.2, 0.0):
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            return True
+        time.sleep(wait)
+    return False
 
 
 def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
@@ -89,6 +96,36 @@ def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
     draft.replace(path)
     shutil.rmtree(out / "checkpoints")
     return made
+
+
+def train_all(of: Sequence[Arm], records: Path, runs: Path, command: str) -> tuple[int, list[str]]:
+    """Train every arm that has no record; says how far it is after each.
+
+    Returns an exit status, which is 130 if a run was told to stop, and the arms that other
+    processes hold. The same call goes on from there; several processes may make it at once.
+    """
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(runs.resolve() / "compiled"))
+    left = []
+    for number, arm in enumerate(of, 1):
+        with claimed(arm, runs) as is_mine:
+            if not is_mine:
+                left.append(arm.stem)
+                continue
+            is_new = not (records / f"{arm.stem}.json").exists()
+            try:
+                train(arm, records, runs, command)
+            except KeyboardInterrupt:
+                print(f"stopped in {arm.stem}; the same command goes on from there",
+                      file=sys.stderr)
+                return 130, left
+        if is_new:
+            print(f"arm {number} of {len(of)}: {arm.stem} is recorded", flush=True)
+        jax.clear_caches()
+    if left:
+        print(f"left to another process: {', '.join(left)}; the last to finish writes the table")
+    return 0, left
 
 
 def kept(of: Sequence[Arm], records: Path) -> tuple[list[dict[str, Any]], list[str]]:

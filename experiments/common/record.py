@@ -4,11 +4,13 @@ A record is written by the command that measured it and never edited: claim, val
 seeds, config fingerprint, commit and whether the code was as committed, date, device, versions,
 wall time and command. A page shows one between `<!-- record:PATH -->` and `<!-- /record -->`, PATH
 from the project's root; `python -m experiments.common.record README.md` writes the blocks anew, and
-a test fails while they differ.
+a test fails while they differ. A record that was measured with changes that are not committed says
+`"is_clean": false`, and so does its table.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -16,47 +18,87 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsjax.disk import write_whole
+from dsjax.errors import UserError, printable
+
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = (":(exclude)*/records/*", ":(exclude)*.md", ":(exclude)*.svg")  # by studies themselves
+MEASURED = ("dsjax", "configs", "experiments")  # where a file that git does not know counts, too
 BLOCK = re.compile(r"(<!-- record:(?P<path>\S+) -->\n).*?(<!-- /record -->)", re.DOTALL)
 
 
-def environment(command: str) -> dict[str, Any]:
-    """What every record says of its circumstances."""
+@dataclass(frozen=True)
+class Tree:
+    """The commit that is checked out, and files that are not as it has them; None without git."""
+
+    commit: str
+    changed: tuple[str, ...] | None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether what is measured is what the commit holds."""
+        return self.changed == ()
+
+    @property
+    def said(self) -> str:
+        """What is not clean, for a sentence."""
+        if self.changed is None:
+            return "git does not say which commit this is"
+        more = f" and {len(self.changed) - 1} more files" if len(self.changed) > 1 else ""
+        return f"{self.changed[0]}{more} are not as committed"
+
+
+def tree() -> Tree:
+    """What is checked out now."""
+    edited = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *MEASURED, *WRITTEN)
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    if edited is None or new is None or commit is None:
+        return Tree("unknown", None)
+    return Tree(commit, (*(line[3:] for line in edited.splitlines()), *new.splitlines()))
+
+
+def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
+    """What every record says of its circumstances; began: the tree when measuring began."""
     import jax
 
     from dsjax.train.platform import versions
 
-    dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
+    now = tree()
+    first = began or now
+    is_same = first.commit == now.commit or _git(
+        "diff", "--quiet", first.commit, now.commit, "--", ".", *WRITTEN) is not None
     return {
         "command": command,
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "is_clean": not dirty,
+        "commit": first.commit,
+        "is_clean": first.is_clean and now.is_clean and is_same,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "versions": versions(),
     }
 
 
-def _git(*words: str) -> str:
+def _git(*words: str) -> str | None:
+    """What git prints; None where it is not there or refuses."""
     try:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True,
-                              check=True).stdout.strip()
+                              check=True).stdout.rstrip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return None
 
 
 def write(path: Path, claim: str, columns: Sequence[str], rows: Sequence[Sequence[Any]],
-          command: str, **more: Any) -> None:
-    """Write a record whose table has `columns` and `rows`, with its circumstances."""
+          command: str, began: Tree | None = None, **more: Any) -> dict[str, Any]:
+    """Write a record whose table has `columns` and `rows`, with its circumstances; returns it."""
     record = {"claim": claim, "columns": list(columns), "rows": [list(r) for r in rows]}
+    record |= more | environment(command, began)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(record | more | environment(command), indent=1) + "\n")
-    draft.replace(path)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -65,9 +107,10 @@ def table(record: Mapping[str, Any]) -> str:
     lines.append("|" + "---|" * len(record["columns"]))
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in record["rows"]]
     jax_version = record["versions"]["jax"]
+    mark = "" if record["is_clean"] else " with changes that were not committed"
     lines.append("")
     lines.append(f"`{record['command']}` on {record['device']}, jax {jax_version}, "
-                 f"{record['date']}, commit {record['commit']}.")
+                 f"{record['date']}, commit {record['commit']}{mark}.")
     return "\n".join(lines)
 
 
@@ -81,12 +124,37 @@ def fill(text: str) -> str:
     return BLOCK.sub(made, text)
 
 
-def main(pages: Sequence[str]) -> int:
+def pages() -> list[Path]:
+    """Every page that shows records."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"),
+             *(ROOT / "experiments").rglob("*.md")]
+    return sorted(page for page in found if BLOCK.search(page.read_text()))
+
+
+def fill_pages(paths: Sequence[Path] | None = None) -> None:
+    """Rewrite the blocks of pages that differ from their records; of all, if none is named."""
+    for page in paths if paths is not None else pages():
+        text = page.read_text()
+        if (made := fill(text)) != text:
+            write_whole(page, made)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Rewrite the blocks of pages; returns the exit status."""
-    for page in map(Path, pages):
-        page.write_text(fill(page.read_text()))
+    parser = argparse.ArgumentParser(prog="python -m experiments.common.record",
+                                     description="Write the tables of pages anew, from records.")
+    parser.add_argument("page", nargs="*", type=Path, help="Markdown files; every page, if none")
+    asked = parser.parse_args(argv)
+    try:
+        for page in asked.page:
+            if not page.is_file():
+                raise UserError(f"{page} is no file; name Markdown pages, or none for all")
+        fill_pages(asked.page or None)
+    except UserError as error:
+        print(printable(f"experiments: {error}"), file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,37 +1,9 @@
-"""Run the demo in a folder of its own and write its record."""
+"""The command of this experiment; `--help` names its parts and flags."""
 
-from __future__ import annotations
-
-import json
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from experiments.common import record
-
-HERE = Path(__file__).parent
-
-
-def main() -> int:
-    """Run, read the summary, write the record; returns the exit status."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dsjax", "demo", "--place.out", folder]
-        subprocess.run(command, check=True, cwd=record.ROOT)
-        found = json.loads((Path(folder) / "summary.json").read_text())
-    rows = [
-        ["held-out bits per byte", f"{found['bits_per_byte']:.3f}"],
-        ["the same, averaged parameters", f"{found['bits_per_byte_average']:.3f}"],
-        ["byte 5-gram on the same blocks", f"{found['five_gram']:.3f}"],
-        ["MTP drafts the main model would have chosen", f"{found['mtp_acceptance']:.1%}"],
-        ["tokens a pass when drafting, sampled", f"{found['tokens_per_pass']:.2f}"],
-        ["optimizer steps", str(found["steps"])],
-        ["minutes, installation not counted", f"{found['seconds'] / 60:.1f}"],
-    ]
-    record.write(HERE / "records" / "demo.json", "the demo learns real text", ["demo", "value"],
-                 rows, "python -m experiments.demo.run", summary=found, seeds=[0])
-    return record.main([str(HERE / "README.md"), str(record.ROOT / "README.md")])
-
+from experiments.common import command
+from experiments.demo import STUDY
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main(STUDY))

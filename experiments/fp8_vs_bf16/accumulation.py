@@ -6,7 +6,6 @@ codes with a scale a row and column, so that the registers' error is all there i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 from jax import Array
 
 from dsjax.numerics import accumulate, formats, scaled
-from experiments.common import plot, record
+from experiments.common import command, plot
+from experiments.common.command import Asked
+from experiments.fp8_vs_bf16 import STUDY
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.fp8_vs_bf16.accumulation"
-RECORD = HERE / "records" / "accumulation.json"
 K, SIDE, SEEDS = 4096, 64, 16
+QUICK_K, QUICK_SEEDS = 1024, 2
 PROMOTE = (None, 1024, 512, 256, 128, 64, 32)
 DRAWS = {"normal": jax.random.normal, "uniform": jax.random.uniform}  # of both signs, of one
 
@@ -34,37 +33,37 @@ def operands(k: int, kind: str, seed: int) -> tuple[Array, Array]:
             formats.decode(scaled.quantize(b, (scaled.WHOLE, 1), pow2=True).codes))
 
 
-def measure(k: int, promote: int | None, kind: str = "normal") -> dict[str, list[float]]:
+def measure(k: int, promote: int | None, seeds: int,
+            kind: str = "normal") -> dict[str, list[float]]:
     """Largest and mean error over the mean size of an entry, for every seed."""
-    found = [accumulate.relative_error(*operands(k, kind, seed), promote) for seed in range(SEEDS)]
+    found = [accumulate.relative_error(*operands(k, kind, seed), promote) for seed in range(seeds)]
     largest, mean = np.array(jax.tree.map(float, found)).T
     return {"largest": largest.tolist(), "mean": mean.tolist()}
 
 
-def main() -> int:
-    """Measure, write the record and the figure; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--redraw", action="store_true", help="draw the figure from the record")
-    if not parser.parse_args().redraw:
-        write()
-    draw()
-    return record.main([str(HERE / "README.md")])
+def main(asked: Asked) -> None:
+    """Measure and write the record; draw the figure from it."""
+    jax.config.update("jax_platforms", "cpu")
+    if not asked.is_redraw:
+        write(asked, *((QUICK_K, QUICK_SEEDS) if asked.is_quick else (K, SEEDS)))
+    draw(asked.folder)
 
 
-def write() -> None:
-    """Measure by promotion at K = 4096, and by K without promotion and with N_C = 128."""
-    by_promotion = {kind: {str(n or "never"): measure(K, n, kind) for n in PROMOTE}
+def write(asked: Asked, k: int, seeds: int) -> None:
+    """Measure by promotion at `k`, and by K without promotion and with N_C = 128."""
+    by_promotion = {kind: {str(n or "never"): measure(k, n, seeds, kind) for n in PROMOTE}
                     for kind in DRAWS}
-    lengths = [2**n for n in range(7, 14)]
-    by_k = {name: {str(k): measure(k, n) for k in lengths}
+    lengths = [2**n for n in range(7, 14) if 2**n <= 2 * k]
+    by_k = {name: {str(length): measure(length, n, seeds) for length in lengths}
             for name, n in (("never", None), ("128", 128))}
     rows = [[name, *(cell for kind in DRAWS for cell in said(by_promotion[kind][name]))]
             for name in by_promotion["normal"]]
     columns = ["promoted every", *(f"{kind}: {which}" for kind in DRAWS for which in
                                    ("largest error", "its least to most", "mean error"))]
-    record.write(RECORD, f"limited accumulation costs about 2 % at K = {K}, promotion mends it",
-                 columns, rows, COMMAND, seeds=list(range(SEEDS)), k=K, side=SIDE,
-                 by_promotion=by_promotion, by_k=by_k)
+    asked.write("accumulation",
+                f"limited accumulation costs about 2 % at K = {K}, promotion mends it", columns,
+                rows, seeds=list(range(seeds)), k=k, side=SIDE, by_promotion=by_promotion,
+                by_k=by_k)
 
 
 def said(found: dict[str, list[float]]) -> list[str]:
@@ -74,11 +73,11 @@ def said(found: dict[str, list[float]]) -> list[str]:
             f"{100 * np.mean(found['mean']):.3f} %"]
 
 
-def draw() -> None:
+def draw(folder: Path) -> None:
     """The figure, from the record alone."""
-    by_k = json.loads(RECORD.read_text())["by_k"]
+    by_k = json.loads((folder / "records" / "accumulation.json").read_text())["by_k"]
     labels = {"never": "register of 14 bits alone", "128": "promoted every 128 of K"}
-    with plot.figure(HERE / "accumulation.svg") as ax:
+    with plot.figure(folder / "accumulation.svg") as ax:
         for color, (name, label) in zip(plot.COLORS[1::-1], labels.items()):
             k = np.array([int(key) for key in by_k[name]])
             largest = 100 * np.array([found["largest"] for found in by_k[name].values()])
@@ -92,5 +91,4 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")
-    sys.exit(main())
+    sys.exit(command.main(STUDY, "accumulation"))

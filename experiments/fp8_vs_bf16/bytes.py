@@ -16,7 +16,6 @@ import dataclasses
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,10 +31,10 @@ from dsjax.numerics import products as numerics
 from dsjax.numerics.products import Products
 from dsjax.ops.grouped import HEADROOM
 from dsjax.train import state
-from experiments.common import record
+from experiments.common import command
+from experiments.common.command import Asked
+from experiments.fp8_vs_bf16 import STUDY
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.fp8_vs_bf16.bytes"
 FP8 = gemm.products(gemm.V3_1, codes.MACHINE)
 TILE = 128
 
@@ -158,11 +157,11 @@ def arithmetic(run: RunConfig, how: Precision) -> dict[str, float]:
     }
 
 
-def main() -> int:
-    """Measure both configs, write the record and the README's table; returns the exit status."""
+def main(asked: Asked) -> None:
+    """Measure both configs, write the record."""
     found: dict[str, Any] = {}
     rows = []
-    for config in (tiny.config(), small.config()):
+    for config in (tiny.config(), *(() if asked.is_quick else (small.config(),))):
         by_name = {name: (measure(config, how), arithmetic(config, how))
                    for name, how in PRECISIONS.items()}
         found[config.name] = {n: {"measured": m, "arithmetic": a} for n, (m, a) in by_name.items()}
@@ -175,11 +174,10 @@ def main() -> int:
             worst = max(abs(m[part] / a[part] - 1) for m, a in by_name.values())
             rows.append([*row, f"{100 * worst:.2f} %"])
     columns = ["config", "MiB of", *PRECISIONS, "largest difference from the arithmetic"]
-    record.write(HERE / "records" / "bytes.json",
-                 "FP8 operands and cached activations are 75 % below float32's, 74 % with scales",
-                 columns, rows, COMMAND, bytes=found)
-    return record.main([str(HERE / "README.md")])
+    asked.write("bytes",
+                "FP8 operands and cached activations are 75 % below float32's, 74 % with scales",
+                columns, rows, bytes=found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main(STUDY, "bytes"))

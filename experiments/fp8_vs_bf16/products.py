@@ -23,10 +23,10 @@ from dsjax.numerics.products import Products
 from dsjax.plan import target
 from dsjax.plan.target import Target
 from dsjax.train.platform import Operands, fp8_products
-from experiments.common import record
+from experiments.common import command, machines
+from experiments.common.command import Asked
+from experiments.fp8_vs_bf16 import STUDY
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.fp8_vs_bf16.products"
 CASES: dict[str, tuple[Operands, Sequence[int]]] = {
     "h200:1x1": ("hopper", V3_COLUMNS), "tpu7x:2x2x1": ("tpu", (4096,))}
 OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0}, "tpu": None}
@@ -72,17 +72,20 @@ def row(machine: Target, form: Operands, m: int, k: int, n: int) -> list[str]:
                 f"{temporaries:,.0f}", f"{seconds:.1f}", *assembled(Path(folder))]
 
 
-def main() -> int:
-    """Compile every form of every shape, and write the record; returns the exit status."""
+def main(asked: Asked) -> None:
+    """Compile every form of every shape, and write the record."""
     jax.config.update("jax_platforms", "cpu")
-    rows = [row(target.parse(machine), form, **V3_SHAPES, n=n)
-            for machine, (kernel, columns) in CASES.items() for n in columns
+    cases, shapes = CASES, V3_SHAPES
+    if asked.is_quick:
+        cases = {name: (CASES[name][0], (256,)) for name in machines.here(list(CASES))}
+        shapes = {"m": 256, "k": 512}
+    machines.require(list(cases))
+    rows = [row(target.parse(machine), form, **shapes, n=n)
+            for machine, (kernel, columns) in cases.items() for n in columns
             for form in (kernel, "codes", "values")]
-    record.write(HERE / "records" / "products.json",
-                 "promotion on the chip needs no memory for partial sums", COLUMNS, rows, COMMAND,
-                 unit="10^6 bytes; compiled, not run")
-    return record.main([str(HERE / "README.md")])
+    asked.write("products", "promotion on the chip needs no memory for partial sums", COLUMNS, rows,
+                unit="10^6 bytes; compiled, not run")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main(STUDY, "products"))

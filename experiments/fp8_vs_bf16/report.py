@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import plot, record
+from experiments.common import plot
 from experiments.common.arms import relative_difference, smooth
+from experiments.common.command import Asked
 
 WARMUP = 100  # steps whose differences are not judged: the loss falls too fast there
 EVALUATED = 500  # steps between evaluations on all held-out text
@@ -67,18 +68,25 @@ def names(found: Sequence[Record], of_group: Group) -> list[str]:
     return list(dict.fromkeys(mine))
 
 
-def write(found: Sequence[Record], folder: Path, command: str) -> None:
-    """Write records/training.json and figure.svg."""
+def write(asked: Asked, found: Sequence[Record], missing: Sequence[str]) -> None:
+    """Write records/training.json and figure.svg; the figure alone, of what is there."""
     groups = list(dict.fromkeys(map(group, found)))
+    if not asked.is_redraw:
+        record(asked, found, groups)
+    draw(found, groups, asked.folder / "figure.svg")
+    if missing:
+        print(f"not drawn, as there are no records: {', '.join(missing)}")
+
+
+def record(asked: Asked, found: Sequence[Record], groups: Sequence[Group]) -> None:
+    """Write records/training.json."""
     rows = [row(both) for one in groups for arm in names(found, one)
             if (both := pairs(found, one, arm))]
     seeds = sorted({seed for r in found for seed in r["seeds"]})
     commits = sorted({r["commit"] for r in found})
-    record.write(folder / "records" / "training.json",
-                 "FP8 training follows bfloat16 training within 0.25 % (EMA 0.9)", COLUMNS, rows,
-                 command, seeds=seeds, arms_commits=commits,
-                 arms_clean=all(r["is_clean"] for r in found))
-    draw(found, groups, folder / "figure.svg")
+    asked.write("training", "FP8 training follows bfloat16 training within 0.25 % (EMA 0.9)",
+                COLUMNS, rows, seeds=seeds, arms_commits=commits,
+                arms_clean=all(r["is_clean"] for r in found))
 
 
 def draw(found: Sequence[Record], groups: Sequence[Group], path: Path) -> None:

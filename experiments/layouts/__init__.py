@@ -1,1 +1,19 @@
-"""Whether every number is the same on every layout of devices."""
+"""Whether every number is the same on every layout."""
+
+from experiments.common.study import Part, Study
+
+STUDY = Study(
+    name="layouts",
+    claim="loss, gradients, router biases and metrics of a step are the same whatever the devices",
+    source="V3 report, sec. 3.2 and 2.1.2, which take it for granted",
+    parts=(Part(
+        name="steps",
+        command="python -m experiments.layouts.run",
+        asks="the largest difference from one device on every layout of eight, and bytes that "
+             "cross links",
+        cost="some ten minutes on two cores",
+        quick="two devices instead of eight, in a minute",
+        verdict="supports",
+        records=("layouts", "links"),
+    ),),
+)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,10 +36,9 @@ from dsjax.parallel.schedule import NAMES, build, lockstep
 from dsjax.plan import hlo, options
 from dsjax.plan import target as targets
 from dsjax.train import step
-from experiments.common import record
+from experiments.common import machines
+from experiments.common.command import Asked
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.pipelines.run ahead"
 TARGETS = {"v5p": "v5p:2x2x2", "h200": "h200:1x8"}
 UNIT = ("exchanges in the program and MiB of the busiest rank in a step, beside products, beside "
         "other work only, and beside nothing")
@@ -168,31 +167,37 @@ def one(machine: str, name: str, form: str) -> None:
     print("exchanges " + json.dumps(exchanges(name, form, machine)), flush=True)
 
 
-def main() -> None:
+def main(asked: Asked) -> None:
     """Compile what the record does not have yet; delete it to compile all anew."""
-    path = HERE / "records" / "ahead.json"
+    jax.config.update("jax_platforms", "cpu")  # the compilers' plugins look for their machines
+    path = asked.records / "ahead.json"
+    forms, there = FORMS, list(TARGETS.values())
+    if asked.is_quick:
+        forms, there = [("1f1b", "branched")], machines.here(there)
+    machines.require(there)
     done = {}
     if path.exists():
         done = {(e["machine"], e["schedule"], e["form"]): e["exchanges"]
                 for e in json.loads(path.read_text())["exchanges"]}
-    for machine, (name, form) in ((m, f) for m in reversed(TARGETS) for f in FORMS):
-        if (machine, name, form) not in done:
+    for machine, (name, form) in ((m, f) for m in reversed(TARGETS) for f in forms):
+        if (machine, name, form) not in done and TARGETS[machine] in there:
             done[machine, name, form] = _compile_apart(machine, name, form)
             print(machine, name, form, flush=True)
-            write(done)
+            write(asked, done)
 
 
 def _compile_apart(machine: str, name: str, form: str) -> list[dict[str, Any]]:
     """The exchanges of a program, compiled in a process of its own: compilers keep memory."""
     code = f"from experiments.pipelines import ahead; ahead.one({machine!r}, {name!r}, {form!r})"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                         env=os.environ | {"JAX_PLATFORMS": "cpu"})
     lines = [x for x in ran.stdout.splitlines() if x.startswith("exchanges ")]
     if not lines:
         raise RuntimeError(ran.stderr[-2000:])
     return json.loads(lines[0].removeprefix("exchanges "))
 
 
-def write(done: dict[tuple[str, str, str], list[dict[str, Any]]]) -> None:
+def write(asked: Asked, done: dict[tuple[str, str, str], list[dict[str, Any]]]) -> None:
     """Write the two records of what is compiled so far."""
     rows, pairs = [], []
     for (machine, name, form), found in done.items():
@@ -207,15 +212,15 @@ def write(done: dict[tuple[str, str, str], list[dict[str, Any]]]) -> None:
              "tokens": ROWS * LENGTH, "d_model": 1024, "layers_a_stage": 1}
     every = [{"machine": m, "schedule": n, "form": f, "exchanges": e}
              for (m, n, f), e in done.items()]
-    record.write(
-        HERE / "records" / "ahead.json",
+    asked.write(
+        "ahead",
         "what compilers for v5p and H200 hide of each schedule's exchanges; compiled, not run",
-        ["for", "schedule", "form", "all-to-alls", "MiB", "transfers", "MiB"], rows, COMMAND,
+        ["for", "schedule", "form", "all-to-alls", "MiB", "transfers", "MiB"], rows,
         unit=UNIT, exchanges=every, **shape,
     )
-    record.write(
-        HERE / "records" / "pairs.json",
+    asked.write(
+        "pairs",
         "DualPipe's paired slots as compilers for v5p and H200 schedule them; compiled, not run",
-        ["for", "form", "slots", "all-to-alls", "MiB", "transfers", "MiB"], pairs, COMMAND,
+        ["for", "form", "slots", "all-to-alls", "MiB", "transfers", "MiB"], pairs,
         unit=UNIT, **shape,
     )

@@ -11,6 +11,7 @@ A run that was stopped goes on; finished ones are read from runs/pipelines.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,14 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from dsjax.train.metrics import read_metrics
-from experiments.common import plot, record
+from experiments.common import plot
+from experiments.common.command import Asked
 
-HERE = Path(__file__).parent
-OUT = HERE.parents[1] / "runs" / "pipelines"
-COMMAND = "python -m experiments.pipelines.run curves"
 STEPS = 60
-COMMON = ("--train.steps", str(STEPS), "--place.eval-every", "0", "--place.save-every", "0",
-          "--train.precision", "fp32")
+COMMON = ("--place.eval-every", "0", "--place.save-every", "0", "--train.precision", "fp32",
+          "--train.steps")
 PIPED = ("--parallel.pipe", "4", "--parallel.schedule", "dualpipe", "--devices", "8")
 ARMS = {
     "one device": ("--train.microbatches", "8"),
@@ -40,44 +39,58 @@ RECIPES = {
 }
 
 
-def trained(out: Path, words: tuple[str, ...]) -> np.ndarray:
+def trained(out: Path, words: tuple[str, ...], steps: int) -> np.ndarray:
     """Train in a process of its own; next-token loss by step."""
     path = out / "metrics.jsonl"
-    if not path.exists() or len(read_metrics(path, "train")) < STEPS:
+    if not path.exists() or len(read_metrics(path, "train")) < steps:
         env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
         subprocess.run([sys.executable, "-m", "dsjax", "train", "tiny", *words, *COMMON,
-                        "--place.out", str(out)], check=True, env=env, stdout=subprocess.DEVNULL)
+                        str(steps), "--place.out", str(out)], check=True, env=env,
+                       stdout=subprocess.DEVNULL)
     return np.array([e["next_token"] for e in read_metrics(path, "train")])
 
 
-def main() -> None:
+def main(asked: Asked) -> None:
+    """Train what is not there yet, write the record, draw the figure from it."""
+    if not asked.is_redraw:
+        measure(asked, 4 if asked.is_quick else STEPS)
+    draw(asked.folder)
+
+
+def measure(asked: Asked, steps: int) -> None:
+    """Train every arm of the recipes and write the record; a quick form has the calm one alone."""
     rows, curves = [], {}
-    for recipe, words in RECIPES.items():
+    for recipe, words in list(RECIPES.items())[: 1 if asked.is_quick else None]:
         lines = {}
         for arm, more in (ARMS | (CONTROL if not words else {})).items():
-            out = OUT / f"{recipe}_{arm}".replace(" ", "_").replace(",", "")
-            lines[arm] = trained(out, (*more, *words))
+            out = asked.runs / f"{recipe}_{arm}".replace(" ", "_").replace(",", "")
+            lines[arm] = trained(out, (*more, *words), steps)
             print(recipe, arm, lines[arm][-1], flush=True)
         alone = lines["one device"]
         for arm in list(lines)[1:]:
             apart = np.abs(lines[arm] / alone - 1)
-            same = int((apart > 1e-6).argmax()) if (apart > 1e-6).any() else STEPS
+            same = int((apart > 1e-6).argmax()) if (apart > 1e-6).any() else steps
             rows.append([recipe, arm, f"{alone[-1]:.5f}", f"{lines[arm][-1]:.5f}", same,
                          f"{apart[:20].max():.0e}", f"{apart.max():.0e}"])
         curves[recipe] = {arm: line.tolist() for arm, line in lines.items()}
-    record.write(
-        HERE / "records" / "curves.json",
+    asked.write(
+        "curves",
         "tiny trains under DualPipe to the curve of one device",
         ["recipe", "against one device", "its last loss", "last loss", "steps within 1e-6",
-         "apart in 20 steps", "in 60"],
-        rows, COMMAND, unit="nats a token; largest relative difference of the loss", steps=STEPS,
-        curves=curves, commands={arm: " ".join(("dsjax train tiny", *more, *COMMON))
+         "apart in 20 steps", f"in {steps}"],
+        rows, unit="nats a token; largest relative difference of the loss", steps=steps,
+        curves=curves, commands={arm: " ".join(("dsjax train tiny", *more, *COMMON, str(steps)))
                                  for arm, more in (ARMS | CONTROL).items()},
     )
-    with plot.figure(HERE / "curves.svg", panels=2) as axes:
-        for axis, (recipe, lines) in zip(axes, curves.items(), strict=True):
+
+
+def draw(folder: Path) -> None:
+    """The figure, from the record alone."""
+    curves = json.loads((folder / "records" / "curves.json").read_text())["curves"]
+    with plot.figure(folder / "curves.svg", panels=len(curves)) as axes:
+        for axis, (recipe, lines) in zip(np.atleast_1d(axes), curves.items(), strict=True):
             for (arm, line), color, style in zip(lines.items(), plot.COLORS, ("-", "--", ":"),
                                                  strict=False):
-                axis.plot(range(1, STEPS + 1), line, style, color=color, label=arm)
+                axis.plot(range(1, len(line) + 1), line, style, color=color, label=arm)
             axis.set(xlabel="step", ylabel="nats a token", title=recipe)
             axis.legend()

@@ -9,7 +9,6 @@ pair measured one rank at a time, the others idle.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,15 +20,14 @@ from dsjax.parallel.schedule import NAMES, Lockstep, build, lockstep
 from dsjax.parallel.schedules.table import Kind, Schedule
 from dsjax.parallel.simulate import Times
 from dsjax.parallel.validate import peak_activations
-from experiments.common import record
+from experiments.common.command import Asked
 from experiments.pipelines import built
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.pipelines.run executed"
 RANKS, MICROBATCHES, REPEATS, ROUNDS = 4, 8, 24, 12
+QUICK_TIMES = Times(0.01, 0.01, 0.01, 0.03)  # all equal and not measured
 
 
-def cell_times() -> Times:
+def cell_times(rounds: int) -> Times:
     """Seconds of F, B, W and the pair on a stage of two layers, each the least of its rounds."""
     run = built.run_of(MICROBATCHES)
     made = {name: lockstep(build(name, RANKS, MICROBATCHES)) for name in ("zb-h1", "dualpipe")}
@@ -46,7 +44,7 @@ def cell_times() -> Times:
         repeats = 1 if name == "idle" else REPEATS
         programs[name] = built.piped(run, built.only(*which, repeats))
         print(name, "compiled", flush=True)
-    taken = {n: min(t) for n, t in built.in_turn(programs, run, ROUNDS).items()}
+    taken = {n: min(t) for n, t in built.in_turn(programs, run, rounds).items()}
     each = {n: (t - taken["idle"]) / REPEATS for n, t in taken.items()}
     return Times(each["F"], each["B"], each["W"], each["pair"])
 
@@ -70,21 +68,23 @@ def turning_point(schedule: Schedule) -> float:
     return next((x for x in shares if shortest(schedule, Times(overlapped=3 * x)).lanes), 0.0)
 
 
-def main() -> None:
+def main(asked: Asked) -> None:
+    """Execute every schedule and count; write the three records."""
     run = built.run_of(MICROBATCHES)
-    times = cell_times()
+    times = QUICK_TIMES if asked.is_quick else cell_times(ROUNDS)
+    names = ("1f1b",) if asked.is_quick else NAMES
     programs: dict[Any, Any] = {}
     chosen, found = {}, []
-    for name in NAMES:
+    for name in names:
         schedule = build(name, RANKS, MICROBATCHES)
         chosen[name] = compile_table(shortest(schedule))
         programs[name] = built.piped(run, chosen[name])
         print(name, "compiled", flush=True)
     bytes_of = {name: place_bytes(run, chosen[name])
-                for name in ("1f1b", "zb-v", "dualpipe", "dualpipe-v")}
+                for name in ("1f1b", "zb-v", "dualpipe", "dualpipe-v") if name in names}
     p, batch = built.inputs(run)
     memory, work, forms = [], [], []
-    for name in NAMES:
+    for name in names:
         program, schedule = chosen[name], build(name, RANKS, MICROBATCHES)
         outcome = jax.device_get(programs[name](p, batch))
         executed = pipeline.executed_work(program, outcome.executed)
@@ -109,26 +109,26 @@ def main() -> None:
                       f"{even:.0%}"])
         found.append({"schedule": name, "seconds": by_form, "temp_bytes": temp})
     where = {"ranks": RANKS, "microbatches": MICROBATCHES}
-    record.write(
-        HERE / "records" / "memory.json",
+    asked.write(
+        "memory",
         "each schedule works in one fixed memory with as many places as its table's peak",
         ["schedule", "layers a stage", "peak of the table", "places", "inbox x", "inbox dx",
          "places owed to W", "activations MiB", "all temporaries MiB"],
-        memory, COMMAND, unit="places; MiB a rank by the compiler's memory_analysis",
+        memory, unit="places; MiB a rank by the compiler's memory_analysis",
         bytes_of_a_place=bytes_of, **where,
     )
-    record.write(
-        HERE / "records" / "work.json",
+    asked.write(
+        "work",
         "every rank executes its row of the table and nothing else",
-        ["schedule", "slots", "F", "B", "W", "BW", "F&BW", "idle", "table"], work, COMMAND,
+        ["schedule", "slots", "F", "B", "W", "BW", "F&BW", "idle", "table"], work,
         unit="cells a rank, least to most", **where,
     )
-    record.write(
-        HERE / "records" / "forms.json",
+    asked.write(
+        "forms",
         "masked slots are the shorter ones only where overlap saves a third or more",
         ["schedule", "slots", "masked slots", "branched ms", "backward cut ms", "masked ms",
          "busiest rank ms", "shortest", "masked if F&B takes of F+B+W"],
-        forms, COMMAND, unit="ms of a step, counted with measured times of cells",
+        forms, unit="ms of a step, counted with measured times of cells",
         cell_ms={"F": 1e3 * times.forward, "B": 1e3 * times.input, "W": 1e3 * times.weight,
                  "F&BW": 1e3 * times.pair},
         measured=found, **where,

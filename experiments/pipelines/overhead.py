@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 
 import jax
 
 from configs import tiny
 from dsjax.parallel.program import compile_table, shortest
 from dsjax.parallel.schedule import build
-from experiments.common import record
+from experiments.common.command import Asked
 from experiments.pipelines import built
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.pipelines.run overhead"
 MICROBATCHES, ROUNDS = 4, 15
 
 
-def main() -> None:
+def main(asked: Asked) -> None:
+    """Time both in turn, write the record."""
     rows, found = [], []
-    base = tiny.config()
-    for remat in ("none", "v3"):
+    base, rounds = tiny.config(), 2 if asked.is_quick else ROUNDS
+    for remat in ("none",) if asked.is_quick else ("none", "v3"):
         train = dataclasses.replace(base.train, microbatches=MICROBATCHES, precision="fp32")
         run = dataclasses.replace(base, train=train,
                                   place=dataclasses.replace(base.place, remat=remat))
@@ -38,19 +36,19 @@ def main() -> None:
         outcome = jax.device_get(programs["piped"](p, batch))
         total = float(jax.device_get(programs["plain"](p, batch))[1])
         assert abs(float(outcome.total) - total) <= 1e-6 * total
-        taken = built.in_turn(programs, run, ROUNDS, time.process_time)
+        taken = built.in_turn(programs, run, rounds, time.process_time)
         ratios = sorted(b / a for a, b in zip(taken["plain"], taken["piped"], strict=True))
-        middle = ROUNDS // 2
+        middle, quarter = rounds // 2, rounds // 4
         each = {name: sorted(times)[middle] for name, times in taken.items()}
         rows.append([remat, f"{1e3 * each['plain']:.0f}", f"{1e3 * each['piped']:.0f}",
                      f"{ratios[middle] - 1:+.1%}",
-                     f"{ratios[ROUNDS // 4] - 1:+.1%} to {ratios[-1 - ROUNDS // 4] - 1:+.1%}"])
+                     f"{ratios[quarter] - 1:+.1%} to {ratios[-1 - quarter] - 1:+.1%}"])
         found.append({"remat": remat, "seconds": taken, "overhead": ratios[middle] - 1})
-    record.write(
-        HERE / "records" / "overhead.json",
+    asked.write(
+        "overhead",
         "a pipeline of one rank costs less than 5 % over the plain step",
         ["remat", "plain step CPU-ms", "pipeline of one rank CPU-ms", "overhead",
          "middle half of rounds"],
-        rows, COMMAND, unit="CPU-ms, median of rounds in turn; tiny, 8 x 256 tokens, float32",
-        rounds=ROUNDS, microbatches=MICROBATCHES, measured=found,
+        rows, unit="CPU-ms, median of rounds in turn; tiny, 8 x 256 tokens, float32",
+        rounds=rounds, microbatches=MICROBATCHES, measured=found,
     )

@@ -23,10 +23,8 @@ from dsjax.parallel.simulate import (
     v3_step,
 )
 from dsjax.parallel.validate import validate
-from experiments.common import record
+from experiments.common.command import Asked
 
-HERE = Path(__file__).parent
-COMMAND = "python -m experiments.pipelines.run schedules"
 MICROBATCHES = 24
 TIMES = Times(forward=4, input=4, weight=3, overlapped=9)
 THIN = Times(forward=2, input=2, weight=1.5, overlapped=4.5)
@@ -51,7 +49,11 @@ def simulated(name: str) -> Timeline:
     return simulate(build(name, ranks, MICROBATCHES), times)
 
 
-def main() -> None:
+def main(asked: Asked) -> None:
+    """Draw the timelines; simulate, and write the records."""
+    draw_all(asked.folder)
+    if asked.is_redraw:
+        return
     rows: list[list[Any]] = []
     for name in NAMES:
         timeline = simulated(name)
@@ -64,30 +66,36 @@ def main() -> None:
             f"{formula_bubble(schedule, timeline.times):g}", f"{timeline.bubble:g}",
             f"{timeline.bubble / timeline.makespan:.1%}", f"{schedule.chunks} / {schedule.stages}",
             formula_activations(schedule), peak, program.activations])
-        (HERE / f"{name}.svg").write_text(draw.svg(timeline))
-    record.write(
-        HERE / "records" / "schedules.json",
+    asked.write(
+        "schedules",
         "bubbles and activations of seven schedules are those of the report's closed forms",
         ["schedule", "ranks", "stages", "bubble (report)", "its value", "simulated",
          "of the step", "weights a rank", "activations (formula)", "simulated",
          "executor's places"],
-        rows, COMMAND, unit="times of one stage; activations of one stage and microbatch",
+        rows, unit="times of one stage; activations of one stage and microbatch",
         microbatches=MICROBATCHES,
     )
-    lengths()
+    lengths(asked)
     step = v3_step()
-    record.write(
-        HERE / "records" / "v3_step.json",
+    asked.write(
+        "v3_step",
         "V3's published step, simulated from its published parts",
         ["", "1F + 1B + 1W + 1F1B", "bubble", "step without optimizer"],
         [["published (ISCA'25 paper, Table 4)", "17.55", "2.06", "19.61"],
          ["simulated, 16 ranks and 120 microbatches",
           f"{step.busy[0]:.2f}", f"{step.bubbles[0]:.2f}", f"{step.makespan:.2f}"]],
-        COMMAND, unit="s",
+        unit="s",
     )
 
 
-def lengths() -> None:
+def draw_all(folder: Path) -> None:
+    """Each schedule's timeline, as SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        (folder / f"{name}.svg").write_text(draw.svg(simulated(name)))
+
+
+def lengths(asked: Asked) -> None:
     """How long steps in equal slots are, and without slots, at more ranks and microbatches."""
     rows = []
     for ranks, microbatches in SIZES:
@@ -100,10 +108,10 @@ def lengths() -> None:
                     if share == 1 or schedule.name == "dualpipe"]
             row.append(f"{simulate(built['dualpipe'], times).makespan:g}")
         rows.append(row)
-    record.write(
-        HERE / "records" / "lengths.json",
+    asked.write(
+        "lengths",
         "in equal slots too a finer schedule is shorter",
         ["ranks", "microbatches", "gpipe", "1f1b", "zb-h1", "dualpipe", "dualpipe without slots",
          "dualpipe, F&B a fifth shorter", "without slots"],
-        rows, COMMAND, unit="times of one operation of one stage",
+        rows, unit="times of one operation of one stage",
     )

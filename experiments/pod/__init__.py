@@ -1,0 +1,21 @@
+"""Whether V3's training step fits a pod, and hides its exchanges behind its products."""
+
+from experiments.common.study import Flag, Part, Study
+
+STUDY = Study(
+    name="pod",
+    claim="V3 trains on 2,048 H800 of 80 GB, and its schedule hides the exchange of tokens behind "
+          "computation",
+    source="V3 report, sec. 3.1 and 3.2.1",
+    parts=(Part(
+        name="compiled",
+        command="python -m experiments.pod.run",
+        asks="memory and collectives of the whole step, compiled ahead for 2,048 v5p and H200",
+        cost="about an hour on two cores, 11 GB of RAM, and the extras tpu-aot and gpu-aot",
+        quick="tiny for one host of each kind, or of those whose compiler is here, in a minute",
+        verdict="supports for memory, and for overlap in part",
+        records=("pods", "collectives", "overlap"),
+        flags=(Flag("case", "compile only these, and keep what the tables have of the others; as "
+                    "in 'v5p bf16'", is_many=True),),
+    ),),
+)

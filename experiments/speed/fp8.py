@@ -1,42 +1,41 @@
 """What FP8 costs a CPU that has no FP8: steps of each precision in turn, ratios round by round.
 
-`python -m experiments.speed.fp8 [--rounds N] [--steps N]`. Whole processes, as in run.py.
+Whole processes, as in training.py.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import statistics
 import sys
 from typing import Any
 
-from experiments.common import record
-from experiments.speed.run import HERE, ours
+from experiments.common import command
+from experiments.common.command import Asked
+from experiments.speed import STUDY
+from experiments.speed.training import SHAPES, ours
 
 DTYPES = ("bfloat16", "fp8", "float32")
-SHAPES = ("tiny", "small")
 
 
-def main() -> int:
-    """Run the rounds of each shape and write the record; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
-    args = parser.parse_args()
-    measured: dict[str, list[dict[str, Any]]] = {shape: [] for shape in SHAPES}
-    for number in range(args.rounds):
-        for shape in SHAPES:
-            one = {dtype: ours(shape, dtype, args.steps) for dtype in DTYPES}
+def main(asked: Asked) -> None:
+    """Run the rounds of each shape and write the record."""
+    count, steps, shapes = asked.values["rounds"], asked.values["steps"], SHAPES
+    if asked.is_quick:
+        count, steps, shapes = 1, 3, SHAPES[:1]
+    measured: dict[str, list[dict[str, Any]]] = {shape: [] for shape in shapes}
+    for number in range(count):
+        for shape in shapes:
+            one = {dtype: ours(shape, dtype, steps) for dtype in DTYPES}
             measured[shape].append(one)
             print(shape, number, {name: r["ms_median"] for name, r in one.items()}, flush=True)
     columns = ["shape", *(f"{dtype} ms" for dtype in DTYPES), "fp8 to bfloat16", "min to max",
                "fp8 to float32", "min to max"]
-    command = f"python -m experiments.speed.fp8 --rounds {args.rounds} --steps {args.steps}"
-    record.write(HERE / "records" / "fp8.json",
-                 "an emulated FP8 step takes at most 1.35 of a bfloat16 step and no more than a "
-                 "float32 step", columns, [summary(s, r) for s, r in measured.items()], command,
-                 rounds=measured)
-    return record.main([str(HERE / "README.md")])
+    words = f"{asked.command} --rounds {count} --steps {steps}"
+    dataclasses.replace(asked, command=words).write(
+        "fp8",
+        "an emulated FP8 step takes at most 1.35 of a bfloat16 step and no more than a "
+        "float32 step", columns, [summary(s, r) for s, r in measured.items()], rounds=measured)
 
 
 def summary(shape: str, rounds: list[dict[str, Any]]) -> list[str]:
@@ -50,4 +49,4 @@ def summary(shape: str, rounds: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main(STUDY, "fp8"))

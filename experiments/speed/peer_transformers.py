@@ -3,7 +3,8 @@
 Runs in an environment of its own (`python -m venv peer; peer/bin/pip install torch==2.13.0
 transformers==5.23.0`), which has no dsjax, so `run.py` hands the shape over as JSON. Forms: experts
 (grouped_mm, batched_mm, eager), attention (sdpa, eager), torch.compile or not, AdamW fused or
-foreach. Prints one JSON line with the same keys as `dsjax bench train`.
+foreach. Prints one JSON line with the same keys as `dsjax bench train`. Torch is imported once the
+words are understood.
 """
 
 from __future__ import annotations
@@ -14,17 +15,27 @@ import os
 import resource
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+if TYPE_CHECKING:
+    import torch
+    from transformers import DeepseekV3Config
 
 WARMUP = 3
+TOY = {
+    "vocab": 256, "d_model": 32, "layers": 2, "dense_layers": 1, "dense_dim": 64, "init_std": 0.02,
+    "attention": {"heads": 2, "q_rank": 16, "kv_rank": 16, "nope_dim": 8, "rope_dim": 8,
+                  "value_dim": 8},
+    "moe": {"experts": 8, "experts_per_token": 2, "expert_dim": 16, "shared_experts": 1,
+            "groups": 1, "groups_per_token": 1, "scale": 1.0, "is_normalized": True},
+}
 
 
 def main() -> None:
     args = arguments()
+    import torch
+    from transformers import DeepseekV3ForCausalLM
+
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     shape = json.loads(args.model)
@@ -55,10 +66,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="dsjax's ModelConfig as JSON")
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--seq", type=int, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", help="dsjax's ModelConfig as JSON (needed, but for --quick)")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--seq", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -68,11 +79,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--compile", type=int, choices=(0, 1), default=1)
     parser.add_argument("--optimizer", choices=("fused", "foreach"), default="fused")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="2 steps of a toy, not compiled")
+    args = parser.parse_args()
+    if args.quick:
+        args.model, args.steps, args.compile = args.model or json.dumps(TOY), 2, 0
+    if args.model is None:
+        parser.error("--model is missing; experiments/speed/run.py gives it")
+    return args
 
 
 def config(shape: dict[str, Any], args: argparse.Namespace) -> DeepseekV3Config:
     """The same model in the peer's words."""
+    from transformers import DeepseekV3Config
+
     a, moe = shape["attention"], shape["moe"]
     made = DeepseekV3Config(
         vocab_size=shape["vocab"],
@@ -118,6 +137,9 @@ def timed(step: Any, steps: int, nats: list[float]) -> tuple[list[float], list[f
 
 def report(args: argparse.Namespace, model: torch.nn.Module, wall: list[float], cpu: list[float],
            nats: list[float], first_s: float) -> dict[str, Any]:
+    import torch
+    import transformers
+
     tokens = args.batch * args.seq
     return {
         "mode": "train",

@@ -8,7 +8,8 @@ import pytest
 
 from dsjax.numerics import accumulate, gemm
 from experiments.common import arms
-from experiments.fp8_vs_bf16 import ingredients, report, run
+from experiments.common.command import Asked
+from experiments.fp8_vs_bf16 import ingredients, report, training
 
 RNG = np.random.default_rng(0)
 WILD = np.exp(3 * RNG.standard_normal((256, 1))) * np.exp(3 * RNG.standard_normal((1, 384)))
@@ -68,7 +69,7 @@ def test_registers_sum_all_three_products_as_the_simulation_does(promote):
 
 
 def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():
-    found = run.all_arms()
+    found = training.all_arms()
     assert len({arm.stem for arm in found}) == len(found)
     def group(run):
         return run.name, run.train.batch * run.train.length, run.seed
@@ -82,7 +83,7 @@ def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():
         assert arms.plain(arm.run) == arms.plain(dataclasses.replace(base, train=train, rate=rate))
         assert arm.run.train.steps % report.EVALUATED == 0
     tiny = [arm for arm in found if arm.run.name == "tiny"]
-    assert min(arm.run.train.steps for arm in tiny if arm.name in run.PRECISIONS) == 2000
+    assert min(arm.run.train.steps for arm in tiny if arm.name in training.PRECISIONS) == 2000
 
 
 def made(arm, seed, curve, heldout):
@@ -108,10 +109,15 @@ def test_a_row_compares_with_bf16_of_the_same_seed_over_the_arm_s_own_steps():
 def test_the_table_and_the_figure_are_drawn_from_records(tmp_path):
     found = [made(arm, 0, [4.0] * 120, 4.0)
              for arm in ("bf16", "fp8", "a", "b", "c", "d", "e", "control")]
-    report.write(found, tmp_path, "python -m x")
-    assert (tmp_path / "records" / "training.json").exists()
+    asked = Asked("python -m x", tmp_path, tmp_path / "runs")
+    report.write(asked, found, [])
+    record = (tmp_path / "records" / "training.json").read_text()
     first = (tmp_path / "figure.svg").read_text()
     assert "tiny" in first
     assert all(arm in first for arm in ("fp8", "control"))
-    report.write(found, tmp_path, "python -m x")
+    redraw = dataclasses.replace(asked, values={"redraw": True})
+    report.write(redraw, found[:-1], ["control"])
+    assert "control" not in (tmp_path / "figure.svg").read_text()
+    assert (tmp_path / "records" / "training.json").read_text() == record
+    report.write(redraw, found, [])
     assert (tmp_path / "figure.svg").read_text() == first

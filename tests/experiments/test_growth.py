@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.growth import run as growth
+from experiments.growth import STUDY
+from experiments.growth import costs as growth
 
 
 @pytest.fixture(scope="module")
 def rows():
-    record = json.loads((growth.HERE / "records" / "growth.json").read_text())
+    record = json.loads((STUDY.folder / "records" / "growth.json").read_text())
     return record["rows_measured"]
 
 
