@@ -9,6 +9,7 @@ matplotlib is imported when a picture is drawn, not before: it takes longer to l
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,14 +46,12 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+FEW = 40
+"""Points up to which each has a dot and a curve is not smoothed."""
 
 
-def loss_curve(
-    metrics: str | Path,
-    png: str | Path,
-    baselines: Mapping[str, float] | None = None,
-    name: str | None = None,
-) -> str:
+def loss_curve(metrics: str | Path, png: str | Path,
+               baselines: Mapping[str, float] | None = None, name: str | None = None) -> str:
     """Draw a metrics JSONL: training loss, held-out bits a byte, learning rate; return the title.
 
     baselines: bits a byte of other models on the same held-out text, drawn as dashed lines.
@@ -67,33 +66,31 @@ def loss_curve(
     bits, final = _series(evals, "bits_per_byte"), _series(finals, "bits_per_byte")
     reached = final if len(final[0]) else bits
     marks = _tokens("while training", evals), _tokens("at the end" if finals else "last", finals)
+    skipped = np.array([e["step"] for e in train if e["step"] not in set(loss[0])], np.float64)
     panels = [
-        (3.0, loss, lambda axes: _draw_loss(axes, *loss, key)),
+        (3.0, loss, lambda axes: _draw_loss(axes, *loss, key, skipped)),
         (2.2, reached, lambda axes: _draw_bits(axes, bits, reached, marks, baselines)),
         (0.9, rate, lambda axes: _draw_rate(axes, *rate)),
     ]
     panels = [panel for panel in panels if len(panel[1][0])]
     if not panels:
         raise ValueError(f"{metrics} holds no training or evaluation events; nothing to draw")
-    title = _loss_title(name, loss, reached, baselines)
+    title = _loss_title(name, loss, reached, baselines, len(skipped))
     heights = [height for height, _, _ in panels]
     with _figure(png, 7.5, 1.2 + 1.05 * sum(heights)) as figure:
         grid = figure.subplots(len(panels), squeeze=False, sharex=True, height_ratios=heights)
         for axes, (_, _, draw) in zip(grid[:, 0], panels):
             draw(axes)
-        grid[0, 0].set_title(title)
+        has_row = len(loss[0]) == 0 and len(reached[0]) > 0  # of labels, above the first panel
+        grid[0, 0].set_title(_wrapped(title, 7.5), pad=20 if has_row else 6)
         grid[-1, 0].set_xlabel("optimizer step")
+        _whole_steps(grid[-1, 0])
         figure.align_ylabels()
     return title
 
 
-def expert_loads(
-    loads: np.ndarray,
-    png: str | Path,
-    name: str = "",
-    labels: Sequence[str] | None = None,
-    steps: Sequence[int] | None = None,
-) -> str:
+def expert_loads(loads: np.ndarray, png: str | Path, name: str = "",
+                 labels: Sequence[str] | None = None, steps: Sequence[int] | None = None) -> str:
     """Draw the last loads as a heat map by layer, with each layer's MaxVio; return the title.
 
     loads: counts or shares [L, E], or [S, L, E] over recorded `steps`: then the course of MaxVio is
@@ -103,6 +100,8 @@ def expert_loads(
     over_time = over_time[None] if over_time.ndim == 2 else over_time
     if over_time.ndim != 3 or 0 in over_time.shape:
         raise ValueError(f"loads have the shape {np.shape(loads)}; give [L, E] or [S, L, E]")
+    if not np.isfinite(over_time).all():
+        raise ValueError("loads are not all numbers; give counts or shares of tokens")
     last = over_time[-1]
     labels = labels or [f"layer {i}" for i in range(len(last))]
     title = _loads_title(name, last, labels)
@@ -112,7 +111,7 @@ def expert_loads(
         ratios = [map_height, 1.8] if has_course else [1]
         grid = figure.subplots(len(ratios), squeeze=False, height_ratios=ratios)
         _draw_loads(figure, grid[0, 0], last, labels)
-        grid[0, 0].set_title(title)
+        grid[0, 0].set_title(_wrapped(title, 7.5))
         if has_course:
             course = np.array([max_violation(one) for one in over_time])
             _draw_violation(grid[1, 0], course, labels, steps)
@@ -144,7 +143,7 @@ def placements(
                 axes.set_xlabel(f"{slot}, {words}")
             row[1].set_yticks([])
         figure.colorbar(image, ax=grid, label="load / layer mean", fraction=0.03, aspect=24)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(_wrapped(title, 9), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return title
 
 
@@ -179,23 +178,53 @@ def smooth(values: np.ndarray, share: float = 0.01) -> np.ndarray:
     return np.convolve(values, bell, "same") / weight
 
 
-def _loss_title(name: str, loss: Series, bits: Series, baselines: Mapping[str, float]) -> str:
+def _loss_title(name: str, loss: Series, bits: Series, baselines: Mapping[str, float],
+                skipped: int) -> str:
     """State what the run reached, beside the baseline that is nearest to it."""
     if not len(bits[0]):
         if not len(loss[0]):
-            return name
-        return f"{name}: training loss {smooth(loss[1])[-1]:.2f} nats after {loss[0][-1]:.0f} steps"
+            return f"{name}: no step had a finite loss" if skipped else name
+        return f"{name}: training loss {smooth(loss[1])[-1]:.2f} nats {_after(loss[0][-1])}"
     reached = bits[1][-1]
     said = f"{name}: {reached:.2f} bits per byte held out"
     if not baselines:
-        return f"{said} after {bits[0][-1]:.0f} steps"
+        return f"{said} {_after(bits[0][-1])}"
     label, value = min(baselines.items(), key=lambda item: abs(item[1] - reached))
     return f"{said}, {'below' if reached < value else 'above'} the {label} ({value:.2f})"
 
 
-def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray, key: str) -> None:
-    axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.7, label="each step")
-    axes.plot(steps, smooth(values), color=BLUE, linewidth=1.6, label="smoothed")
+def _after(step: float) -> str:
+    return f"after {step:.0f} step{'' if step == 1 else 's'}"
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A title in as many lines as a figure of so many inches needs."""
+    return "\n".join(textwrap.wrap(title, int(9.4 * width)))
+
+
+def _whole_steps(axes: Axes) -> None:
+    """Ticks at whole numbers of the horizontal axis, which is widened around a single one."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = axes.get_xlim()
+    if high - low < 1:
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
+    axes.xaxis.set_major_locator(
+        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
+def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray, key: str,
+               skipped: np.ndarray) -> None:
+    """Each step's loss, smoothed where there are many; skipped steps stand on the lower edge."""
+    if len(steps) <= FEW:
+        axes.plot(steps, values, color=BLUE, linewidth=1.2, marker="o", markersize=3,
+                  label="each step")
+    else:
+        axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.7, label="each step")
+        axes.plot(steps, smooth(values), color=BLUE, linewidth=1.6, label="smoothed")
+    if len(skipped):
+        axes.plot(skipped, np.full(len(skipped), 0.03), transform=axes.get_xaxis_transform(),
+                  color=RUST, marker="|", markersize=7, linestyle="", label="skipped")
     axes.set_ylabel(f"training loss{', next token' if key == 'next_token' else ''}\nnats a token")
     axes.legend(frameon=False, loc="upper right")
 
@@ -212,20 +241,36 @@ def _draw_bits(axes: Axes, bits: Series, reached: Series, marks: tuple[str, str]
               label=marks[0] if len(bits[0]) else None)
     step, value = reached[0][-1], reached[1][-1]
     axes.plot(step, value, color=BLUE, marker="D", markersize=5.5, linestyle="", label=marks[1])
-    _legend_above(axes)
-    axes.annotate(f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points",
-                  ha="right", fontweight="bold", color=BLUE)  # fmt: skip
-    for label, other in baselines.items():
+    for other in baselines.values():
         axes.axhline(other, color=RUST, linewidth=1.1, linestyle=(0, (5, 3)))
-        axes.annotate(f"{label} {other:.3f}", (0.01, other), xytext=(0, 3), color=RUST,
+    axes.margins(y=0.2)
+    _legend_above(axes)
+    axes.annotate(f"{value:.3f}", (step, value), xytext=(-7, 0), textcoords="offset points",
+                  ha="right", va="center", fontweight="bold", color=BLUE,
+                  bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"})  # fmt: skip
+    for at, words in _beside(baselines, axes.get_ylim()):
+        axes.annotate(words, (0.01, at), xytext=(0, 3), color=RUST,
                       xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
     axes.set_ylabel("held out\nbits per byte")
 
 
+def _beside(lines: Mapping[str, float], limits: tuple[float, float]) -> list[tuple[float, str]]:
+    """Heights and words of labels; lines that are too near for labels of their own share one."""
+    near, made = 0.11 * (limits[1] - limits[0]), []
+    for label, value in sorted(lines.items(), key=lambda item: item[1]):
+        words = f"{label} {value:.3f}"
+        if made and value - made[-1][1] < near:
+            at, _, before = made.pop()
+            made.append((at, value, f"{before}, {words}"))
+        else:
+            made.append((value, value, words))
+    return [(at, words) for at, _, words in made]
+
+
 def _draw_rate(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     axes.fill_between(steps, values, color=GRAY, alpha=0.25, linewidth=0)
-    axes.plot(steps, values, color=GRAY, linewidth=1)
-    axes.set_ylim(0, 1.1 * values.max())
+    axes.plot(steps, values, color=GRAY, linewidth=1, marker="o" if len(steps) == 1 else None)
+    axes.set_ylim(0, 1.1 * values.max() or 1)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.set_ylabel("learning\nrate")
 
@@ -236,6 +281,8 @@ def _loads_title(name: str, loads: np.ndarray, labels: Sequence[str]) -> str:
     worst = int(violation.argmax())
     dead = dead_experts(loads)
     start = f"{name}: " if name else ""
+    if dead == loads.size:
+        return f"{start}no expert was chosen by any token"
     return (
         f"{start}busiest expert {1 + violation[worst]:.2f}x its layer's mean ({labels[worst]}), "
         f"{dead or 'no'} dead of {loads.size}"
@@ -250,6 +297,7 @@ def _draw_relative(axes: Axes, loads: np.ndarray, labels: Sequence[str], top: fl
     relative = np.divide(loads, mean, out=np.zeros_like(loads), where=mean > 0)
     image = axes.imshow(relative, cmap="RdBu_r", norm=TwoSlopeNorm(1, vmin=0, vmax=max(2.0, top)),
                         aspect="auto", interpolation="nearest")
+    _whole_steps(axes)
     axes.set_yticks(range(len(labels)), labels, fontsize=float(np.clip(330 / len(labels), 5, 9)))
     axes.grid(False)
     return image
@@ -269,19 +317,20 @@ def _draw_loads(figure: Figure, axes: Axes, loads: np.ndarray, labels: Sequence[
     figure.colorbar(image, ax=axes, label="load / layer mean", fraction=0.03, pad=0.08, aspect=14)
 
 
-def _draw_violation(
-    axes: Axes, course: np.ndarray, labels: Sequence[str], steps: Sequence[int] | None
-) -> None:
+def _draw_violation(axes: Axes, course: np.ndarray, labels: Sequence[str],
+                    steps: Sequence[int] | None) -> None:
     """MaxVio of every layer over the recorded steps, course [S, L]."""
     import matplotlib
 
     x = np.arange(len(course)) if steps is None else np.asarray(steps)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, course.shape[1]))
     for values, color, label in zip(course.T, colors, labels):
-        axes.plot(x, values, color=color, linewidth=1.1, label=label)
+        axes.plot(x, values, color=color, linewidth=1.1, label=label,
+                  marker="o" if len(x) <= FEW else None, markersize=3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("MaxVio")
     axes.set_xlabel("optimizer step" if steps is not None else "record")
+    _whole_steps(axes)
     shown = range(len(labels)) if len(labels) <= 6 else (0, len(labels) // 2, len(labels) - 1)
     _legend_above(axes, [axes.lines[i] for i in shown])
 

@@ -95,8 +95,84 @@ def test_panels_without_data_are_left_out_and_an_empty_file_is_refused(tmp_path,
     writer.write(1, "train", {"loss": 5.0})
     writer.close()
     title = plots.loss_curve(tmp_path / "m.jsonl", tmp_path / "a.png", name="x")
-    assert title == "x: training loss 5.00 nats after 1 steps"
+    assert title == "x: training loss 5.00 nats after 1 step"
     assert len(drawn[0].axes) == 1
+
+
+def _numbers(axes, figure):
+    """Tick labels of the horizontal axis that are drawn."""
+    figure.canvas.draw()
+    low, high = axes.get_xlim()
+    return [label.get_text() for label in axes.get_xticklabels()
+            if low <= label.get_position()[0] <= high]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 60, 600])
+def test_a_run_of_any_length_is_seen_and_its_steps_are_whole_numbers(tmp_path, drawn, steps):
+    path = _record(tmp_path / "m.jsonl", final=2.5, steps=steps)
+    plots.loss_curve(path, tmp_path / "a.png", {"5-gram": 2.51})
+    loss, bits, rate = drawn[0].axes
+    ticks = _numbers(rate, drawn[0])
+    assert 2 <= len(ticks) <= 9
+    assert all("." not in tick for tick in ticks)
+    few = steps <= plots.FEW
+    assert (loss.lines[0].get_marker() == "o") == few  # a single step is a dot, no empty panel
+    assert ("smoothed" in _legend(loss)) != few
+    assert not _legend_covers(drawn[0], bits)
+    value = bits.texts[0].get_window_extent()
+    assert not value.overlaps(bits.get_legend().get_window_extent())
+
+
+def test_skipped_steps_are_marked_and_a_run_of_nothing_else_says_so(tmp_path, drawn):
+    plots.loss_curve(_record(tmp_path / "m.jsonl"), tmp_path / "a.png")
+    skipped = drawn[0].axes[0].lines[2]
+    assert skipped.get_label() == "skipped"
+    np.testing.assert_array_equal(skipped.get_xdata(), [7])
+    writer = MetricWriter(tmp_path / "n.jsonl")
+    for step in (1, 2):
+        writer.write(step, "train", {"next_token": float("nan"), "rate": 0.0})
+    writer.close()
+    title = plots.loss_curve(tmp_path / "n.jsonl", tmp_path / "a.png", name="x")
+    assert title == "x: no step had a finite loss"
+
+
+def test_baselines_that_are_near_each_other_share_a_label(tmp_path, drawn):
+    path = _record(tmp_path / "m.jsonl")
+    plots.loss_curve(path, tmp_path / "a.png", {"a": 2.06, "b": 2.05, "c": 4.0, "d": 2.055})
+    assert _texts(drawn[0].axes[1])[1:] == ["b 2.050, d 2.055, a 2.060", "c 4.000"]
+
+
+def test_a_long_title_is_broken_and_covers_no_label(tmp_path, drawn):
+    path = _record(tmp_path / "m.jsonl")
+    plots.loss_curve(path, tmp_path / "a.png", name="a-long-name-" * 8)
+    figure = drawn[0]
+    figure.canvas.draw()
+    title = figure.axes[0].title if figure.axes[0].get_title() else figure.axes[0]._left_title
+    assert "\n" in title.get_text()
+    assert title.get_window_extent().x1 <= figure.bbox.x1
+    writer = MetricWriter(tmp_path / "evaluated.jsonl")
+    writer.write(0, "eval", {"bits_per_byte": 8.0, "heldout_tokens": 1600})
+    writer.close()
+    plots.loss_curve(tmp_path / "evaluated.jsonl", tmp_path / "a.png", name="only-evaluated")
+    bits = drawn[1].axes[0]
+    drawn[1].canvas.draw()
+    words = bits.get_legend().get_window_extent()
+    assert not words.overlaps(bits._left_title.get_window_extent())
+
+
+@pytest.mark.parametrize("experts", [1, 2, 3, 64])
+def test_experts_are_counted_in_whole_numbers(tmp_path, drawn, experts):
+    plots.expert_loads(np.ones((2, 2, experts)), tmp_path / "b.png", steps=[5, 6])
+    for axes in drawn[0].axes[:2]:
+        assert all("." not in tick for tick in _numbers(axes, drawn[0]))
+    assert drawn[0].axes[1].lines[0].get_marker() == "o"
+
+
+def test_loads_of_no_token_and_loads_that_are_no_numbers(tmp_path):
+    title = plots.expert_loads(np.zeros((2, 8)), tmp_path / "b.png", "tiny")
+    assert title == "tiny: no expert was chosen by any token"
+    with pytest.raises(ValueError, match="not all numbers"):
+        plots.expert_loads(np.array([[1, np.nan]]), tmp_path / "b.png")
 
 
 def test_smoothing_keeps_lines_and_means_and_does_not_lag():
