@@ -256,7 +256,8 @@ def _draw_bits(axes: Axes, bits: Series, reached: Series, marks: tuple[str, str]
 
 def _beside(lines: Mapping[str, float], limits: tuple[float, float]) -> list[tuple[float, str]]:
     """Heights and words of labels; lines that are too near for labels of their own share one."""
-    near, made = 0.11 * (limits[1] - limits[0]), []
+    near = 0.11 * (limits[1] - limits[0])
+    made: list[tuple[float, float, str]] = []
     for label, value in sorted(lines.items(), key=lambda item: item[1]):
         words = f"{label} {value:.3f}"
         if made and value - made[-1][1] < near:
