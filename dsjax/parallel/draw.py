@@ -84,53 +84,69 @@ def _shade(op: Op) -> tuple[int, ...]:
     return tuple(round(255 - (255 - part) * strength) for part in COLORS[op.kind])
 
 
-ROW, MARGIN, TOP, FONT = 24, 56, 34, 9
+WIDTH = 830  # of a page that shows the picture as it is
+ROW, MARGIN, TOP, FONT, GAP = 24, 48, 30, 10, 14
 NARROWEST = 0.62  # of a digit, in font sizes
+BANDS = 6  # of a picture, at most: with more it would fill a screen
 
 
 def svg(timeline: Timeline) -> str:
-    """Draw a timeline as the text of an SVG image, wide enough for numbers where it can be."""
+    """Draw a timeline as the text of an SVG image as wide as a page.
+
+    Time goes on in another band below where the numbers of one band would not fit its cells.
+    """
     schedule = timeline.schedule
-    width = _width(timeline)
-    scale = (width - MARGIN - 8) / float(timeline.makespan or 1)
-    bottom = TOP + ROW * schedule.ranks
+    scale, bands = _scale(timeline)
     shapes = []
     for rank, (row, spans) in enumerate(zip(schedule.table, timeline.spans)):
-        top = TOP + ROW * rank
-        shapes.append(f'<text x="4" y="{top + ROW / 2 + 3:g}">rank {rank}</text>')
         shapes.append(
-            f'<rect x="{MARGIN}" y="{top + 1}" width="{float(timeline.makespan) * scale:.2f}" '
+            f'<rect x="0" y="{ROW * rank + 1}" width="{float(timeline.makespan) * scale:.2f}" '
             f'height="{ROW - 2}" fill="#f3f3f3"/>'
         )
         for cell, (start, end) in zip(row, spans):
-            box = (MARGIN + float(start) * scale, top + 1, float(end - start) * scale)
+            box = (float(start) * scale, ROW * rank + 1, float(end - start) * scale)
             shapes += _boxes(cell, *box)
     title = (
         f"{schedule.name}: {schedule.ranks} ranks, {schedule.microbatches} microbatches, makespan "
         f"{float(timeline.makespan):g}, bubble {float(timeline.bubble):g}"
     )
+    height = TOP + bands * (ROW * schedule.ranks + GAP) + 22
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 34}" '
-            f'width="{width}" height="{bottom + 34}" font-family="sans-serif" font-size="{FONT}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="{FONT}">',
             f"<title>{title}</title>",
-            f'<rect width="{width}" height="{bottom + 34}" fill="#ffffff"/>',
+            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
             f'<text x="{MARGIN}" y="18" font-size="12">{title}</text>',
-            *shapes,
-            *_legend(bottom + 14),
+            *_bands(schedule.ranks, bands, shapes),
+            *_legend(height - 20),
             "</svg>\n",
         ]
     )
 
 
-def _width(timeline: Timeline) -> int:
-    """Pixels in which the narrowest cell holds its microbatch; from 1200 to 3000."""
+def _scale(timeline: Timeline) -> tuple[float, int]:
+    """Pixels of a unit of time, and bands: as few as let the narrowest cell hold its number."""
     spans = [end - start for row in timeline.spans for start, end in row if end > start]
-    if not spans:
-        return 1200
+    room, makespan = WIDTH - MARGIN - 8, float(timeline.makespan or 1)
     digits = len(str(timeline.schedule.microbatches - 1))
-    wanted = float(timeline.makespan / min(spans)) * NARROWEST * FONT * digits
-    return round(min(max(1200, MARGIN + 8 + 1.02 * wanted), 3000))
+    wanted = 1.02 * NARROWEST * FONT * digits * makespan / float(min(spans, default=makespan))
+    bands = min(max(1, -int(-wanted // room)), BANDS)
+    return bands * room / makespan, bands
+
+
+def _bands(ranks: int, bands: int, shapes: list[str]) -> list[str]:
+    """The whole timeline, of which each band shows its part; a cell may go on in the next."""
+    room, height = WIDTH - MARGIN - 8, ROW * ranks
+    made = ['<defs>', '<g id="timeline">', *shapes, '</g>', '<clipPath id="band">',
+            f'<rect width="{room}" height="{height}"/>', '</clipPath>', '</defs>']
+    for band in range(bands):
+        top = TOP + band * (height + GAP)
+        made += [f'<text x="4" y="{top + ROW * (rank + 0.5) + 3:g}">rank {rank}</text>'
+                 for rank in range(ranks)]
+        made.append(f'<g transform="translate({MARGIN} {top})" clip-path="url(#band)">'
+                    f'<use href="#timeline" x="{-band * room}"/></g>')
+    return made
 
 
 def _boxes(cell: Cell, left: float, top: float, width: float) -> list[str]:
@@ -147,10 +163,20 @@ def _boxes(cell: Cell, left: float, top: float, width: float) -> list[str]:
         text = str(op.microbatch)
         if width > NARROWEST * FONT * len(text):
             shapes.append(
-                f'<text x="{left + width / 2:.2f}" y="{y + height / 2 + 3:g}" '
+                f'<text x="{_middle(left, width):.2f}" y="{y + height / 2 + 3:g}" '
                 f'text-anchor="middle">{text}</text>'
             )
     return shapes
+
+
+def _middle(left: float, width: float) -> float:
+    """The middle of a cell, or of its larger part where it goes on in the next band."""
+    room = WIDTH - MARGIN - 8
+    edge = (left + width) // room * room
+    if not left < edge < left + width:
+        return left + width / 2
+    before, after = (left + edge) / 2, (edge + left + width) / 2
+    return before if edge - left >= width / 2 else after
 
 
 def _legend(y: float) -> list[str]:

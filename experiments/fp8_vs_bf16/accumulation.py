@@ -83,8 +83,9 @@ def draw(folder: Path) -> None:
             largest = 100 * np.array([found["largest"] for found in by_k[name].values()])
             ax.fill_between(k, largest.min(1), largest.max(1), color=color, alpha=0.25, lw=0)
             ax.plot(k, largest.mean(1), color=color, marker="o", ms=3, label=label)
+        errors = (0.05, 0.1, 0.2, 0.5, 1, 2, 5)
         ax.set(xscale="log", yscale="log", xticks=k, xticklabels=k, xlabel="K",
-               ylabel="largest error, % of the mean entry",
+               yticks=errors, yticklabels=errors, ylabel="largest error, % of the mean entry",
                title="Promotion every 128 keeps the error of long sums in place")
         ax.minorticks_off()
         ax.legend(frameon=False)

@@ -90,10 +90,9 @@ def record(asked: Asked, found: Sequence[Record], groups: Sequence[Group]) -> No
 
 
 def draw(found: Sequence[Record], groups: Sequence[Group], path: Path) -> None:
-    """Loss curves of one seed, then a panel a group of what differs from bf16."""
-    width = 4.2 if len(groups) < 3 else 3.7
-    with plot.figure(path, width=width * (1 + len(groups)), panels=1 + len(groups)) as axes:
-        curves, *panels = np.atleast_1d(axes)
+    """Loss curves of one seed, then a panel a group of what differs from bf16; names of arms."""
+    with plot.figure(path, width=plot.PAGE, height=3.0, panels=1 + len(groups), columns=2) as axes:
+        curves, *panels = np.atleast_1d(axes).flat
         for color, name in zip(plot.COLORS, ("bf16", "fp8", "fp32")):
             for one, style in zip(groups[:2], ("-", "--")):
                 for r, _ in pairs(found, one, name)[:1]:
@@ -101,9 +100,16 @@ def draw(found: Sequence[Record], groups: Sequence[Group], path: Path) -> None:
                                 label=f"{one[0]}, {name}")
         curves.set(xlabel="step", ylabel="loss, nats a token (EMA 0.9)",
                    title=title(found, groups[:2]))
-        curves.legend(frameon=False, fontsize=7)
+        curves.legend(frameon=False)
         for ax, one in zip(panels, groups):
             panel(ax, found, one)
+        lines = {line.get_label(): line for ax in panels for line in ax.lines
+                 if line.get_label()[0] != "_"}
+        last = panels[-1].figure.axes[-1]
+        where = {"loc": "center"} if not last.axison else {"loc": "lower left", "ncols": 2}
+        legend = last.legend(lines.values(), lines.keys(), frameon=False, **where)
+        for line in legend.get_lines():
+            line.set(linewidth=2, alpha=1)
 
 
 def panel(ax: Any, found: Sequence[Record], of_group: Group) -> None:
@@ -118,7 +124,6 @@ def panel(ax: Any, found: Sequence[Record], of_group: Group) -> None:
         ax.axhline(sign * 100 * LIMIT, color=plot.INK, lw=0.8, ls=":")
     ax.set(xlabel="step", ylabel="difference from bf16, %", ylim=(-0.55, 0.55),
            title=f"{of_group[0]}, {of_group[1]:,} tokens a batch")
-    ax.legend(frameon=False, fontsize=7, ncols=2)
 
 
 def title(found: Sequence[Record], groups: Sequence[Group]) -> str:

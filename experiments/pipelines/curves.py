@@ -87,10 +87,13 @@ def measure(asked: Asked, steps: int) -> None:
 def draw(folder: Path) -> None:
     """The figure, from the record alone."""
     curves = json.loads((folder / "records" / "curves.json").read_text())["curves"]
-    with plot.figure(folder / "curves.svg", panels=len(curves)) as axes:
+    with plot.figure(folder / "curves.svg", width=plot.PAGE, panels=len(curves)) as axes:
         for axis, (recipe, lines) in zip(np.atleast_1d(axes), curves.items(), strict=True):
             for (arm, line), color, style in zip(lines.items(), plot.COLORS, ("-", "--", ":"),
                                                  strict=False):
                 axis.plot(range(1, len(line) + 1), line, style, color=color, label=arm)
-            axis.set(xlabel="step", ylabel="nats a token", title=recipe)
-            axis.legend()
+            alone = np.array(lines["one device"])
+            apart = np.abs(np.array(lines["DualPipe"]) / alone - 1).max()
+            axis.set(xlabel="step", ylabel="nats a token",
+                     title=f"{recipe}: apart by {apart:.0e} at most")
+            axis.legend(frameon=False)

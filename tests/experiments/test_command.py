@@ -5,6 +5,7 @@ they do not know, leave records alone when quick, and say in a record when the t
 import fcntl
 import hashlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -246,3 +247,18 @@ def test_cheap_parts_run_quickly_and_leave_the_records(name, part, made, tmp_pat
     assert kept() == before
     assert (tmp_path / name / "records" / made).is_file()
     assert "No record of the experiment was touched" in capsys.readouterr().out
+
+
+FIGURES = sorted(study.ROOM.rglob("*.svg"))
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.name)
+def test_figures_fit_a_page_with_letters_that_can_be_read(path):
+    text = path.read_text()
+    width, unit = re.search(r'<svg [^>]*width="([\d.]+)(pt)?"', text, re.DOTALL).groups()
+    pixels = float(width) * (96 / 72 if unit else 1)
+    shown = min(1, 830 / pixels)  # what a README page leaves of it
+    sizes = [float(size) * (96 / 72 if unit else 1)
+             for size in re.findall(r'font(?:-size="|: (?:\w+ )?|-size: )([\d.]+)', text)]
+    assert sizes, "figures have text"
+    assert min(sizes) * shown >= 9

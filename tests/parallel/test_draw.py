@@ -34,7 +34,9 @@ def test_svg_areas_are_the_work(name):
     root = ElementTree.fromstring(draw.svg(timeline))
     boxes = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("stroke")]
     area = sum(float(box.get("width")) * float(box.get("height")) for box in boxes)
-    scale = (1200 - draw.MARGIN - 8) / timeline.makespan * (draw.ROW - 2)
+    scale, bands = draw._scale(timeline)
+    assert timeline.makespan * scale == pytest.approx(bands * (draw.WIDTH - draw.MARGIN - 8))
+    scale *= draw.ROW - 2
     # widths are printed to 0.01 pixel, so each box is off by at most 0.005 x its height
     assert abs(area - sum(timeline.busy) * scale) <= len(boxes) * 0.005 * draw.ROW
     assert len(boxes) == sum(len(cell) for row in timeline.schedule.table for cell in row)
@@ -45,11 +47,23 @@ def test_a_drawing_is_wide_enough_for_every_number(name):
     schedule = build(name, 8, 24)
     times = Times(2, 2, 1.5, 4.5)
     root = ElementTree.fromstring(draw.svg(simulate(schedule, times)))
-    assert 1200 <= int(root.get("width")) <= 3000
+    assert int(root.get("width")) == draw.WIDTH  # a page shows it as it is: letters keep their size
+    assert int(root.get("font-size")) >= 10
     words = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
     operations = [op for row in schedule.table for cell in row for op in cell]
     assert Counter(w for w in words if w.isdecimal()) == Counter(
         str(op.microbatch) for op in operations)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bands_show_every_moment_once(name):
+    root = ElementTree.fromstring(draw.svg(simulate(build(name, 8, 24), Times(2, 2, 1.5, 4.5))))
+    (window,) = root.iter("{http://www.w3.org/2000/svg}clipPath")
+    room = int(window[0].get("width"))
+    shown = list(root.iter("{http://www.w3.org/2000/svg}use"))
+    assert [int(e.get("x")) for e in shown] == [-room * band for band in range(len(shown))]
+    idle = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("fill") == "#f3f3f3"]
+    assert float(idle[0].get("width")) == pytest.approx(room * len(shown), abs=0.01)
 
 
 def test_the_terminal_shows_idle_time_as_blank():
