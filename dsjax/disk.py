@@ -171,13 +171,8 @@ def held(folder: Path | str, remedy: str) -> Iterator[None]:
     Raises UserError, with who holds it, where another process does.
     """
     file = Path(folder) / LOCK
+    handle = _claimed(file, folder, remedy)
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({cause(error).lower()}); "
-                        f"{remedy}") from None
-    try:
-        _claim(handle, file, folder, remedy)
         is_over = threading.Event()
         beats = threading.Thread(target=_beat, args=(handle, is_over), daemon=True, name="lock")
         beats.start()
@@ -189,6 +184,25 @@ def held(folder: Path | str, remedy: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, 0)
     finally:
+        os.close(handle)
+
+
+def _claimed(file: Path, folder: Path | str, remedy: str) -> int:
+    """Open and lock the file, which has its name on return: a holder may remove it at its end."""
+    while True:
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written to ({cause(error).lower()}); "
+                            f"{remedy}") from None
+        try:
+            _claim(handle, file, folder, remedy)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(file)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
 
 

@@ -48,13 +48,15 @@ def run(argv: list[str]) -> int:
         return 128 + (outcome.signal or 0)
     training, heldout = ([text.encode() for text in part] for part in corpus.texts(config))
     five_gram = ngram.bits_per_byte(training, heldout)
-    report(config, outcome, {"byte 5-gram (Witten-Bell)": five_gram}, console)
+    if not outcome.was_finished:
+        report(config, outcome, {"byte 5-gram (Witten-Bell)": five_gram}, console)
     console.print()
     for prompt in PROMPTS:
         speak(outcome.out, prompt, console)
     drafted = speak(outcome.out, PROMPTS[0], console, is_drafting=True)
     seconds = time.monotonic() - began
-    summarize(outcome, five_gram, drafted, seconds)
+    if not outcome.was_finished:
+        summarize(outcome, five_gram, drafted, seconds)
     console.print(f"{seconds / 60:.1f} minutes. Go on with: {myself()} generate {outcome.out} "
                   "--prompt ROMEO. --draft", highlight=False, markup=False, soft_wrap=True)
     return 0

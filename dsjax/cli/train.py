@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
         raise
     if outcome.signal is not None and not outcome.is_complete:
         return 128 + outcome.signal
-    if is_first:
+    if is_first and not outcome.was_finished:
         report(config, outcome, {}, console)
     return 0
 

@@ -234,6 +234,8 @@ class RunConfig:
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")
 """The parts of a run that its checkpoints depend on."""
+CHANGEABLE = ("train", "rate", "place", "parallel")
+"""The parts that may be changed on resume, which is said."""
 
 
 def fingerprint(part: object) -> str:
@@ -257,3 +259,15 @@ def difference(there: object, here: object, name: str) -> str | None:
         for f in dataclasses.fields(there)
     )
     return next(said for said in found if said is not None)
+
+
+def changes(there: object, here: object, name: str) -> list[str]:
+    """Every field in which two configs differ, as `name.field 1 -> 2`."""
+    if there == here:
+        return []
+    if type(there) is type(here) and dataclasses.is_dataclass(there):
+        return [said for f in dataclasses.fields(there) for said in changes(
+            getattr(there, f.name), getattr(here, f.name), f"{name}.{f.name}")]
+    one, other = (type(part).__name__ if dataclasses.is_dataclass(part) else part
+                  for part in (there, here))
+    return [f"{name} {one} -> {other}"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import typing
 from pathlib import Path
 from typing import Any
 
+from dsjax import disk
 from dsjax.config.fields import class_choices, did_you_mean, field_types
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
@@ -19,22 +18,17 @@ def run_to_json(run: RunConfig, path: Path | str) -> None:
 
     A field that may hold one of several classes names its class under `kind`.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(_plain(run), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    disk.write_json(path, _plain(run), "make room or name another --place.out")
 
 
 def run_from_json(path: Path | str) -> RunConfig:
     """Read back exactly what `run_to_json` wrote; unknown keys are refused by name."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}); give the folder of a run") from None
+    data = disk.read_object(path, "put back the config.json of the run, or give another run")
     try:
         return _build(RunConfig, data, "run")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: {error}; put back the config.json of the run, or give "
+                        "another run") from None
 
 
 def _plain(value: Any) -> Any:

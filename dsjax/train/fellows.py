@@ -19,17 +19,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dsjax.checkpoint.store import StoreError
 from dsjax.errors import UserError, say
 
 BEAT_S, SILENCE_S = 2.0, 20.0
+SENTENCE = 2048  # bytes of what the first process tells the others
 FAILED = "failed "
 LEFT = 3
 """Exit status of a process that left because another was gone."""
@@ -130,6 +132,30 @@ def watching(folder: Path) -> Iterator[None]:
     is_over.set()
     thread.join()
     fellows.finish()
+
+
+def agree(decide: Callable[[], str]) -> str:
+    """What the first process decides, in every process; where it refuses, all do with its words.
+
+    It stays a moment after it has refused: the others' words would be lost with the coordinator.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    said = b""
+    if jax.process_index() == 0:
+        try:
+            said = b"+" + decide().encode()
+        except UserError as error:
+            said = b"-" + str(error).encode()
+    told = np.zeros(SENTENCE, np.uint8)
+    told[: len(said)] = np.frombuffer(said[:SENTENCE], np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(told), np.uint8)
+    heard = told.tobytes().rstrip(b"\0").decode(errors="ignore")
+    if heard.startswith("-"):
+        if jax.process_index() == 0:
+            time.sleep(BEAT_S)
+        raise UserError(heard[1:])
+    return heard[1:]
 
 
 def _wait() -> None:

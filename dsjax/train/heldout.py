@@ -9,8 +9,10 @@ Axes: B rows, T time, D model, J MTP depth, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,29 @@ class Heldout:
     mtp_nats: list[float]  # a target, by depth
     acceptance: list[float]  # by depth
     targets: int
+
+
+def values(found: Heldout) -> dict[str, float]:
+    """An evaluation as an event of metrics.jsonl has it."""
+    named = {"bits_per_byte": found.bits_per_byte, "nats": found.nats,
+             "heldout_tokens": found.targets}
+    if found.acceptance:
+        named |= {"mtp_nats": found.mtp_nats[0], "mtp_acceptance": found.acceptance[0]}
+    return named
+
+
+def recorded(event: Mapping[str, Any]) -> tuple[Heldout, Heldout | None]:
+    """What a "final" event of metrics.jsonl tells of a run, and of its average where it has one."""
+    def number(name: str) -> float:
+        return math.nan if event.get(name) is None else event[name]
+
+    nats, acceptance = ([number(name)] if name in event else []
+                        for name in ("mtp_nats", "mtp_acceptance"))
+    targets = int(event.get("heldout_tokens") or 0)
+    found = Heldout(number("nats"), number("bits_per_byte"), nats, acceptance, targets)
+    if "bits_per_byte_average" not in event:
+        return found, None
+    return found, Heldout(math.nan, number("bits_per_byte_average"), [], [], targets)
 
 
 HeldoutStep = Callable[[TransformerParams, Batch], HeldoutSums]

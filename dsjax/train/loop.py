@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dsjax.checkpoint.store import Store
@@ -32,10 +31,11 @@ from dsjax.model import count
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
 from dsjax.terminal import Console
-from dsjax.train import fellows, heldout, metrics, pace, platform, plots, resume, spread
+from dsjax.train import fellows, heldout, hold, metrics, pace, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
 from dsjax.train.heldout import Heldout, HeldoutStep
+from dsjax.train.signals import Signals
 from dsjax.train.state import TrainState
 from dsjax.train.step import TrainStep
 
@@ -53,38 +53,8 @@ class Outcome:
     heldout: Heldout | None
     heldout_average: Heldout | None
     signal: int | None = None
-
-
-class Signals:
-    """Turns SIGTERM and the first ctrl-C into a request to stop after the present step."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def _note(self, number: int, _frame: Any) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def is_told(self, done: int) -> bool:
-        """Whether to stop after `done` steps; the same answer in every process."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(done):
-            self.received = signal.SIGTERM
-        return self.received is not None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[Signals]:
-        """Listen within the block; handlers of before are put back."""
-        former: dict[int, Any] = {}
-        # Several processes leave it to JAX's handler, by which they agree on a step.
-        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            former = {n: signal.signal(n, self._note) for n in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    was_finished: bool = False
+    """Nothing was left to do: nothing was done, and the folder is as it was."""
 
 
 @dataclass
@@ -120,14 +90,44 @@ def train(
     backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
     said = platform.describe(run, backend) | spread.describe(run, mesh) | {"folder": str(out)}
     header(said, f"dsjax train {run.name}", console)
-    resume.refuse_another(run, out)
-    with fellows.watching(out / "processes"), Signals().listening() as signals:
-        corpus = spread.first_alone(lambda: prepare(run, out, console.print))
-        step_fn = spread.compile_step(run, backend, mesh)
-        session = _open(run, out, corpus, backend, mesh, console)
-        with session.display:
-            completed = _run(session, step_fn, signals)
-        return _close(session, completed, signals.received, console)
+    with hold.holding(run, out) as is_due:
+        if not is_due:
+            return _finished(run, out, console)
+        with fellows.watching(out / "processes"), Signals().listening() as signals:
+            corpus = spread.first_alone(lambda: prepare(run, out, console.print))
+            step_fn = spread.compile_step(run, backend, mesh)
+            session = _open(run, out, corpus, backend, mesh, console)
+            with _closing(session):
+                with session.display:
+                    completed = _run(session, step_fn, signals)
+                return _close(session, completed, signals.received, console)
+
+
+def _finished(run: RunConfig, out: Path, console: Console) -> Outcome:
+    """Say that a run is over, and what it had found."""
+    event = resume.final_event(run, out) or {}
+    step = event.get("step", run.train.steps)
+    console.print(f"{out} holds this run finished after step {step} of {run.train.steps}: there is "
+                  "nothing to do (more --train.steps would go on)")
+    return Outcome(out, step, True, *heldout.recorded(event), was_finished=True)
+
+
+@contextlib.contextmanager
+def _closing(s: Session) -> Iterator[None]:
+    """Let go of a session's files and threads, however the block ends."""
+    with contextlib.ExitStack() as last:
+        last.callback(s.writer.close)
+        if s.average is not None:
+            last.callback(s.average.close)
+        last.callback(s.stream.close)
+        try:
+            yield
+        except BaseException:
+            # Of several processes one that fails alone waits for none: a save is made by all.
+            if jax.process_count() == 1:
+                last.callback(s.store.close)
+            raise
+        s.store.close()
 
 
 def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mesh | None,
@@ -138,11 +138,14 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
     )
     resumed, average, loads = None, None, None
-    if store.latest() is not None:
+    kept = resume.kept_config(out)
+    if kept is not None:
         resumed, start, average, loads = resume.restore(run, store, stream, console.print, mesh)
+        for said in resume.changed(kept, run, resumed):
+            console.print(said)
     else:
         start = resume.begin(run, console.print, mesh)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and (resumed or 0) < run.train.steps:
         run_to_json(run, out / "config.json")
     host = None
     if run.optimizer.ema_decay:
@@ -263,12 +266,8 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
 
 def _evaluate(s: Session, done: int) -> Heldout:
     found = _heldout(s, s.state.params, s.run.place.eval_batches)
-    values: dict[str, Any] = {
-        "bits_per_byte": found.bits_per_byte, "nats": found.nats, "heldout_tokens": found.targets
-    }
-    if found.acceptance:
-        values |= {"mtp_nats": found.mtp_nats[0], "mtp_acceptance": found.acceptance[0]}
-    written = dict(values)
+    values = heldout.values(found)
+    written: dict[str, Any] = dict(values)
     if s.window_loads is not None:
         written["loads"] = s.window_loads
         s.window_loads = None
@@ -306,10 +305,7 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
     done = int(s.state.step)
     if completed:
         found = _heldout(s, s.state.params, 0)
-        values = {
-            "bits_per_byte": found.bits_per_byte, "nats": found.nats,
-            "heldout_tokens": found.targets,
-        }
+        values = heldout.values(found)
         if s.average is not None:
             average = _heldout(s, s.average.arrays(), 0)
             values["bits_per_byte_average"] = average.bits_per_byte
@@ -318,11 +314,6 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
         name = signal.Signals(received).name
         console.print(f"{name}: saved after step {done}; the same command goes on from there")
     s.store.wait()
-    s.store.close()
-    s.stream.close()
-    if s.average is not None:
-        s.average.close()
-    s.writer.close()
     return Outcome(s.out, done, completed, found, average, received)
 
 

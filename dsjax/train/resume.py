@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,11 @@ from jax.sharding import Mesh
 
 from dsjax.checkpoint import files
 from dsjax.checkpoint.store import Store, load_params
-from dsjax.config.run import IDENTITY, RunConfig, difference
+from dsjax.config.run import CHANGEABLE, IDENTITY, RunConfig, changes, difference
 from dsjax.config.stored import run_from_json
 from dsjax.data.loader import RowStream
 from dsjax.errors import UserError
-from dsjax.train import spread
+from dsjax.train import metrics, spread
 from dsjax.train.state import TrainState
 
 Say = Callable[[str], Any]
@@ -66,17 +67,11 @@ def refuse_another(run: RunConfig, out: Path) -> None:
     Before anything is written there. What the run was is read from its config.json, where a field
     that a later version has added takes its default: a run stays itself when the program grows.
     """
-    if not files.steps(out / "checkpoints"):
+    kept = kept_config(out)
+    if kept is None:
         return
     if not run.place.resume:
         raise UserError(f"{out} already holds a run; name another --place.out or resume it")
-    path = out / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{out} holds checkpoints but no config.json, which says what they are of; put it back "
-            "or name another --place.out"
-        )
-    kept = run_from_json(path)
     for part in IDENTITY:
         said = difference(getattr(kept, part), getattr(run, part), part)
         if said is not None:
@@ -84,3 +79,49 @@ def refuse_another(run: RunConfig, out: Path) -> None:
                 f"the run in {out} was made with {said}; give the config it was made with, "
                 "or another --place.out"
             )
+
+
+def kept_config(out: Path) -> RunConfig | None:
+    """The config of the run in a folder; None where there are no checkpoints yet."""
+    if not files.steps(out / "checkpoints"):
+        return None
+    path = out / "config.json"
+    if not path.exists():
+        raise UserError(
+            f"{out} holds checkpoints but no config.json, which says what they are of; put it back "
+            "or name another --place.out"
+        )
+    return run_from_json(path)
+
+
+def changed(kept: RunConfig, run: RunConfig, step: int) -> list[str]:
+    """What is to be said of settings that are other ones from a step on; places are no settings."""
+    here = dataclasses.replace(kept.place, out=run.place.out, resume=run.place.resume)
+    kept = dataclasses.replace(kept, place=here)
+    found = [said for part in CHANGEABLE
+             for said in changes(getattr(kept, part), getattr(run, part), part)]
+    said = [f"{one} from step {step} on" for one in found]
+    if run.start_from not in (None, kept.start_from):
+        said.append(f"--start-from {run.start_from} is not read: the run goes on from its own "
+                    "checkpoint")
+    return said
+
+
+def final_event(run: RunConfig, out: Path) -> dict[str, Any] | None:
+    """What the last evaluation found of a run that has taken all its steps; None for others.
+
+    The newest checkpoint must be there in full size; its bytes are not read.
+    """
+    checkpoints, source = out / "checkpoints", out / "metrics.jsonl"
+    done = max(files.steps(checkpoints), default=-1)
+    if done < run.train.steps or not source.is_file():
+        return None
+    where = checkpoints / files.name(done)
+    try:
+        manifest = files.read(where)
+        is_whole = all((where / path).stat().st_size == size
+                       for path, (size, _) in manifest.files.items())
+    except (files.Damaged, OSError):
+        return None
+    finals = [e for e in metrics.read_metrics(source, "final") if e["step"] == done]
+    return finals[-1] if is_whole and finals else None

@@ -222,8 +222,8 @@ def test_a_field_added_since_takes_its_default(tmp_path):
 
 
 def test_json_that_is_missing_or_cut_is_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match=r"absent.json is missing"):
         run_from_json(tmp_path / "absent.json")
     (tmp_path / "cut.json").write_text('{"name": ')
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match=r"cut.json is not JSON"):
         run_from_json(tmp_path / "cut.json")
