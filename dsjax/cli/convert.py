@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -95,9 +95,11 @@ def _words(run: Path, made: Path) -> Like | None:
         words = tokenizer.load(path)
     except UserError:  # a released run's own tokenizer of another kind; it is copied as it is
         return Like({}, (path,))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast",
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **words.settings.tokens,
                 "eos_token": words.core.id_to_token(words.end_id)}
-    ids = {"eos_token_id": words.end_id}
+    ids: dict[str, Any] = {
+        "eos_token_id": words.end_id if len(words.end_ids) == 1 else list(words.end_ids)
+    }
     if words.begin_id is not None:
         settings["bos_token"] = words.core.id_to_token(words.begin_id)
         ids["bos_token_id"] = words.begin_id

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -35,7 +35,7 @@ class Generate:
     """Folder that `dsjax train` or `dsjax demo` wrote."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to continue; give it again for more rows of a batch. None, or an empty one, starts a new
-    text."""
+    text. Names of the tokenizer's added tokens in it, as <|fim_begin|>, are those tokens."""
     prompt_file: Path | None = None
     """A UTF-8 text file that is one prompt more, whole."""
     max_new: int | None = None
@@ -48,6 +48,11 @@ class Generate:
     """Seed of the choices."""
     draft: bool = False
     """Speculate with the model's MTP modules: the same distribution in fewer passes."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """The begin token before each prompt: as the files of the run's tokenizer say (a converted
+    checkpoint's, as transformers reads them; none where they say nothing), surely, or none."""
+    end_token: str | None = None
+    """Name of the token that ends a text, where no file beside the tokenizer names it."""
     context: int | None = None
     """Positions a row may take; by default the row length of the training."""
     json: bool = False
@@ -61,6 +66,8 @@ class Model:
     run: RunConfig
     params: TransformerParams
     words: Tokenizer
+    is_begun: bool | None = None
+    """Whether a begin token stands before prompts; None is as the tokenizer's files say."""
 
 
 def main(args: Generate) -> int:
@@ -68,14 +75,14 @@ def main(args: Generate) -> int:
     from dsjax.infer import Sampling
 
     texts = _prompts(args)
-    model = load(args.run)
+    model = load(args.run, args.end_token, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.run.train.length if args.context is None else args.context
-    longest = max(len(_ids(model.words, text)) for text in texts)
+    longest = max(len(_ids(model, text)) for text in texts)
     sampling = Sampling(
         temperature=args.temperature,
         top_p=args.top_p,
         max_new=_room(context, longest) if args.max_new is None else args.max_new,
-        stop_ids=(model.words.end_id,),
+        stop_ids=model.words.end_ids,
         seed=args.seed,
         vocab=model.words.vocab,
     )
@@ -94,15 +101,18 @@ def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = Fa
     context = model.run.train.length
     sampling = Sampling(
         temperature=0.8,
-        max_new=_room(context, len(_ids(model.words, prompt))),
-        stop_ids=(model.words.end_id,),
+        max_new=_room(context, len(_ids(model, prompt))),
+        stop_ids=model.words.end_ids,
         vocab=model.words.vocab,
     )
     return write(model, [prompt], sampling, console, context, is_drafting)[1]
 
 
-def load(run: str | Path) -> Model:
-    """Read a run folder: its config, its tokenizer and its newest readable checkpoint."""
+def load(run: str | Path, end: str | None = None, is_begun: bool | None = None) -> Model:
+    """Read a run folder: its config, its tokenizer and its newest readable checkpoint.
+
+    end: the name of its end token, where its files do not say it. is_begun: as in `Model`.
+    """
     from dsjax.checkpoint import store
     from dsjax.config.stored import run_from_json
     from dsjax.data import tokenizer
@@ -112,9 +122,9 @@ def load(run: str | Path) -> Model:
         what = "has no config.json" if folder.is_dir() else "is not a folder"
         raise UserError(f"{run} {what}; give the folder that `dsjax train` wrote, as runs/tiny")
     config = run_from_json(folder / "config.json")
-    words = tokenizer.load(folder / "tokenizer.json")
+    words = tokenizer.load(folder / "tokenizer.json", end=end)
     params = store.load_params(folder, config.model, say=say)
-    return Model(config, params, words)
+    return Model(config, params, words, is_begun)
 
 
 def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Console | None,
@@ -123,7 +133,7 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
     from dsjax.data.tokenizer import StreamDecoder
     from dsjax.infer import check, generate_with_report
 
-    prompts = [_ids(model.words, text) for text in texts]
+    prompts = [_ids(model, text) for text in texts]
     check(model.run.model, prompts, sampling, is_drafting, context)
     decoders = [StreamDecoder(model.words) for _ in texts]
     later = ["" for _ in texts]
@@ -174,7 +184,7 @@ def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Compl
     rows = [
         {
             "prompt": text,
-            "text": words.decode([t for t in done.tokens if t != words.end_id]),
+            "text": words.decode([t for t in done.tokens if t not in words.end_ids]),
             "tokens": len(done.tokens),
             "reason": done.reason,
         }
@@ -209,9 +219,9 @@ def _prompts(args: Generate) -> list[str]:
     return texts or [""]
 
 
-def _ids(words: Tokenizer, text: str) -> list[int]:
+def _ids(model: Model, text: str) -> list[int]:
     """Ids of a prompt; an empty one is the end of the text before."""
-    return words.encode(text) or [words.end_id]
+    return model.words.prompt(text, is_begun=model.is_begun) or [model.words.end_id]
 
 
 def _room(context: int, longest: int) -> int:

@@ -1,6 +1,7 @@
 """From text on disk to batches on the host.
 
-Reading order: tokenizer (text <-> ids), sources (files -> documents, held-out split), shards (ids
+Reading order: tokenizer (text <-> ids), tokenizer_file (what its file says, obeyed or refused),
+tokenizer_settings (begin and end tokens), patterns, long_words, sources (files -> documents, held-out split), shards (ids
 on disk), pack (documents -> rows, FIM), curriculum (row length and batch size over training),
 loader (rows -> batches, resumed exactly).
 """

@@ -106,7 +106,7 @@ def read(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
         raise UserError(
             f"{folder / INDEX} is no shard index ({error}); prepare it again"
         ) from error
-    if tokenizer is not None and tokenizer.fingerprint != shards.fingerprint:
+    if tokenizer is not None and not tokenizer.has_fingerprint(shards.fingerprint):
         raise UserError(
             f"{folder} was made with tokenizer {shards.fingerprint}, not {tokenizer.fingerprint}; "
             "use the tokenizer.json written beside it"

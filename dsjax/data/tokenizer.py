@@ -4,55 +4,42 @@ The V3 tokenizer is a byte-level BPE of 128K ids (V3 section 4.1); every string 
 `decode(encode(text)) == text`. Bits per byte, the unit in which the report compares models with
 different tokenizers (V3 section 4.4), needs the byte count of each id: `token_bytes`.
 
-Limits: byte-level BPE only (DeepSeek, GPT-2, Llama 3, Qwen); SentencePiece-style files are refused.
+Limits: byte-level BPE only (DeepSeek, GPT-2, Llama 3, Qwen); SentencePiece-style files are refused,
+and so is a file that would change or lose text (`tokenizer_file`).
 Names of added tokens (`<|end_of_text|>`, DeepSeek's roles) written out in a text are plain text to
 `encode`, so that no document can forge the end of another or a role; `encode(text, special=True)`
-turns them into their ids as Hugging Face's does, for chat templates and FIM prompts.
+turns them into their ids, for FIM documents, and `prompt` does all that the file says.
 Axis: V vocabulary.
 """
 
 import codecs
-import gzip
+import dataclasses
 import hashlib
 import json
-import os
 import re
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dsjax.data import long_words, tokenizer_file, tokenizer_settings
+from dsjax.data.tokenizer_settings import Settings
 from dsjax.errors import UserError
 
+Returned = TypeVar("Returned")
 if TYPE_CHECKING:  # the library costs import time, so it is loaded where it is used
     import tokenizers
 
 END, FIM_BEGIN, FIM_HOLE, FIM_END = (
-    "<|end_of_text|>",
-    "<|fim_begin|>",
-    "<|fim_hole|>",
-    "<|fim_end|>",
+    tokenizer_settings.END,
+    tokenizer_settings.FIM_BEGIN,
+    tokenizer_settings.FIM_HOLE,
+    tokenizer_settings.FIM_END,
 )
 SPECIAL = (END, FIM_BEGIN, FIM_HOLE, FIM_END)
-# DeepSeek writes special names with a full-width bar and a low block for the space.
-_BAR, _SPACE = "\uff5c", "\u2581"
-
-
-def _deepseek(name: str) -> str:
-    return f"<{_BAR}{name.replace(' ', _SPACE)}{_BAR}>"
-
-
-_NAMES = {
-    "begin": (_deepseek("begin of sentence"), "<|begin_of_text|>"),
-    "end": (END, _deepseek("end of sentence"), "<|endoftext|>"),
-    "fim_begin": (FIM_BEGIN, _deepseek("fim begin"), "<|fim_prefix|>"),
-    "fim_hole": (FIM_HOLE, _deepseek("fim hole"), "<|fim_suffix|>"),
-    "fim_end": (FIM_END, _deepseek("fim end"), "<|fim_middle|>"),
-}
 
 
 @dataclass(frozen=True)
@@ -71,11 +58,16 @@ class Tokenizer:
     fim_begin_id: int | None
     fim_hole_id: int | None
     fim_end_id: int | None
+    end_ids: tuple[int, ...]
+    """All ids that end a text that is generated; `end_id`, which ends documents, is the first."""
+    settings: Settings
+    remarks: tuple[str, ...] = ()
+    """Sentences for the user: what of the file was left out."""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of `text`; with `special`, names of added tokens become their ids."""
         if not special:
-            return self.core.encode(text, add_special_tokens=False).ids
+            return self._guarded(lambda: self.core.encode(text, add_special_tokens=False).ids)
         ids: list[int] = []
         for i, piece in enumerate(self._added_names.split(text)):  # odd pieces are names
             ids += [self._id_of[piece]] if i % 2 else self.encode(piece)
@@ -83,8 +75,34 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, on all cores."""
-        batch = self.core.encode_batch_fast(list(texts), add_special_tokens=False)
+        batch = self._guarded(
+            lambda: self.core.encode_batch_fast(list(texts), add_special_tokens=False)
+        )
         return [encoding.ids for encoding in batch]
+
+    def prompt(self, text: str, *, is_begun: bool | None = None) -> list[int]:
+        """Return the ids of a prompt as transformers' AutoTokenizer gives them for these files.
+
+        Names of added tokens become their ids, the normalizer works, and the begin and end tokens
+        that the files ask for are put around. With `is_begun` the begin token stands before the
+        text (True) or nothing is put around it (False), whatever the files ask for.
+        """
+        tokens = self.settings.tokens
+        is_said = is_begun is None and ("add_bos_token" in tokens or "add_eos_token" in tokens)
+        own = is_begun is None and not is_said  # the post-processor inside tokenizer.json decides
+        ids = self._guarded(lambda: self._as_it_says.encode(text, add_special_tokens=own).ids)
+        if is_begun or (is_said and tokens.get("add_bos_token") and tokens.get("bos_token")):
+            if self.begin_id is None:
+                raise UserError("the tokenizer has no begin token that its files name; leave it "
+                                "out with --bos no")
+            ids = [self.begin_id, *ids]
+        if is_said and tokens.get("add_eos_token") and tokens.get("eos_token"):
+            ids = [*ids, self.core.get_vocab()[tokens["eos_token"]]]
+        if any(i >= self.vocab for i in ids):
+            raise UserError(f"the tokenizer's post_processor puts the id {max(ids)} around a "
+                            f"prompt, which is outside its vocabulary of {self.vocab:,}; give "
+                            "--bos no, or mend tokenizer.json")
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, special ones by name; bytes that are not UTF-8 give U+FFFD."""
@@ -92,32 +110,52 @@ class Tokenizer:
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def save(self, path: str | Path) -> None:
-        """Write tokenizer.json (gzipped when the name ends in .gz), whole or not at all."""
-        path = Path(path)
-        data = self.source.encode()
-        data = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        """Write tokenizer.json (gzipped when the name ends in .gz), whole or not at all.
+
+        Beside it goes what it needs to be read again as it is: see `tokenizer_settings`.
+        """
+        files = self.settings.files(self.end_ids)
+        tokenizer_settings.save(Path(path), self.source, files)
 
     @cached_property
     def pieces(self) -> tuple[bytes, ...]:
-        """The bytes that each id decodes to [V]; an added token's are those of its name."""
-        added = {i: name.encode() for i, name in self._added.items()}
-        table = _byte_of_character()
-        names = {i: name for name, i in self.core.get_vocab(with_added_tokens=False).items()}
-        return tuple(
-            added[i] if i in added else bytes(table[c] for c in names.get(i, ""))
-            for i in range(self.vocab)
-        )
+        """The bytes that each id decodes to [V]; those of its name where that is no text."""
+        table, silent = _byte_of_character(), set(self.silent_ids)
+        found = [b""] * self.vocab
+        for name, i in self.core.get_vocab(with_added_tokens=True).items():
+            is_text = i not in silent and all(c in table for c in name)
+            found[i] = bytes(table[c] for c in name) if is_text else name.encode()
+        return tuple(found)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any id or merge, whatever library wrote the file."""
-        merges = json.loads(self.source)["model"]["merges"]
-        merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
-        ids = sorted((i, name) for name, i in self.core.get_vocab(True).items())
-        return hashlib.sha256(json.dumps([ids, merges]).encode()).hexdigest()[:16]
+        """Sixteen hex digits that change with whatever changes ids, whatever library wrote it."""
+        description = json.loads(self.source)
+        return _digest([self._ids, *tokenizer_file.identity(description)])
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Tell whether a kept fingerprint is this tokenizer's.
+
+        One of earlier versions, which counted ids and merges only, is known too.
+        """
+        if fingerprint == self.fingerprint:
+            return True
+        merges = tokenizer_file.merges(json.loads(self.source))
+        return fingerprint == _digest([self._ids, merges])
+
+    @cached_property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Ids that stand for no text: added tokens and ends, but for those that text can reach."""
+        ids = {*self._added, self.end_id, *self.end_ids}
+        ids |= {i for i in (self.begin_id, self.fim_begin_id, self.fim_hole_id, self.fim_end_id)
+                if i is not None}
+        names = {i: self.core.id_to_token(i) or "" for i in ids}
+        reached = _reached(self.core, json.loads(self.source), list(names.values()))
+        return tuple(sorted(i for i, name in names.items() if name and name not in reached))
+
+    @property
+    def _ids(self) -> list[tuple[int, str]]:
+        return sorted((i, name) for name, i in self.core.get_vocab(True).items())
 
     @cached_property
     def _added(self) -> dict[int, str]:
@@ -130,28 +168,35 @@ class Tokenizer:
     @cached_property
     def _added_names(self) -> re.Pattern:
         longest_first = sorted(self._added.values(), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "$^")
+
+    @cached_property
+    def _as_it_says(self) -> "tokenizers.Tokenizer":
+        """The library's tokenizer with all that the file says, for prompts."""
+        description = json.loads(self.source)
+        description["model"].setdefault("type", "BPE")
+        core = tokenizer_file.build(description | {"padding": None, "truncation": None},
+                                    "the tokenizer")
+        named = [self.settings.tokens.get(name) for name in ("bos_token", "eos_token")]
+        core.add_special_tokens([name for name in named if name])
+        return core
+
+    def _guarded(self, call: Callable[[], Returned]) -> Returned:
+        return tokenizer_file.guarded(call, "the tokenizer")
 
 
 def load(path: str | Path, *, end: str | None = None) -> Tokenizer:
-    """Read a byte-level tokenizer.json or tokenizer.json.gz; `end` names an unusual end token."""
+    """Read a byte-level tokenizer.json or tokenizer.json.gz and what lies beside it.
+
+    end: the name of the end token, where no file says it or another is wanted.
+    """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-        description = json.loads(text)
-        kind, decoder = description["model"]["type"], description["decoder"]
-    except FileNotFoundError as error:
-        raise UserError(f"tokenizer {path} does not exist; give a tokenizer.json") from error
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        reason = f"cannot be read ({error}); is it a whole tokenizer.json?"
-        raise UserError(f"tokenizer {path} {reason}") from error
-    if kind != "BPE" or not _is_byte_level(decoder):
-        raise UserError(
-            f"tokenizer {path} is not a byte-level BPE, the only kind supported; "
-            "use one such as DeepSeek's, GPT-2's or Llama 3's"
-        )
-    return _wrap(text, (end,) if end else _NAMES["end"], f"tokenizer {path}")
+    what = f"tokenizer {path}"
+    source = tokenizer_file.read(path)
+    description = tokenizer_file.parse(source, what)
+    words = set(description["model"]["vocab"])
+    words |= {token["content"] for token in description["added_tokens"]}
+    return _made(source, description, what, tokenizer_settings.read(path, words), end)
 
 
 def train_bpe(texts: Iterable[str], vocab: int, special: tuple[str, ...] = SPECIAL) -> Tokenizer:
@@ -181,14 +226,16 @@ def train_bpe(texts: Iterable[str], vocab: int, special: tuple[str, ...] = SPECI
         initial_alphabet=sorted(_byte_of_character()),
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
-    return _wrap(core.to_str(), (END, *special), "the trained tokenizer")
+    core.train_from_iterator(long_words.cut(texts), trainer)
+    source, what = core.to_str(), "the trained tokenizer"
+    end = special[0] if special and END not in special else None
+    return _made(source, tokenizer_file.parse(source, what), what, Settings(), end)
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Return int32 [V]: the UTF-8 bytes of text each id stands for, 0 for special tokens."""
+    """Return int32 [V]: the UTF-8 bytes of text each id stands for, 0 for those of no text."""
     sizes = np.array([len(piece) for piece in tokenizer.pieces], np.int32)
-    sizes[list(tokenizer._added)] = 0
+    sizes[list(tokenizer.silent_ids)] = 0
     return sizes
 
 
@@ -208,35 +255,63 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _wrap(source: str, end_names: tuple[str, ...], what: str) -> Tokenizer:
-    from tokenizers import Tokenizer as Core
-
-    description = json.loads(source)
-    for token in description["added_tokens"]:
-        token["special"] = True
-    try:
-        core = Core.from_str(json.dumps(description))
-    except Exception as error:  # the library raises no narrower type
-        raise UserError(f"{what} cannot be built from its tokenizer.json ({error})") from error
-    core.no_padding()
-    core.no_truncation()
-    core.encode_special_tokens = True
+def _made(source: str, description: dict[str, Any], what: str, settings: Settings,
+          end: str | None) -> Tokenizer:
+    core, remarks = tokenizer_file.lossless(description, _byte_of_character(), what)
     ids = core.get_vocab(with_added_tokens=True)
+    vocab = max(ids.values()) + 1
 
-    def find(names: tuple[str, ...]) -> int | None:
+    def find(names: Iterable[str]) -> int | None:
         return next((ids[name] for name in names if name in ids), None)
 
-    end = find(end_names)
-    if end is None:
-        raise UserError(f"{what} has no end token among {', '.join(end_names)}; name it with end=")
-    others = {f"{k}_id": find(v) for k, v in _NAMES.items() if k != "end"}
-    return Tokenizer(source=source, core=core, vocab=max(ids.values()) + 1, end_id=end, **others)
+    there = set(ids.values())
+    more = tuple(i for i in settings.end_ids if i in there)
+    names = {i: core.id_to_token(i) or "" for i in more}
+    words = _reached(core, description, list(names.values()))
+    ends = [i for i in more if names[i] not in words]
+    end_id = tokenizer_settings.end_id(ids, settings, ends, end, what)
+    if end is not None:
+        settings = dataclasses.replace(settings, tokens={**settings.tokens, "eos_token": end})
+    begin = settings.tokens.get("bos_token", tokenizer_settings.NAMES["begin"])
+    made = Tokenizer(
+        source=source,
+        core=core,
+        vocab=vocab,
+        end_id=end_id,
+        begin_id=find([begin] if isinstance(begin, str) else begin or ()),
+        **{f"{k}_id": find(v) for k, v in tokenizer_settings.NAMES.items() if k.startswith("fim")},
+        end_ids=tuple(dict.fromkeys((end_id, *more))),
+        settings=settings,
+        remarks=remarks,
+    )
+    name = core.id_to_token(end_id) or ""
+    if _reached(core, description, [name]):
+        raise UserError(f"{what} has the end token {name!r}, which is a word that text can hold; "
+                        f"name another: {tokenizer_settings.FLAG}")
+    return made
 
 
-def _is_byte_level(decoder: dict | None) -> bool:
-    parts = [decoder] if decoder else []
-    parts += decoder.get("decoders", []) if decoder else []
-    return any(part["type"] == "ByteLevel" for part in parts)
+def _reached(core: "tokenizers.Tokenizer", description: dict[str, Any],
+             names: list[str]) -> set[str]:
+    """Those of `names` that plain text can turn into: by merges, as one byte, or taken whole."""
+    words = description["model"]["vocab"]
+    table = _byte_of_character()
+    inside = [name for name in names if name in words and all(c in table for c in name)]
+    if not inside:
+        return set()
+    joined = {left + right for left, right in tokenizer_file.merges(description)}
+    texts = [bytes(table[c] for c in name).decode(errors="replace") for name in inside]
+    return {
+        name
+        for name, text in zip(inside, texts, strict=True)
+        if len(name) == 1
+        or name in joined
+        or core.encode(text, add_special_tokens=False).ids == [words[name]]
+    }
+
+
+def _digest(of: object) -> str:
+    return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsjax.data import long_words
 from dsjax.data import tokenizer as tok
 from dsjax.errors import UserError
 
@@ -103,7 +105,7 @@ def test_training_gives_the_same_ids_in_another_process_with_another_thread_coun
 
 
 def test_bad_tokenizer_files_are_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.json is missing"):
         tok.load(tmp_path / "nowhere.json")
     path = tmp_path / "broken.json.gz"
     path.write_bytes(gzip.compress(b"{}" * 999)[:20])
@@ -115,10 +117,10 @@ def test_bad_tokenizer_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="not a byte-level BPE"):
         tok.load(path)
     path.write_text(json.dumps({**description, "model": {"type": "BPE"}}))
-    with pytest.raises(UserError, match=r"other\.json cannot be built"):
+    with pytest.raises(UserError, match=r"other\.json has nothing where model\.vocab"):
         tok.load(path)
     BPE.save(path)
-    with pytest.raises(UserError, match="no end token among nope"):
+    with pytest.raises(UserError, match="no token 'nope'"):
         tok.load(path, end="nope")
     with pytest.raises(UserError, match="choose at least 260"):
         tok.train_bpe(TEXTS, 259)
@@ -140,3 +142,17 @@ def test_deepseek_tokenizer_round_trips():
     name = deepseek.pieces[128803].decode()
     assert deepseek.encode(name + "hi", special=True)[0] == 128803
     assert 128803 not in deepseek.encode(name + "hi")
+
+
+def test_a_text_without_spaces_trains_in_time_and_other_text_trains_as_ever():
+    draw = random.Random(3)
+    letters = "".join(draw.choices("ACGT", k=300_000))  # minutes of time where it is one word
+    dna = tok.train_bpe([letters], 600)
+    assert dna.vocab == 600
+    assert dna.decode(dna.encode(letters)) == letters
+    for run in ("A" * 3000, "!" * 3000, " " * 3000, "\u4f60" * 3000, "a-b" * 2000 + "_" * 3000):
+        pieces = list(long_words.cut([run, "word"]))
+        assert "".join(pieces) == run + "word"
+        assert len(pieces) > 2
+    for text in TEXTS + ["a " * 3000, "word " + "b" * 1023, "1" * 3000, "a1" * 3000]:
+        assert list(long_words.cut([text])) == [text]

@@ -1,0 +1,77 @@
+"""`dsjax generate` gives a model the ids that its checkpoint's own tokenizer gives, and stops where
+the checkpoint says."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer as Library
+
+from dsjax.checkpoint import hf
+from dsjax.cli import generate as command
+from dsjax.cli.main import main
+from dsjax.config.model import MLAConfig, ModelConfig
+from dsjax.infer import Sampling, generate
+from dsjax.model import transformer
+from tests import agreement
+from tests.data.descriptions import renamed, written
+
+NAMES = ("[GO]", "[STOP]", "[PAUSE]", "[ROLE]")
+PROMPT = "to be[ROLE] that"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder made of a released checkpoint whose files ask for a begin token."""
+    folder = tmp_path_factory.mktemp("released")
+    cfg = ModelConfig(310, 16, 1, 1, 24, MLAConfig(1, 8, 8, 4, 8))
+    hf.save(folder / "src", cfg, agreement.draw(transformer.specs(cfg), 3))
+    beside = {"tokenizer_config": {"bos_token": "[GO]", "eos_token": "[STOP]",
+                                   "add_bos_token": True},
+              "generation_config": {"eos_token_id": [1, 2]}}
+    written(folder / "src", renamed(*NAMES), **beside)
+    assert main(["convert", "hf-to-dsjax", str(folder / "src"), str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def said(capsys, run, *flags):
+    capsys.readouterr()
+    argv = ["generate", str(run), "--prompt", PROMPT, "--temperature", "0", "--max-new", "8"]
+    assert main([*argv, "--json", *flags]) == 0
+    return json.loads(capsys.readouterr().out)["completions"][0]
+
+
+def test_a_prompt_begins_as_the_checkpoints_own_tokenizer_begins_it(run, capsys):
+    model = command.load(run)
+    own = Library.from_file(str(run / "tokenizer.json")).encode(PROMPT).ids
+    sampling = Sampling(temperature=0, max_new=8, stop_ids=(1, 2), vocab=model.words.vocab)
+    texts = {}
+    for flags, ids in [((), [0, *own]), (("--bos", "yes"), [0, *own]), (("--bos", "no"), own)]:
+        tokens = generate(model.params, model.run.model, [ids], sampling)[0].tokens
+        texts[flags] = model.words.decode([t for t in tokens if t not in (1, 2)])
+        assert said(capsys, run, *flags)["text"] == texts[flags]
+    assert texts["--bos", "no"] != texts[()]
+
+
+def test_every_end_of_the_checkpoint_ends_a_text(run, capsys, monkeypatch):
+    model = command.load(run)
+    assert model.words.end_ids == (1, 2)
+    seen = []
+    monkeypatch.setattr(command, "write", lambda model, texts, sampling, *rest: seen.append(
+        sampling.stop_ids) or (_ for _ in ()).throw(KeyboardInterrupt))
+    for flags in ([], ["--end-token", "[PAUSE]"]):
+        with pytest.raises(KeyboardInterrupt):
+            command.main(command.Generate(str(run), end_token=flags[1] if flags else None))
+    assert seen == [(1, 2), (2, 1)]
+
+
+def test_an_end_token_that_no_file_names_is_asked_for_by_a_flag_there_is(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("config.json", "checkpoints"):
+        (copy / name).symlink_to(run / name)
+    written(copy, renamed("[A]", "[B]", "[C]"))
+    assert main(["generate", str(copy), "--prompt", "to"]) == 2
+    assert "--end-token NAME" in capsys.readouterr().err
+    assert said(capsys, copy, "--end-token", "[B]")["tokens"] > 0
+    assert main(["generate", str(copy), "--end-token", "[B]", "--bos", "yes"]) == 2
+    assert "--bos no" in capsys.readouterr().err
