@@ -96,7 +96,7 @@ def _kind(data: Any) -> str:
 # Writing
 
 
-def write_whole(path: Path | str, data: bytes | str,
+def write_whole(path: Path | str, data: bytes | memoryview | str,
                 remedy: str = "make room or name another place") -> None:
     """Write a file whole or not at all, through links; it has reached the disk on return."""
     path = Path(os.path.realpath(path))

@@ -5,17 +5,22 @@ tokenizer.json.
 """
 
 import json
+import os
+import shlex
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from dsjax.data import pack, shards, sources, tokenizer
+from dsjax import disk
+from dsjax.data import pack, shards, shards_write, sources, tokenizer
 from dsjax.data.tokenizer import Tokenizer
+from dsjax.data.tokenizer_file import MOST_IDS
 from dsjax.errors import UserError, printable, say
 
 BATCH_CHARACTERS = 2**22
@@ -33,6 +38,8 @@ class Data:
     """Folder to write train/ and heldout/ into."""
     tokenizer: Path | None = None
     """A byte-level tokenizer.json(.gz); by default one is trained on the training text."""
+    end_token: str | None = None
+    """Name of the tokenizer's token that ends documents, where no file beside it names it."""
     vocab: int = 4096
     """Ids of the tokenizer to train."""
     tokenizer_characters: int = 2**28
@@ -48,7 +55,7 @@ class Data:
     shard_tokens: int = 2**28
     """Tokens a file, about."""
     overwrite: bool = False
-    """Replace the shards that are already there."""
+    """Replace the shards that are already there, once the new ones are written."""
     json: bool = False
     """Print the summary as JSON."""
 
@@ -56,31 +63,77 @@ class Data:
 def main(args: Data) -> int:
     """Run the command; returns the exit status."""
     start = time.perf_counter()
-    if not 0 <= args.fim_rate <= 1:
-        raise UserError(f"--fim-rate {args.fim_rate} is a share; use 0 to 1")
-    folders = {"train": args.out / "train", "heldout": args.out / "heldout"}
+    _check_numbers(args)
+    folders = {name: args.out / name for name in shards.PARTS}
     for folder in folders.values():
         if shards.exist(folder) and not args.overwrite:
             raise UserError(f"{folder} holds shards; choose another --out, or use --overwrite")
+    disk.try_folder(args.out, "name another --out")
     size = sources.size_on_disk(args.sources)
-    words = _tokenizer(args)
-    for folder in folders.values():
-        shards.remove(folder)
-    if args.heldout_fraction == 0:
-        del folders["heldout"]
-    with _progress(size) as tell:
-        _write(args, folders, words, tell)
-    summary = {name: _summary(folder, words) for name, folder in folders.items()}
-    _print({**summary, "seconds": round(time.perf_counter() - start, 2)}, is_json=args.json)
+    with _own(args.out):
+        words = _tokenizer(args)
+        for remark in words.remarks:
+            say(remark)
+        left_over = None
+        if args.heldout_fraction == 0:
+            left_over = folders.pop("heldout")
+        with _progress(size) as tell:
+            _write(args, folders, words, tell)
+        if left_over is not None:
+            shards_write.remove(left_over)
+    summary: dict[str, Any] = {name: _summary(folder, words) for name, folder in folders.items()}
+    summary["seconds"] = round(time.perf_counter() - start, 2)
+    _print({**summary, "next": _next(folders, words)}, is_json=args.json)
     return 0
+
+
+def _check_numbers(args: Data) -> None:
+    """Refuse numbers that no machine or no tokenizer has, before any work."""
+    if not 0 <= args.fim_rate <= 1:
+        raise UserError(f"--fim-rate {args.fim_rate} is a share; use 0 to 1")
+    if not 0 <= args.heldout_fraction < 1:
+        raise UserError(
+            f"--heldout-fraction {args.heldout_fraction} is outside [0, 1); use 0.03, or 0 for none"
+        )
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is below 0; use 0 or more")
+    least = 256 + len(tokenizer.SPECIAL)
+    for flag, value, low, high in (
+        ("--vocab", args.vocab, least, MOST_IDS),
+        ("--shard-tokens", args.shard_tokens, 1, 2**31),
+        ("--tokenizer-characters", args.tokenizer_characters, 1, 2**36),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{flag} {value} is outside of what can be made; choose at least {low} "
+                            f"and at most {high}")
+
+
+@contextmanager
+def _own(out: Path) -> Iterator[None]:
+    """Hold --out, made if need be; a folder that was made is taken away again by a failure."""
+    made = [p for p in (out, *out.parents) if not os.path.lexists(p)]
+    disk.make_folder(out, "name another --out")
+    try:
+        with disk.held(out, "wait for it, or choose another --out"):
+            yield
+    except BaseException:
+        if made:
+            (out / disk.LOCK).unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _tokenizer(args: Data) -> Tokenizer:
     if args.tokenizer is not None:
-        return tokenizer.load(args.tokenizer)
-    say(f"training a byte-level BPE of {args.vocab:,} ids")
+        return tokenizer.load(args.tokenizer, end=args.end_token)
+    if args.end_token is not None:
+        raise UserError(f"--end-token {args.end_token} is of a tokenizer that is given; give "
+                        "--tokenizer, or leave it out")
     train = (text for is_held, text in _pieces(args) if not is_held)
-    return tokenizer.train_bpe(_first(train, args.tokenizer_characters), args.vocab)
+    with _ticker(f"training a byte-level BPE of {args.vocab:,} ids"):
+        return tokenizer.train_bpe(_first(train, args.tokenizer_characters), args.vocab)
 
 
 def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -98,11 +151,8 @@ def _pieces(args: Data, tell: Tell = lambda read, tokens: None) -> Iterator[tupl
 
 
 def _write(args: Data, folders: dict[str, Path], words: Tokenizer, tell: Tell) -> None:
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(shards.Writer(folder, words, shard_tokens=args.shard_tokens))
-            for name, folder in folders.items()
-        }
+    with shards_write.writing(folders, words, shard_tokens=args.shard_tokens,
+                              is_overwriting=args.overwrite) as writers:
         documents = 0
         for batch in _batches(_pieces(args, tell)):
             ids = words.encode_batch([text for _, text in batch])
@@ -145,6 +195,14 @@ def _summary(folder: Path, words: Tokenizer) -> dict:
     }
 
 
+def _next(folders: dict[str, Path], words: Tokenizer) -> str:
+    """The command that trains on what was made."""
+    command = ["dsjax", "train", "tiny", "--model.vocab", str(words.vocab)]
+    for name, folder in folders.items():
+        command += [f"--data.{name}", str(folder)]
+    return shlex.join(command)
+
+
 def _print(summary: dict, *, is_json: bool) -> None:
     if is_json:
         print(json.dumps(summary))
@@ -156,6 +214,11 @@ def _print(summary: dict, *, is_json: bool) -> None:
             f"{part['text_bytes']:,} bytes, {part['bytes_per_token']:.2f} bytes a token"
         )
     print(f"{summary['seconds']:.1f} s")
+    if "heldout" in summary:
+        print(f"train on it: {printable(summary['next'])}")
+    else:
+        print(f"train on it: {printable(summary['next'])} --data.heldout FOLDER, with held-out text of the "
+              "same --tokenizer prepared into FOLDER")
 
 
 @contextmanager
@@ -192,6 +255,25 @@ def _progress(size: int) -> Iterator[Tell]:
             bar.update(task, advance=read, tokens=total)
 
         yield tell
+
+
+@contextmanager
+def _ticker(what: str) -> Iterator[None]:
+    """Say what is being done, and every ten seconds that it still is."""
+    say(what)
+    is_over, began = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not is_over.wait(SECONDS_A_LINE):
+            say(f"{what}: {time.monotonic() - began:,.0f} s")
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _line_teller(size: int) -> Tell:

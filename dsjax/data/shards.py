@@ -2,29 +2,37 @@
 
 The files in order are one stream: the end token, then every document followed by the end token (the
 leading one makes the first token of the first document a target too). `documents-*.bin` holds, for
-each file, where its documents start (uint64, in tokens of that file). Files are written under a
-temporary name and renamed, the index last, so a folder with an index is whole; what has since been
-cut short is refused on opening. The tokenizer lies beside them as tokenizer.json.
+each file, where its documents start (uint64, in tokens of that file). The tokenizer lies beside
+them as tokenizer.json. `shards_write` makes them; a folder with an index is whole.
+
+An index may come from elsewhere, so nothing in it is believed: kinds, counts, sizes, names and
+dtypes are held against the files, and ids against the vocabulary: all of them on opening where
+there are at most `CHECKED` in a file (a tenth of a second), and in any case those that are read.
 
 Limits: documents do not span files; byte order is little-endian.
 """
 
-import json
 import os
-from collections.abc import Sequence
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from dsjax import disk
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.errors import UserError
 
 FORMAT = "dsjax tokens 1"
 INDEX = "index.json"
 TOKENIZER = "tokenizer.json"
+PARTS = ("train", "heldout")
+"""Folders that `dsjax data` writes into its --out."""
+CHECKED = 2**27
+REMEDY = "prepare it again with `dsjax data`"
+_INDEX_BYTES = 64 << 20
+_DTYPES = ("<u2", "<u4")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,9 @@ class Shards:
         parts, base = [], 0
         for file in self.files:
             if start < base + len(file) and stop > base:
-                parts.append(file[max(start - base, 0) : stop - base])
+                part = file[max(start - base, 0) : stop - base]
+                _check_ids(part, self.vocab, self.folder)
+                parts.append(part)
             base += len(file)
         return np.concatenate(parts)[::step] if parts else np.zeros(0, self.files[0].dtype)
 
@@ -60,154 +70,129 @@ class Shards:
         """Return the ids of one document, without its end token."""
         for file, starts in zip(self.files, self.document_starts, strict=True):
             if number < len(starts):
-                stop = starts[number + 1] if number + 1 < len(starts) else len(file)
-                return file[int(starts[number]) : int(stop) - 1]
+                start = int(starts[number])
+                stop = int(starts[number + 1]) if number + 1 < len(starts) else len(file)
+                if not start < stop <= len(file):
+                    raise _broken(self.folder, f"a document from {start:,} to {stop:,}")
+                document = file[start : stop - 1]
+                _check_ids(document, self.vocab, self.folder)
+                return document
             number -= len(starts)
         raise IndexError(f"document {number} past the end of {self.folder}")
 
 
 def exist(folder: str | Path) -> bool:
     """Tell whether `folder` holds finished shards."""
-    return (Path(folder) / INDEX).is_file()
+    return os.path.isfile(Path(folder) / INDEX)
 
 
-def remove(folder: str | Path) -> None:
-    """Delete the shards in `folder`, finished or not, index first, and nothing else."""
-    (Path(folder) / INDEX).unlink(missing_ok=True)
-    for pattern in ("tokens-*.bin*", "documents-*.bin*"):
-        for path in Path(folder).glob(pattern):
-            path.unlink()
+def part(folder: str | Path, name: str) -> Path:
+    """Return the folder of shards that is meant: `folder`, or the part of what holds both."""
+    inside = Path(folder) / name
+    return inside if not exist(folder) and exist(inside) else Path(folder)
 
 
 def read(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
     """Open the shards in `folder`; with `tokenizer`, refuse shards made with another."""
     folder = Path(folder)
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        if index["format"] != FORMAT:
-            raise ValueError(f"format {index['format']!r}, not {FORMAT!r}")
-        dtype = np.dtype(index["dtype"])
-        opened = [_open_file(folder, shard, dtype) for shard in index["shards"]]
-        shards = Shards(
-            folder=folder,
-            vocab=index["vocab"],
-            fingerprint=index["tokenizer"],
-            end_id=index["end_id"],
-            text_bytes=sum(shard["text_bytes"] for shard in index["shards"]),
-            files=tuple(tokens for tokens, _ in opened),
-            document_starts=tuple(starts for _, starts in opened),
-        )
-    except FileNotFoundError as error:
-        missing = f"{error.filename} is missing; prepare the shards with `dsjax data`"
-        raise UserError(missing) from error
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
+    index = disk.read_object(folder / INDEX, REMEDY, _INDEX_BYTES)
+    if index.get("format") != FORMAT:
+        raise _broken(folder, f"the format {str(index.get('format'))[:40]!r}, not {FORMAT!r}")
+    if index.get("dtype") not in _DTYPES:
+        raise _broken(folder, f"the dtype {str(index.get('dtype'))[:40]!r}, not one of {_DTYPES}")
+    dtype = np.dtype(index["dtype"])
+    vocab = _count(folder, index, "vocab", 1, 2 ** (8 * dtype.itemsize))
+    end_id = _count(folder, index, "end_id", 0, vocab - 1)
+    fingerprint = index.get("tokenizer")
+    if not isinstance(fingerprint, str):
+        raise _broken(folder, "no fingerprint of a tokenizer")
+    if tokenizer is not None:
+        _match(folder, tokenizer, fingerprint, vocab, end_id)
+    listed = index.get("shards")
+    if not isinstance(listed, list) or not listed:
+        raise _broken(folder, "no list of shards")
+    opened = [_open(folder, shard, dtype) for shard in listed]
+    for tokens, starts in opened:
+        if len(tokens) <= CHECKED:
+            _check_ids(tokens, vocab, folder)
+        if len(starts) <= CHECKED:
+            _check_starts(starts, len(tokens), folder)
+    return Shards(
+        folder=folder,
+        vocab=vocab,
+        fingerprint=fingerprint,
+        end_id=end_id,
+        text_bytes=sum(_count(folder, shard, "text_bytes", 0, 2**60) for shard in listed),
+        files=tuple(tokens for tokens, _ in opened),
+        document_starts=tuple(starts for _, starts in opened),
+    )
+
+
+def _match(folder: Path, tokenizer: Tokenizer, fingerprint: str, vocab: int, end_id: int) -> None:
+    """Refuse shards of another tokenizer than the one at hand."""
+    if not tokenizer.has_fingerprint(fingerprint):
         raise UserError(
-            f"{folder / INDEX} is no shard index ({error}); prepare it again"
-        ) from error
-    if tokenizer is not None and not tokenizer.has_fingerprint(shards.fingerprint):
-        raise UserError(
-            f"{folder} was made with tokenizer {shards.fingerprint}, not {tokenizer.fingerprint}; "
+            f"{folder} was made with tokenizer {fingerprint}, not {tokenizer.fingerprint}; "
             "use the tokenizer.json written beside it"
         )
-    return shards
+    if vocab != tokenizer.vocab:
+        raise UserError(f"{folder} was made with {vocab:,} ids, but its tokenizer has "
+                        f"{tokenizer.vocab:,}; {REMEDY}")
+    if end_id != tokenizer.end_id:
+        name = tokenizer.core.id_to_token(end_id)
+        raise UserError(f"{folder} ends its documents with {name} (id {end_id}), but the tokenizer "
+                        f"says {tokenizer.core.id_to_token(tokenizer.end_id)} (id "
+                        f"{tokenizer.end_id}); name the end token with --data.end-token, or "
+                        f"{REMEDY}")
 
 
-class Writer:
-    """Writes shards into a folder as documents come; use as a context, which closes the index.
-
-    with Writer(folder, tokenizer) as writer: writer.add(ids, text_bytes)
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        tokenizer: Tokenizer,
-        *,
-        shard_tokens: int = 2**28,
-        is_overwriting: bool = False,
-    ):
-        self._folder = Path(folder)
-        if exist(folder) and not is_overwriting:
-            raise UserError(f"{folder} already holds shards; choose another folder or overwrite")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        remove(self._folder)
-        self._tokenizer, self._limit = tokenizer, shard_tokens
-        self._dtype = np.dtype("<u2" if tokenizer.vocab <= 2**16 else "<u4")
-        self._shards: list[dict] = []
-        self._pieces: list[np.ndarray] = [np.array([tokenizer.end_id], self._dtype)]
-        self._starts: list[int] = []
-        self._size, self._text_bytes = 1, 0
-
-    def add(self, ids: Sequence[int] | np.ndarray, text_bytes: int) -> None:
-        """Append one document (without end token) that stands for `text_bytes` bytes of text."""
-        if self._size > self._limit:
-            self._flush()
-        document = np.asarray([*ids, self._tokenizer.end_id], np.int64)
-        if document.min() < 0 or document.max() >= self._tokenizer.vocab:
-            raise ValueError(f"ids outside [0, {self._tokenizer.vocab}) of the tokenizer")
-        self._starts.append(self._size)
-        self._pieces.append(document.astype(self._dtype))
-        self._size += len(document)
-        self._text_bytes += text_bytes
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            return
-        if self._starts:
-            self._flush()
-        if not self._shards:
-            raise UserError(f"no documents to write into {self._folder}; give more text")
-        self._tokenizer.save(self._folder / TOKENIZER)
-        index = {
-            "format": FORMAT,
-            "dtype": self._dtype.str,
-            "vocab": self._tokenizer.vocab,
-            "tokenizer": self._tokenizer.fingerprint,
-            "end_id": self._tokenizer.end_id,
-            "shards": self._shards,
-        }
-        _write(self._folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-
-    def _flush(self) -> None:
-        number = len(self._shards)
-        shard: dict[str, Any] = {
-            "tokens_file": f"tokens-{number:05d}.bin",
-            "documents_file": f"documents-{number:05d}.bin",
-            "tokens": self._size,
-            "documents": len(self._starts),
-            "text_bytes": self._text_bytes,
-        }
-        _write(self._folder / shard["tokens_file"], np.concatenate(self._pieces).tobytes())
-        starts = np.array(self._starts, "<u8")
-        _write(self._folder / shard["documents_file"], starts.tobytes())
-        self._shards.append(shard)
-        self._pieces, self._starts, self._size, self._text_bytes = [], [], 0, 0
+def _count(folder: Path, of: Any, name: str, least: int, most: int) -> int:
+    """A whole number of an index, within bounds."""
+    value = of.get(name) if isinstance(of, dict) else None
+    if type(value) is not int or not least <= value <= most:
+        raise _broken(folder, f"{str(value)[:40]} as {name}, which is a whole number from {least} "
+                              f"to {most:,}")
+    return value
 
 
-def _open_file(folder: Path, shard: dict, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    pair = []
-    for kind, of in (("tokens", dtype), ("documents", np.dtype("<u8"))):
-        path = folder / shard[f"{kind}_file"]
-        expected, size = shard[kind] * of.itemsize, path.stat().st_size
-        if size != expected:
-            raise UserError(
-                f"{path} has {size} bytes where its index says {expected}; prepare it again"
-            )
-        pair.append(np.memmap(path, of, "r"))
-    return pair[0], pair[1]
+def _open(folder: Path, shard: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Memory maps of the tokens and the starts of documents of one shard."""
+    documents = _count(folder, shard, "documents", 1, 2**48)
+    tokens = _count(folder, shard, "tokens", documents, 2**48)
+    return (
+        _map(folder, shard.get("tokens_file"), dtype, tokens),
+        _map(folder, shard.get("documents_file"), np.dtype("<u8"), documents),
+    )
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _map(folder: Path, name: Any, dtype: np.dtype, count: int) -> np.ndarray:
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise _broken(folder, f"{str(name)[:60]!r} as a file, which must lie in the folder itself")
+    path, expected = folder / name, count * dtype.itemsize
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path} is no regular file; {REMEDY}")
+        if found.st_size != expected:
+            raise UserError(f"{path} has {found.st_size:,} bytes where its index says "
+                            f"{expected:,}; {REMEDY}")
+        return np.memmap(path, dtype, "r")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({disk.cause(error)}); {REMEDY}") from None
+
+
+def _check_ids(ids: np.ndarray, vocab: int, folder: Path) -> None:
+    if vocab < 2 ** (8 * ids.dtype.itemsize) and ids.size and (most := int(ids.max())) >= vocab:
+        raise UserError(f"{folder} holds the id {most:,}, outside its vocabulary of {vocab:,}; "
+                        f"{REMEDY}")
+
+
+def _check_starts(starts: np.ndarray, tokens: int, folder: Path) -> None:
+    if int(starts[-1]) >= tokens or bool((starts[1:] <= starts[:-1]).any()):
+        raise _broken(folder, f"starts of documents that are not in order within {tokens:,} tokens")
+
+
+def _broken(folder: Path, what: str) -> UserError:
+    return UserError(f"{folder / INDEX} is no shard index: it has {what}; {REMEDY}")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.data import pack, shards
+from dsjax.data import pack, shards, shards_write
 from dsjax.data import tokenizer as tok
 from dsjax.errors import UserError
 
@@ -16,8 +16,12 @@ BPE = tok.train_bpe(["a few words\n"], 260)
 DOCUMENTS = [[5, 6, 7], [], [200] * 20, [9]]
 
 
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def write(folder, documents=DOCUMENTS, tokenizer=BPE, **options):
-    with shards.Writer(folder, tokenizer, **options) as writer:
+    with shards_write.Writer(folder, tokenizer, **options) as writer:
         for document in documents:
             writer.add(document, 2 * len(document))
     return shards.read(folder, tokenizer)
@@ -78,7 +82,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     index = json.loads((tmp_path / "index.json").read_text())
     for bad in ("", "[]", json.dumps({**index, "format": "other"})):
         (tmp_path / "index.json").write_text(bad)
-        with pytest.raises(UserError, match="no shard index"):
+        with pytest.raises(UserError, match=r"index\.json.*prepare it again"):
             shards.read(tmp_path)
 
 
@@ -89,19 +93,22 @@ def test_another_tokenizer_is_refused(tmp_path):
         shards.read(tmp_path, other)
 
 
-def test_an_interrupted_writing_leaves_no_index_and_nothing_stale(tmp_path):
+def test_an_interrupted_writing_leaves_the_old_whole_and_nothing_stale(tmp_path):
     write(tmp_path, shard_tokens=7)
-    with pytest.raises(UserError, match="already holds shards"):
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="holds shards"):
         write(tmp_path)
 
     def break_off():
-        with shards.Writer(tmp_path, BPE, shard_tokens=3, is_overwriting=True) as writer:
+        with shards_write.Writer(tmp_path, BPE, shard_tokens=3, is_overwriting=True) as writer:
             writer.add([1, 2, 3, 4], 4)
             writer.add([5], 1)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         break_off()
+    assert files(tmp_path) == before
+    shards_write.remove(tmp_path)
     assert not shards.exist(tmp_path)
     assert write(tmp_path).documents == len(DOCUMENTS)
     names = ["documents-00000.bin", "index.json", "tokenizer.json", "tokens-00000.bin"]

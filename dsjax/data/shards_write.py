@@ -1,0 +1,198 @@
+"""Shards being written: new files beside the old ones, exchanged at the end, or nothing at all.
+
+Data files get names that the folder does not have yet, and the index, which says what belongs to
+the folder, is replaced last; only then are the files of the index before it removed. Until then a
+folder that is overwritten is as it was, and a failure takes away what was written, and folders that
+were made, again. A process that is killed leaves files that no index names; the next removes them.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dsjax import disk
+from dsjax.data import shards
+from dsjax.data.tokenizer import Tokenizer
+from dsjax.data.tokenizer_settings import GENERATION, SETTINGS
+from dsjax.errors import UserError
+
+SHARD_TOKENS = 2**28
+_SMALL = (SETTINGS, GENERATION, shards.TOKENIZER, shards.INDEX)
+_DATA = re.compile(r"(?:tokens|documents)(?:-\d+)?-\d{5,}\.bin|\.(?:tokens|documents)-.*\.part")
+_STAGE = re.compile(r"\.new\.\d+")
+
+
+class Writer:
+    """Writes shards into a folder as documents come; use as a context, which closes the index.
+
+    with Writer(folder, tokenizer) as writer: writer.add(ids, text_bytes)
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        *,
+        shard_tokens: int = SHARD_TOKENS,
+        is_overwriting: bool = False,
+    ):
+        self._folder = Path(folder)
+        if shard_tokens < 1:
+            raise UserError(f"--shard-tokens {shard_tokens} makes no files; use at least 1")
+        if shards.exist(folder) and not is_overwriting:
+            raise UserError(f"{folder} holds shards; choose another --out, or use --overwrite")
+        self._stage, self._is_committed = self._folder / f".new.{os.getpid()}", False
+        self._made = [p for p in (self._folder, *self._folder.parents) if not os.path.lexists(p)]
+        disk.make_folder(self._folder, "name another --out")
+        if not shards.exist(folder):
+            _remove(self._folder, keep=set())
+        self._stem = _free_stem(self._folder)
+        self._tokenizer, self._limit = tokenizer, shard_tokens
+        self._dtype = np.dtype("<u2" if tokenizer.vocab <= 2**16 else "<u4")
+        self._shards: list[dict[str, Any]] = []
+        self._pieces: list[np.ndarray] = [np.array([tokenizer.end_id], self._dtype)]
+        self._starts: list[int] = []
+        self._size, self._text_bytes = 1, 0
+
+    def add(self, ids: Sequence[int] | np.ndarray, text_bytes: int) -> None:
+        """Append one document (without end token) that stands for `text_bytes` bytes of text."""
+        if self._size > self._limit:
+            self._flush()
+        document = np.append(np.asarray(ids, np.int64), self._tokenizer.end_id)
+        if document.min() < 0 or document.max() >= self._tokenizer.vocab:
+            raise ValueError(f"ids outside [0, {self._tokenizer.vocab}) of the tokenizer")
+        self._starts.append(self._size)
+        self._pieces.append(document.astype(self._dtype))
+        self._size += len(document)
+        self._text_bytes += text_bytes
+
+    def finish(self) -> None:
+        """Write what is left; the folder is still what it was."""
+        if self._starts:
+            self._flush()
+        if not self._shards:
+            raise UserError(f"no documents to write into {self._folder}; give more text")
+        index = {
+            "format": shards.FORMAT,
+            "dtype": self._dtype.str,
+            "vocab": self._tokenizer.vocab,
+            "tokenizer": self._tokenizer.fingerprint,
+            "end_id": self._tokenizer.end_id,
+            "shards": self._shards,
+        }
+        disk.make_folder(self._stage, "name another --out")
+        self._tokenizer.save(self._stage / shards.TOKENIZER)
+        disk.write_json(self._stage / shards.INDEX, index)
+
+    def commit(self) -> None:
+        """Make the new shards those of the folder, and remove the old ones; takes no room."""
+        for name in _SMALL:  # the index last
+            if (self._stage / name).exists():
+                os.replace(self._stage / name, self._folder / name)
+            else:
+                (self._folder / name).unlink(missing_ok=True)
+        self._is_committed = True
+        _remove(self._folder, keep=self._names())
+
+    def abort(self) -> None:
+        """Take away what was written, and the folders made for it, where it is not committed."""
+        if self._is_committed:
+            return
+        shutil.rmtree(self._stage, ignore_errors=True)
+        for name in self._names():
+            (self._folder / name).unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.finish()
+            self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _names(self) -> set[str]:
+        return {shard[f"{kind}_file"] for shard in self._shards for kind in ("tokens", "documents")}
+
+    def _flush(self) -> None:
+        number = f"{self._stem}{len(self._shards):05d}.bin"
+        shard: dict[str, Any] = {
+            "tokens_file": f"tokens-{number}",
+            "documents_file": f"documents-{number}",
+            "tokens": self._size,
+            "documents": len(self._starts),
+            "text_bytes": self._text_bytes,
+        }
+        self._shards.append(shard)  # before it is written, so that a failure takes it away
+        disk.write_whole(self._folder / shard["tokens_file"], np.concatenate(self._pieces).data)
+        starts = np.array(self._starts, "<u8")
+        disk.write_whole(self._folder / shard["documents_file"], starts.data)
+        self._pieces, self._starts, self._size, self._text_bytes = [], [], 0, 0
+
+
+@contextmanager
+def writing(
+    folders: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    is_overwriting: bool = False,
+) -> Iterator[dict[str, Writer]]:
+    """A writer a folder; all are exchanged when all are written, or none is."""
+    writers: dict[str, Writer] = {}
+    try:
+        for name, folder in folders.items():
+            writers[name] = Writer(folder, tokenizer, shard_tokens=shard_tokens,
+                                   is_overwriting=is_overwriting)
+        yield writers
+        for writer in writers.values():
+            writer.finish()
+        for writer in writers.values():
+            writer.commit()
+    except BaseException:
+        for writer in writers.values():
+            writer.abort()
+        raise
+
+
+def remove(folder: str | Path) -> None:
+    """Delete the shards in `folder`, finished or not, index first, and nothing else."""
+    (Path(folder) / shards.INDEX).unlink(missing_ok=True)
+    _remove(Path(folder), keep=set())
+
+
+def _remove(folder: Path, keep: set[str]) -> None:
+    """Delete data files that no index names, and what a killed process staged."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _DATA.fullmatch(path.name) and path.name not in keep:
+            path.unlink()
+        elif _STAGE.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
+
+
+def _free_stem(folder: Path) -> str:
+    """What stands before the number in names of data files, so that none is there already."""
+    there = {path.name.split("-")[1] for path in folder.glob("tokens-*-*.bin")}
+    if not any(folder.glob("tokens-?????.bin")):
+        return ""
+    return next(f"{n}-" for n in range(1, len(there) + 2) if str(n) not in there)
