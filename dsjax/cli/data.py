@@ -214,11 +214,9 @@ def _print(summary: dict, *, is_json: bool) -> None:
             f"{part['text_bytes']:,} bytes, {part['bytes_per_token']:.2f} bytes a token"
         )
     print(f"{summary['seconds']:.1f} s")
-    if "heldout" in summary:
-        print(f"train on it: {printable(summary['next'])}")
-    else:
-        print(f"train on it: {printable(summary['next'])} --data.heldout FOLDER, with held-out text of the "
-              "same --tokenizer prepared into FOLDER")
+    more = "" if "heldout" in summary else (
+        " --data.heldout FOLDER, with held-out text of the same --tokenizer prepared into FOLDER")
+    print(f"train on it: {printable(summary['next'])}{more}")
 
 
 @contextmanager
