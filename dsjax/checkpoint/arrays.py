@@ -30,7 +30,7 @@ class Arrays:
 
     def __init__(self, folder: Path) -> None:
         """Open the `arrays` folder of a checkpoint."""
-        self._state = state(folder)
+        self._state = state(plain(folder))
         self.is_orbax = (self._state / "manifest.ocdbt").is_file()
         self.opened = functools.lru_cache(maxsize=8)(self._open)
 
@@ -75,7 +75,7 @@ class Chunked:
     """An array that is written chunk by chunk, a file each, as zarr3 lays it out."""
 
     def __init__(self, where: Path) -> None:
-        """Open one that `create` made."""
+        """Open one that `create` made; the path must be plain."""
         import tensorstore
 
         self._where = where
@@ -103,7 +103,7 @@ class Chunked:
 
 
 def create(where: Path, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]) -> None:
-    """Make an array of zeros, none of which is written yet."""
+    """Make an array of zeros, none of which is written yet; the path must be plain."""
     import tensorstore
 
     spec = _spec(where) | {
@@ -122,4 +122,4 @@ def _spec(where: Path) -> dict[str, Any]:
 
 
 def _file(folder: Path) -> dict[str, Any]:
-    return {"driver": "file", "path": f"{plain(folder)}/"}
+    return {"driver": "file", "path": f"{folder}/"}

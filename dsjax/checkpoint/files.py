@@ -1,42 +1,35 @@
 """What makes a checkpoint's folder whole: one manifest of every file, one rename.
 
-A checkpoint is written under a hidden name, then listed in `manifest.json` (sizes and SHA-256 of
-its files, shapes and dtypes of its leaves, the caller's own data, and a SHA-256 of itself), flushed
-to the disk, and renamed. The rename is the only moment at which it comes into being, so that a
-process killed before leaves nothing that could be taken for one. The hashes are needed: tensorstore
-checks its indices, but a bit flipped in the numbers themselves is read back without a word.
+A checkpoint is written under a hidden name, then listed in its `manifest`, flushed to the disk, and
+renamed. The rename is the only moment at which it comes into being, so that a process killed before
+leaves nothing that could be taken for one. The hashes are needed: tensorstore checks its indices,
+but a bit flipped in the numbers themselves is read back without a word.
+
+It goes by a rename too, and not while someone reads it: a reader holds the folder (`held`) by a
+lock of the kernel, and what is held is left for the next removal. Where the file system has no such
+locks a reader finds that the folder is gone, and takes the newest that is there then.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-PARTIAL, REPLACED = ".saving-", ".replaced-"
+from dsjax.checkpoint import manifest
+from dsjax.checkpoint.manifest import MANIFEST, Manifest, hash_of
+
+PARTIAL, REPLACED, REMOVED = ".saving-", ".replaced-", ".removing-"
 
 
-class Damaged(Exception):  # noqa: N818 (a state of a checkpoint, always caught)
-    """Why a checkpoint cannot be trusted, in words that follow `is damaged:`."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint holds; `files` are all its others, relative to its folder."""
-
-    step: int
-    leaves: dict[str, tuple[tuple[int, ...], str]]  # dotted name -> shape, dtype
-    extra: dict[str, Any]
-    files: dict[str, tuple[int, str]]  # path -> bytes, SHA-256
-    format: int = FORMAT
+class Gone(Exception):  # noqa: N818 (always caught)
+    """A checkpoint was there, and is not any more."""
 
 
 def name(step: int) -> str:
@@ -46,41 +39,49 @@ def name(step: int) -> str:
 
 def steps(folder: Path) -> list[int]:
     """Steps of the finished checkpoints in a folder, oldest first; bytes are not looked at."""
-    if not folder.is_dir():
+    try:
+        names = os.listdir(folder)
+    except OSError:
         return []
-    found = (re.fullmatch(r"step-(\d{8,})", p.name) for p in folder.iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    found = (re.fullmatch("step-([0-9]{8,10})", text) for text in names)
+    numbers = {int(match[1]) for match in found if match}
+    return sorted(step for step in numbers if name(step) in names and step < 2**31)
+
+
+def is_replacing(folder: Path) -> bool:
+    """Whether a checkpoint is just being replaced by one of the same step."""
+    return any(folder.glob(f"{REPLACED}*"))
 
 
 def finish(partial: Path, step: int, leaves: dict[str, Any], extra: dict[str, Any]) -> None:
     """List what lies in `partial`, flush it, and make it the folder's checkpoint of `step`."""
     files = {}
     for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-        files[path.relative_to(partial).as_posix()] = (path.stat().st_size, _hash(path))
+        files[path.relative_to(partial).as_posix()] = (path.stat().st_size, hash_of(path))
         _flush(path)
-    body = asdict(Manifest(step, leaves, extra, files))
-    text = json.dumps(body | {"sha256": _hash_json(body)}, indent=1)
-    (partial / MANIFEST).write_text(text, encoding="utf-8")
+    manifest.write(partial, Manifest(step, leaves, extra, files))
     _flush(partial / MANIFEST)
     for path in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
         _flush(path)
     final, replaced = partial.parent / name(step), partial.parent / f"{REPLACED}{step:08d}"
-    if final.exists():
+    if os.path.lexists(final):
         os.rename(final, replaced)
     os.rename(partial, final)
     _flush(partial.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _delete(replaced)
 
 
 def tidy(folder: Path) -> None:
     """Remove what killed saves left behind; put back a checkpoint that was just being replaced."""
     for path in list(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(REPLACED):
-            final = folder / name(int(path.name.removeprefix(REPLACED)))
-            if not final.exists():
-                os.rename(path, final)
-        if path.name.startswith((PARTIAL, REPLACED)):
-            shutil.rmtree(path, ignore_errors=True)
+        left = re.fullmatch(r"(\.\w+-)([0-9]{8,10})", path.name)
+        if left is None or left[1] not in (PARTIAL, REPLACED, REMOVED):
+            continue
+        final = folder / name(int(left[2]))
+        if left[1] == REPLACED and not os.path.lexists(final):
+            os.rename(path, final)
+        else:
+            _delete(path)
 
 
 def remove(partial: Path, patience_s: float = 5.0) -> None:
@@ -93,55 +94,80 @@ def remove(partial: Path, patience_s: float = 5.0) -> None:
         time.sleep(0.05)
 
 
+def drop(folder: Path, step: int) -> None:
+    """Remove an old checkpoint, unless someone reads it: then the next removal takes it."""
+    path, hidden = folder / name(step), folder / f"{REMOVED}{step:08d}"
+    with _locked(path, fcntl.LOCK_EX) as is_free:
+        if not is_free:
+            return
+        _delete(hidden)
+        with contextlib.suppress(OSError):  # left where it is
+            os.rename(path, hidden)
+    _delete(hidden)
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder, or a link or file of its name, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def set_aside(folder: Path, step: int) -> Path:
     """Move a damaged checkpoint out of the sequence, kept for whoever wants to look at it."""
-    aside = folder / f"damaged-{step:08d}"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, count = folder / f"damaged-{step:08d}", 1
+    while os.path.lexists(aside):
+        count += 1
+        aside = folder / f"damaged-{step:08d}-{count}"
     os.rename(folder / name(step), aside)
     return aside
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep a checkpoint from being removed while the block runs; Gone if it is not there."""
+    with _locked(path, fcntl.LOCK_SH) as is_ours:
+        if not is_ours or not os.path.lexists(path):
+            raise Gone
+        yield
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether an open folder is still the one of that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path, kind: int) -> Iterator[bool]:
+    """Lock a folder; true where it is ours, or where there are no locks."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # it is gone, or may not be read; whoever reads its manifest says so
+        yield True
+        return
+    try:
+        is_ours = True
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_ours = False
+        except OSError:  # a file system without locks
+            pass
+        yield is_ours and _is_at(path, handle)
+    finally:
+        os.close(handle)
+
+
 def verify(path: Path) -> Manifest:
     """Read a checkpoint's manifest and every byte it lists; Damaged says what is not as written."""
-    manifest = read(path)
-    for file, (size, digest) in manifest.files.items():
-        try:
-            found = (path / file).stat().st_size
-            if found != size:
-                raise Damaged(f"{file} has {found} bytes of {size}")
-            if _hash(path / file) != digest:
-                raise Damaged(f"{file} is not what was written")
-        except FileNotFoundError:
-            raise Damaged(f"{file} is missing") from None
-        except OSError as error:
-            raise Damaged(f"{file} cannot be read ({error.strerror})") from None
-    return manifest
-
-
-def read(path: Path) -> Manifest:
-    """The manifest, checked against the hash of itself."""
-    try:
-        body = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        digest = body.pop("sha256")
-    except FileNotFoundError:
-        raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise Damaged(f"{MANIFEST} cannot be read") from None
-    if digest != _hash_json(body):
-        raise Damaged(f"{MANIFEST} is not what was written")
-    if body["format"] != FORMAT:
-        raise Damaged(f"its format is {body['format']} and this version reads {FORMAT}")
-    body["leaves"] = {k: (tuple(shape), dtype) for k, (shape, dtype) in body["leaves"].items()}
-    return Manifest(**body)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_json(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    found = manifest.read(path)
+    manifest.check(path, found)
+    return found
 
 
 def _flush(path: Path) -> None:

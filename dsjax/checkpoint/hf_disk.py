@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dsjax.checkpoint import files, hf, hf_files, hf_names, hf_pieces, hf_plan, store
+from dsjax.checkpoint import files, hf, hf_files, hf_names, hf_pieces, hf_plan, store, together
 from dsjax.checkpoint.arrays import Arrays, Chunked, create, state
 from dsjax.checkpoint.hf import Like
-from dsjax.checkpoint.hf_devices import Index
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_pieces import Source
 from dsjax.checkpoint.hf_plan import Plan
 from dsjax.checkpoint.hf_write import Folder
+from dsjax.checkpoint.manifest import MANIFEST, Manifest, hash_of
 from dsjax.checkpoint.plain import plain
 from dsjax.checkpoint.store import ARRAYS
 from dsjax.config.model import ModelConfig, dropless
@@ -78,35 +78,27 @@ def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = 
     started from. own: the run's tokenizer and the token ids that it means.
     """
     config = _config(run)
-    step = max(files.steps(run / "checkpoints"), default=None)
-    if step is None:
-        raise UserError(f"there is no checkpoint in {run / 'checkpoints'}; train first")
-    where = run / "checkpoints" / files.name(step)
-    try:
-        manifest = files.verify(where)
-    except files.Damaged as why:
-        raise UserError(f"{where} is damaged ({why}); use another run") from None
-    prefix = store.prefix_of(manifest, which, where)
-    stored = Arrays(where / ARRAYS)
-    leaves = {
-        name.removeprefix(prefix): hf_pieces.dtype_of(text)
-        for name, (_, text) in manifest.leaves.items()
-        if name.startswith(prefix)
-    }
-    _match(config.model, leaves, manifest, prefix, where)
+
+    def export(manifest: Manifest, where: Path) -> int:
+        prefix = store.prefix_of(manifest, which, where)
+        leaves = {
+            name.removeprefix(prefix): hf_pieces.dtype_of(text)
+            for name, (_, text) in manifest.leaves.items()
+            if name.startswith(prefix)
+        }
+        _match(config.model, leaves, manifest, prefix, where)
+        stored = Arrays(where / ARRAYS)
+        key = f"{hash_of(where / MANIFEST)} {fp8} {dtype} {which} {pow2}"
+        hf.export(Folder(target.absolute(), key), dropless(config.model), leaves,
+                  lambda name, index: stored.read(prefix + name, index),
+                  fp8=fp8, dtype=dtype, pow2=pow2, like=kept, loss=config.loss, progress=progress)
+        return manifest.step
+
     source = like or _released_before(run, config, say)
     kept = _joined(run, hf.read_like(source), own, say) if source else own
-    digest = hashlib.sha256((where / files.MANIFEST).read_bytes()).hexdigest()
-    folder = Folder(target.absolute(), f"{digest} {fp8} {dtype} {which} {pow2}")
     if dropless(config.model) != config.model:
         say("capacity_factor is not written: it drops tokens in training only")
-    model = dropless(config.model)
-
-    def read(name: str, index: Index) -> np.ndarray:
-        return stored.read(prefix + name, index)
-
-    hf.export(folder, model, leaves, read, fp8=fp8, dtype=dtype, pow2=pow2,
-              like=kept, loss=config.loss, progress=progress)
+    step = together.read(run.absolute() / "checkpoints", say, export)
     say(f"{target} is checkpoint {step} of {run}")
 
 
@@ -161,7 +153,7 @@ def _frame(plan: Plan, arrays: Path) -> None:
         PREFIX + name: np.zeros((1,) * len(shape), d) for name, (shape, d) in plan.leaves.items()
     }
     with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
-        ocp.save(plain(arrays), ones)
+        ocp.save(plain(arrays.parent) / arrays.name, ones)
     where = state(plain(arrays))
     chunks: dict[str, tuple[int, ...]] = {}
     for source in plan.sources:
@@ -240,7 +232,7 @@ def _joined(run: Path, like: Like, own: Like | None, say: Say) -> Like:
     return Like(left | own.attributes, own.files)
 
 
-def _match(cfg: ModelConfig, leaves: dict[str, np.dtype], manifest: files.Manifest, prefix: str,
+def _match(cfg: ModelConfig, leaves: dict[str, np.dtype], manifest: Manifest, prefix: str,
            where: Path) -> None:
     """Refuse a checkpoint that is not of the run's config."""
     for name, spec in paths(transformer.specs(cfg)):

@@ -7,6 +7,7 @@ source, shards that an interrupted run left are kept and the next run goes on af
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -124,7 +125,7 @@ class Folder:
         """Open the hidden folder; keep what is in it only if it has the same key."""
         if self.final.exists() and (not self.final.is_dir() or any(self.final.iterdir())):
             raise UserError(f"{self.final} is already there; move it away or choose another folder")
-        self.partial = self.final.parent / f".{self.final.name}.partial"
+        self.partial = self.final.parent / f".{_short(self.final.name)}.partial"
         state = self.partial / STATE
         is_same = self.key is not None and state.is_file()
         if is_same:
@@ -158,6 +159,12 @@ class Folder:
                 f"{self.final} could not be written ({reason}); {after}; make room, or choose "
                 "another folder"
             ) from error
+
+
+def _short(name: str) -> str:
+    """A name that has room for a dot and an ending beside it, in the 255 bytes that a name has."""
+    raw = os.fsencode(name)
+    return name if len(raw) < 240 else hashlib.sha256(raw).hexdigest()
 
 
 def write(folder: Folder, tensors: list[Output], leaves: Mapping[str, np.dtype], region: Region,

@@ -19,7 +19,7 @@ from dsjax.disk import cause
 from dsjax.errors import UserError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,@-]+")
-_LONGEST = 2048  # half of what Linux takes, so that names inside the folder fit too
+_LONGEST = 400  # so that names inside the folder fit too, and every process can be told of it
 _links: dict[str, Path] = {}
 
 

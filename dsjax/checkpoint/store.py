@@ -29,9 +29,10 @@ import numpy as np
 
 from dsjax import params as trees
 from dsjax.checkpoint import files, together
+from dsjax.checkpoint import manifest as manifests
 from dsjax.checkpoint.arrays import Arrays
-from dsjax.checkpoint.files import Manifest
 from dsjax.checkpoint.hf_names import held_shapes
+from dsjax.checkpoint.manifest import Manifest
 from dsjax.checkpoint.plain import plain
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
@@ -82,11 +83,12 @@ class Store:
             if self._is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
+            plain = together.plain(self.folder)
             together.meet()
             _want_room(self.folder, sum(a.nbytes for a in flat.values()))
             host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
             with _chunked():
-                written = orbax().save_async(partial / ARRAYS, host)
+                written = orbax().save_async(plain / partial.name / ARRAYS, host)
         except Exception as error:
             raise self._failed(step, partial, error) from error
         self._pending = self._thread.submit(self._finish, step, partial, written, leaves, extra)
@@ -134,7 +136,7 @@ class Store:
         except Exception as error:
             raise self._failed(step, partial, error) from error
         for old in files.steps(self.folder)[: -self.keep]:
-            shutil.rmtree(self.folder / files.name(old), ignore_errors=True)
+            files.drop(self.folder, old)
 
     def _failed(self, step: int, partial: Path, error: Exception) -> StoreError:
         """Clean up after a failed save and say what happened."""
@@ -177,8 +179,11 @@ def load_params(
     rest as stored. Nothing in the folder is changed.
     """
     folder = Path(run_dir).absolute() / "checkpoints"
-    manifest = together.newest(folder, say, is_ours=False)
-    where = folder / files.name(manifest.step)
+    return together.read(folder, say, lambda manifest, where: _params(manifest, where, cfg, which))
+
+
+def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> TransformerParams:
+    """A model's parameters from the checkpoint in `where`."""
     prefix = prefix_of(manifest, which, where)
     specs = transformer.specs(cfg)
     wanted: dict[str, Any] = {}
@@ -207,7 +212,8 @@ def load_params(
 def extra(run_dir: Path | str) -> dict[str, Any]:
     """What a run's newest checkpoint keeps beside its arrays, none of which is read."""
     folder = Path(run_dir).absolute() / "checkpoints"
-    return together.newest(folder, _silent, is_ours=False, check=files.read).extra
+    with together.newest(folder, _silent, is_ours=False, check=manifests.read) as manifest:
+        return manifest.extra
 
 
 def tokenizer_of(run_dir: Path | str) -> str | None:

@@ -2,38 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from dsjax.checkpoint import files
-from dsjax.checkpoint.files import Damaged, Manifest
+from dsjax.checkpoint import manifest as manifests
+from dsjax.checkpoint import plain as paths
+from dsjax.checkpoint.files import Gone
+from dsjax.checkpoint.manifest import MANIFEST, Damaged, Manifest
 from dsjax.errors import UserError
 
 Say = Callable[[str], None]
+T = TypeVar("T")
+TRIES, PAUSE_S = 20, 0.05
 
 
+def read(folder: Path, say: Say, use: Callable[[Manifest, Path], T]) -> T:
+    """What `use` makes of the newest checkpoint that is as written, and of its path.
+
+    A writer may be at work: it removes no checkpoint that is held here. Where it cannot see that
+    (NFS without locks), the newest is read in its place.
+    """
+    for _ in range(TRIES):
+        with newest(folder, say, is_ours=False) as manifest:
+            where = folder / files.name(manifest.step)
+            try:
+                return use(manifest, where)
+            except (OSError, ValueError):  # tensorstore's and our own
+                if _is_still(where, manifest):
+                    raise
+    raise _restless(folder)
+
+
+def _is_still(where: Path, manifest: Manifest) -> bool:
+    """Whether a checkpoint is there, and not removed or replaced meanwhile."""
+    try:
+        return manifests.read(where) == manifest
+    except Damaged:
+        return False
+
+
+@contextlib.contextmanager
 def newest(folder: Path, say: Say, *, is_ours: bool,
-           check: Callable[[Path], Manifest] = files.verify) -> Manifest:
-    """Manifest of the newest checkpoint that is as written.
+           check: Callable[[Path], Manifest] = files.verify) -> Iterator[Manifest]:
+    """Manifest of the newest checkpoint that is as written; it stays there while the block runs.
 
     is_ours: the damaged ones after it are moved aside, so that training goes on from it.
-    check: reads a checkpoint's manifest, and raises Damaged; `files.read` looks at no array.
+    check: reads a checkpoint's manifest, and raises Damaged; `manifest.read` looks at no array.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(TRIES):
+            try:
+                found, damaged = _scan(folder, check, stack)
+                break
+            except Gone:
+                time.sleep(PAUSE_S)
+        else:
+            raise _restless(folder)
+        for bad, reason in damaged.items():
+            aside = f" and is kept as {files.set_aside(folder, bad).name}" if is_ours else ""
+            say(f"checkpoint {bad} is damaged ({reason}){aside}; going back to checkpoint "
+                f"{found.step}")
+        yield found
+
+
+def _scan(folder: Path, check: Callable[[Path], Manifest],
+          stack: contextlib.ExitStack) -> tuple[Manifest, dict[int, Damaged]]:
+    """The newest manifest that is as written, held by `stack`, and what is wrong with those after.
+
+    Raises Gone where a writer has removed what was just there, UserError where there is none.
     """
     damaged: dict[int, Damaged] = {}
     for step in reversed(files.steps(folder)):
-        try:
-            manifest = check(folder / files.name(step))
-        except Damaged as why:
-            damaged[step] = why
-            continue
-        for bad, reason in damaged.items():
-            aside = f" and is kept as {files.set_aside(folder, bad).name}" if is_ours else ""
-            say(f"checkpoint {bad} is damaged ({reason}){aside}; going back to checkpoint {step}")
-        return manifest
+        path = folder / files.name(step)
+        with contextlib.ExitStack() as mine:
+            mine.enter_context(files.held(path))
+            try:
+                manifest = check(path)
+                if manifest.step != step:
+                    raise Damaged(f"its {MANIFEST} is of step {manifest.step}")
+            except Damaged as why:
+                if not os.path.lexists(path):
+                    raise Gone from None
+                damaged[step] = why
+                continue
+            stack.enter_context(mine.pop_all())
+            return manifest, damaged
+    if files.is_replacing(folder):
+        raise Gone
     if not damaged:
         raise UserError(f"there is no checkpoint in {folder}; train first or give another run")
     reasons = ", ".join(f"checkpoint {bad}: {reason}" for bad, reason in damaged.items())
@@ -42,23 +106,56 @@ def newest(folder: Path, say: Say, *, is_ours: bool,
     )
 
 
+def _restless(folder: Path) -> UserError:
+    if files.is_replacing(folder) and not files.steps(folder):
+        return UserError(f"the checkpoint in {folder} was being replaced when its writer ended; go "
+                         "on with the training, which puts it back")
+    return UserError(f"the checkpoints in {folder} are removed faster than they are read; keep "
+                     "more of them (--place.keep) or save less often")
+
+
 def agreed(folder: Path, say: Say) -> Manifest:
     """The newest checkpoint that is as written, found by the first process and taken by all."""
-    if jax.process_count() == 1:
-        return newest(folder, say, is_ours=True)
     found: Manifest | UserError | None = None
     if jax.process_index() == 0:
         try:
-            found = newest(folder, say, is_ours=True)
+            with newest(folder, say, is_ours=True) as found:
+                pass
         except UserError as error:
+            if jax.process_count() == 1:
+                raise
             found = error
+    if jax.process_count() == 1:
+        assert isinstance(found, Manifest), "a manifest or an error"
+        return found
     mine = found.step if isinstance(found, Manifest) else -1
     step = int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
     if isinstance(found, UserError):
         raise found
     if step < 0:
         raise UserError(f"the first process found no checkpoint to read in {folder}; see its words")
-    return found or files.read(folder / files.name(step))
+    return found or manifests.read(folder / files.name(step))
+
+
+def plain(folder: Path) -> Path:
+    """A plain path to a folder, one for all processes, which orbax wants of those that save."""
+    if jax.process_count() == 1 or paths.is_plain(folder):
+        return paths.plain(folder)
+    found: Path | UserError = Path()
+    if jax.process_index() == 0:
+        try:
+            found = paths.plain(folder)
+        except UserError as error:
+            found = error
+    mine = b"" if isinstance(found, UserError) else str(found).encode()
+    said = multihost_utils.broadcast_one_to_all(np.frombuffer(mine.ljust(512, b"\0"), np.uint8))
+    at = bytes(said).rstrip(b"\0").decode()
+    if isinstance(found, UserError):
+        raise found
+    if not at:
+        raise UserError(f"the first process cannot link to {folder}; see its words")
+    paths.link(Path(at), folder)  # where its folder for temporary files is not this process's
+    return Path(at)
 
 
 def meet() -> None:

@@ -307,6 +307,19 @@ def test_a_damaged_checkpoint_is_not_exported(source, tmp_path, capsys):
     assert "is not what was written" in capsys.readouterr().err
 
 
+def test_an_export_goes_back_to_the_checkpoint_that_is_whole(lite, tmp_path, capsys):
+    """As generate and train do."""
+    kept = lite / "checkpoints"
+    shutil.copytree(kept / "step-00000000", kept / "step-00000009")
+    (kept / "step-00000009" / "manifest.json").write_text("{}")
+    capsys.readouterr()
+    exported(lite, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "checkpoint 9 is damaged" in said
+    assert "is checkpoint 0 of" in said
+    assert (kept / "step-00000009").is_dir()
+
+
 def test_without_a_terminal_progress_is_plain_lines(capsys, monkeypatch):
     show = convert._lines("x")
     monkeypatch.setattr(convert, "EVERY", 0.0)

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from dsjax import params
 from dsjax.checkpoint import files
+from dsjax.checkpoint.manifest import MANIFEST
 from dsjax.checkpoint.store import Store, extra, load_params, tokenizer_of
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.errors import UserError
@@ -173,7 +174,7 @@ def test_what_is_kept_beside_arrays_is_read_without_them(tmp_path):
     store.save(2, {"x": jnp.ones(3)}, {"tokenizer": "0123456789abcdef", "stream": [1]})
     store.save(3, {"x": jnp.ones(3)}, {"tokenizer": "of a damaged one"})
     store.close()
-    (tmp_path / "checkpoints" / files.name(3) / files.MANIFEST).write_text("{}")
+    (tmp_path / "checkpoints" / files.name(3) / MANIFEST).write_text("{}")
     shutil.rmtree(tmp_path / "checkpoints" / files.name(2) / "arrays")
     assert extra(tmp_path)["stream"] == [1]
     assert tokenizer_of(tmp_path) == "0123456789abcdef"

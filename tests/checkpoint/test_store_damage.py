@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dsjax.checkpoint import files
+from dsjax.checkpoint.manifest import MANIFEST, Damaged
 from dsjax.checkpoint.store import Store, StoreError
 from dsjax.errors import UserError
 from tests.checkpoint.stored import abstract, assert_same, some_state, written
@@ -55,7 +56,7 @@ def test_any_damage_to_any_file_is_found(tmp_path, damage):
         shutil.copytree(whole, copy)
         files.verify(copy)
         damage(copy / name, rng)
-        with pytest.raises(files.Damaged, match=name.name):
+        with pytest.raises(Damaged, match=name.name):
             files.verify(copy)
         shutil.rmtree(copy)
 
@@ -63,7 +64,7 @@ def test_any_damage_to_any_file_is_found(tmp_path, damage):
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_sentence(tmp_path):
     store, said = written(tmp_path, 1, 2, 3), []
     next((tmp_path / files.name(3)).rglob("manifest.ocdbt")).unlink()
-    (tmp_path / files.name(2) / files.MANIFEST).write_text("{")
+    (tmp_path / files.name(2) / MANIFEST).write_text("{")
     step, state, _ = store.restore(abstract(some_state()), say=said.append)
     assert step == 1
     assert_same(state, some_state(1))
@@ -83,7 +84,7 @@ def test_no_readable_checkpoint_is_a_sentence_and_nothing_is_moved(tmp_path):
         Store(tmp_path / "absent", 1).restore(abstract(some_state()))
     store = written(tmp_path, 1, 2)
     for step in (1, 2):
-        os.truncate(tmp_path / files.name(step) / files.MANIFEST, 5)
+        os.truncate(tmp_path / files.name(step) / MANIFEST, 5)
     for _ in range(2):
         with pytest.raises(UserError, match=r"can be read \(checkpoint 2: .*checkpoint 1: "):
             store.restore(abstract(some_state()))

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsjax.checkpoint import arrays, files, hf, hf_disk, store
+from dsjax.checkpoint import arrays, files, hf, hf_disk, manifest, store
 from dsjax.checkpoint.store import Store
 from tests.checkpoint.test_hf import CFG, PARAMS, same, same_files
 
@@ -36,9 +36,9 @@ def test_a_released_checkpoint_with_zeros_goes_there_and_back(form, is_old, tmp_
             "store_data_equal_to_fill_value": False})
         monkeypatch.setattr(arrays.Chunked, "flush", lambda self: None)
     hf_disk.to_run(tmp_path / "a", tmp_path / "run", **QUIET)
-    manifest = files.read(tmp_path / "run" / "checkpoints" / files.name(0))
+    found = manifest.read(tmp_path / "run" / "checkpoints" / files.name(0))
     name = "experts.w_down.codes" if form == "fp8" else "experts.w_down"
-    chunks = [f for f in manifest.files if f"moe.ffn.{name}/c/" in f and "mtp" not in f]
+    chunks = [f for f in found.files if f"moe.ffn.{name}/c/" in f and "mtp" not in f]
     assert len(chunks) == 2 * 8 - 2 * is_old  # an expert in each of 2 layers
     if form != "fp8":  # codes are read alike, and then dequantized, which is long in compiling
         wanted = p if form == "float32" else hf.load(tmp_path / "a", "stored", **QUIET)[1]
