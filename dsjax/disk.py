@@ -120,6 +120,15 @@ def write_json(path: Path | str, data: Any,
     write_whole(path, json.dumps(data, indent=2) + "\n", remedy)
 
 
+def free_name(path: Path) -> Path:
+    """The path, or the first of `NAME-2.END`, `NAME-3.END`, ... that is not there."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
 def make_folder(path: Path | str, remedy: str) -> None:
     """Make a folder and those above it; one that is there already is fine."""
     try:

@@ -27,7 +27,7 @@ start is faster; --no-cache compiles anew.
   dsjax train tiny --parallel.pipe 4 --parallel.schedule dualpipe --train.microbatches 8 \\
       --devices 8
   dsjax train tiny --parallel.expert 8 --coordinator node0:12345 --processes 2 --process 0
-  dsjax train my.py --start-from runs/moonlight --data.tokenizer runs/moonlight/tokenizer.json
+  dsjax train my.py --start-from runs/moonlight
 """
 
 

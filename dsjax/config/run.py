@@ -33,7 +33,8 @@ class DataConfig:
     heldout_fraction: float = 0.03
     """Share of the training source that is held out when `heldout` is None."""
     tokenizer: str | None = None
-    """A tokenizer.json; None trains a byte-level BPE of the model's vocabulary size."""
+    """A tokenizer.json; None takes that of `start_from`, or else trains a byte-level BPE of the
+    model's vocabulary size."""
     packing: Literal["concat", "segments"] = "concat"
     """`concat` lets attention cross documents, as V3 trained; `segments` does not."""
     fim_rate: float = 0.0
@@ -228,8 +229,8 @@ class RunConfig:
     seed: int = 0
     """Seed of start values, data order and tokenizer training."""
     start_from: str | None = None
-    """Folder of a run, e.g. one made by dsjax convert, whose newest parameters this one starts
-    from; None draws them."""
+    """Folder of a run, e.g. one made by dsjax convert, whose newest parameters and tokenizer this
+    one starts from; None draws them."""
 
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")

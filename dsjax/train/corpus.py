@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from dsjax.data import pack, shards, sources, tokenizer
 from dsjax.data.pack import Rows, TokenStream
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.errors import UserError
+from dsjax.train import identity
+from dsjax.train.identity import Tokens
+from dsjax.train.words import choose, hold, keep
 
 
 @dataclass(frozen=True)
@@ -24,30 +28,31 @@ class Corpus:
     heldout: Rows
     token_sizes: np.ndarray  # [V] bytes of text each id stands for
     train_tokens: int
+    tokens: Tokens
+
+    def extra(self) -> dict[str, Any]:
+        """What every checkpoint keeps of this: whose words its weights know, and which text."""
+        return identity.extra(self.tokenizer, self.tokens)
 
 
 def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
     """Read, split, tokenize and pack what `run.data` names; keeps the tokenizer in `out`.
 
-    A tokenizer.json already in `out` is used again, so that a resumed run reads the same ids.
+    Tokenizer and tokens are held against what the run's checkpoints, or the parameters that it
+    starts from, belong to; nothing of theirs is touched before.
     """
     data = run.data
     if data.train is not None and shards.exist(data.train):
-        return _from_shards(run, out)
-    training, heldout = texts(run)
-    kept = out / "tokenizer.json"
-    if data.tokenizer is not None:
-        words = tokenizer.load(data.tokenizer)
-    elif kept.exists():
-        words = tokenizer.load(kept)
+        words, training, heldout = _from_shards(run, out)
     else:
-        size = sum(map(len, training)) / 1e6
-        say(f"training a byte-level BPE of {run.model.vocab:,} ids on {size:.1f} MB of text")
-        words = tokenizer.train_bpe(training, run.model.vocab)
-    _check_vocab(words, run)
-    _keep(words, out)
-    stream = _joined(training, words, data.fim_rate, run.seed)
-    return _pack(run, words, stream, _joined(heldout, words, 0.0, run.seed))
+        documents, others = texts(run)
+        words = choose(run, out, documents, say)
+        training = _joined(documents, words, data.fim_rate, run.seed)
+        heldout = _joined(others, words, 0.0, run.seed)
+    tokens = Tokens(identity.fingerprint(training), identity.fingerprint(heldout))
+    identity.hold_tokens(tokens, run, out)
+    keep(words, out, say)
+    return _pack(run, words, training, heldout, tokens)
 
 
 def texts(run: RunConfig) -> tuple[list[str], list[str]]:
@@ -57,7 +62,11 @@ def texts(run: RunConfig) -> tuple[list[str], list[str]]:
     if not any(documents):
         raise UserError(f"{data.train} holds no text; give a file or folder with some")
     if data.heldout is not None:
-        return documents, list(sources.documents([data.heldout]))
+        others = list(sources.documents([data.heldout]))
+        if not any(others):
+            raise UserError(f"{data.heldout} holds no held-out text; give a file or folder with "
+                            "some as --data.heldout")
+        return documents, others
     if data.heldout_fraction == 0:
         raise UserError(
             "data.heldout_fraction=0 leaves nothing to evaluate on; name data.heldout or use 0.03"
@@ -72,7 +81,7 @@ def _joined(documents: Sequence[str], words: Tokenizer, fim_rate: float, seed: i
     return pack.joined(ids, words.end_id)
 
 
-def _from_shards(run: RunConfig, out: Path) -> Corpus:
+def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, TokenStream]:
     """Open prepared shards; held-out shards lie in `data.heldout`."""
     data = run.data
     if data.heldout is None or not shards.exist(data.heldout):
@@ -83,13 +92,12 @@ def _from_shards(run: RunConfig, out: Path) -> Corpus:
     assert data.train is not None, "shards are named by data.train"
     source = Path(data.tokenizer) if data.tokenizer else Path(data.train) / "tokenizer.json"
     words = tokenizer.load(source)
-    _check_vocab(words, run)
-    _keep(words, out)
-    return _pack(run, words, shards.read(data.train, words), shards.read(data.heldout, words))
+    hold(run, out, words, str(source))
+    return words, shards.read(data.train, words), shards.read(data.heldout, words)
 
 
-def _pack(run: RunConfig, words: Tokenizer, training: TokenStream,
-          heldout: TokenStream) -> Corpus:
+def _pack(run: RunConfig, words: Tokenizer, training: TokenStream, heldout: TokenStream,
+          tokens: Tokens) -> Corpus:
     cut = pack.concat if run.data.packing == "concat" else pack.segments
     length = run.train.length
     return Corpus(
@@ -98,18 +106,5 @@ def _pack(run: RunConfig, words: Tokenizer, training: TokenStream,
         heldout=cut(heldout, length, words.end_id),
         token_sizes=tokenizer.token_bytes(words),
         train_tokens=len(training),
+        tokens=tokens,
     )
-
-
-def _keep(words: Tokenizer, out: Path) -> None:
-    """Make the run's folder, now that its input has been found good, and keep the tokenizer."""
-    out.mkdir(parents=True, exist_ok=True)
-    words.save(out / "tokenizer.json")
-
-
-def _check_vocab(words: Tokenizer, run: RunConfig) -> None:
-    if words.vocab > run.model.vocab:
-        raise UserError(
-            f"the tokenizer has {words.vocab:,} ids but the model's vocabulary is "
-            f"{run.model.vocab:,}; set --model.vocab {words.vocab} or give a smaller tokenizer"
-        )

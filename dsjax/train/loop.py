@@ -293,7 +293,7 @@ def _save(s: Session, done: int) -> None:
     if s.average is not None:
         kept["ema"] = s.average.arrays()
     loads = None if s.window_loads is None else s.window_loads.tolist()
-    extra = {"stream": s.stream.state(), "loads": loads}
+    extra = {"stream": s.stream.state(), "loads": loads} | s.corpus.extra()
     s.writer.sync()
     s.store.save(done, kept, extra)
     s.speed.restart()

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,7 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
     kept = Store(tmp_path / "source" / "checkpoints", 1)
     kept.save(0, {"params": given}, {})
     kept.close()
+    shutil.copy(Path(source.place.out) / "tokenizer.json", tmp_path / "source")
     run = dataclasses.replace(
         small_run(tmp_path / "out", text, steps=1), start_from=str(tmp_path / "source"),
         rate=LearningRate(peak=1e-30, constant_steps=1), loss=LossConfig(bias_speed=0.0),
