@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dsjax.checkpoint import files
+from dsjax.checkpoint import files, manifest
 from dsjax.checkpoint.store import Store, load_params
 from dsjax.config.run import CHANGEABLE, IDENTITY, RunConfig, changes, difference
 from dsjax.config.stored import run_from_json
@@ -118,10 +118,9 @@ def final_event(run: RunConfig, out: Path) -> dict[str, Any] | None:
         return None
     where = checkpoints / files.name(done)
     try:
-        manifest = files.read(where)
-        is_whole = all((where / path).stat().st_size == size
-                       for path, (size, _) in manifest.files.items())
-    except (files.Damaged, OSError):
+        listed = manifest.read(where).files
+        is_whole = all((where / path).stat().st_size == size for path, (size, _) in listed.items())
+    except (manifest.Damaged, OSError):
         return None
     finals = [e for e in metrics.read_metrics(source, "final") if e["step"] == done]
     return finals[-1] if is_whole and finals else None
