@@ -94,6 +94,12 @@ def remove(partial: Path, patience_s: float = 5.0) -> None:
         time.sleep(0.05)
 
 
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in steps(folder)[:-keep]:
+        drop(folder, old)
+
+
 def drop(folder: Path, step: int) -> None:
     """Remove an old checkpoint, unless someone reads it: then the next removal takes it."""
     path, hidden = folder / name(step), folder / f"{REMOVED}{step:08d}"

@@ -68,11 +68,12 @@ class Store:
         if self._is_first:
             files.tidy(self.folder)
 
-    def save(self, step: int, state: Tree, extra: dict[str, Any]) -> None:
+    def save(self, step: int, state: Tree, extra: dict[str, Any], *, prune: bool = True) -> None:
         """Copy `state` to the host and return; a thread writes it, together with `extra` (JSON).
 
         state: leaves are jax or NumPy arrays, free to be donated or overwritten afterwards. A save
-        still under way is waited for, and raises what went wrong with it.
+        still under way is waited for, and raises what went wrong with it. prune: when it is
+        written, the oldest go; otherwise they wait for `prune`.
         """
         self.wait()
         flat = _flatten(state)
@@ -91,7 +92,13 @@ class Store:
                 written = orbax().save_async(plain / partial.name / ARRAYS, host)
         except Exception as error:
             raise self._failed(step, partial, error) from error
-        self._pending = self._thread.submit(self._finish, step, partial, written, leaves, extra)
+        end = (step, partial, written, leaves, extra, self.keep if prune else None)
+        self._pending = self._thread.submit(self._finish, *end)
+
+    def prune(self) -> None:
+        """Remove all but the newest `keep`, once the save under way is done."""
+        if self._is_first:
+            self._thread.submit(files.prune, self.folder, self.keep)
 
     def wait(self) -> None:
         """Return when nothing is being written; raise StoreError if the last save failed."""
@@ -126,7 +133,8 @@ class Store:
         finally:
             self._thread.shutdown()
 
-    def _finish(self, step: int, partial: Path, written: Any, leaves: Any, extra: Any) -> None:
+    def _finish(self, step: int, partial: Path, written: Any, leaves: Any, extra: Any,
+                keep: int | None) -> None:
         """Wait for the bytes, make them a checkpoint, remove the oldest; runs in the thread."""
         try:
             written.result()  # in the first process, when every process has written
@@ -135,8 +143,8 @@ class Store:
             files.finish(partial, step, leaves, extra)
         except Exception as error:
             raise self._failed(step, partial, error) from error
-        for old in files.steps(self.folder)[: -self.keep]:
-            files.drop(self.folder, old)
+        if keep is not None:
+            files.prune(self.folder, keep)
 
     def _failed(self, step: int, partial: Path, error: Exception) -> StoreError:
         """Clean up after a failed save and say what happened."""

@@ -25,7 +25,6 @@ from dsjax.config.load import run_to_json
 from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
-from dsjax.errors import UserError
 from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch
@@ -34,13 +33,11 @@ from dsjax.terminal import Console
 from dsjax.train import fellows, heldout, hold, metrics, pace, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
+from dsjax.train.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_model
 from dsjax.train.heldout import Heldout, HeldoutStep
 from dsjax.train.signals import Signals
 from dsjax.train.state import TrainState
 from dsjax.train.step import TrainStep
-
-GIVE_UP_AFTER = 10
-"""Non-finite steps in a row that end a run."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ class Session:
     state: TrainState
     average: HostEMA | None
     store: Store
+    proof: Proof
     writer: metrics.Writer
     display: Display
     speed: pace.Throughput
@@ -150,6 +148,8 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
     host = None
     if run.optimizer.ema_decay:
         host = HostEMA(start.params, run.optimizer.ema_decay, run.optimizer.ema_every, average)
+    proof = Proof(store, resumed)
+    proof.begin()
     board = out / "tensorboard" if run.place.tensorboard else None
     dtype = "float32" if run.train.precision == "fp32" else "bfloat16"
     return Session(
@@ -160,6 +160,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         state=start,
         average=host,
         store=store,
+        proof=proof,
         writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=pace.Throughput(),
@@ -190,8 +191,9 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
             _evaluate(s, done)
         if _is_due(done, s.run.place.save_every, s.run.train.steps):
             _report(s, delayed.flush())
-            _save(s, done)
-            saved = done
+            if not s.proof.in_row:  # what is skipped changes nothing, and may be past mending
+                _save(s, done)
+                saved = done
     _report(s, delayed.flush())
     if saved != done:
         _save(s, done)
@@ -253,15 +255,12 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
     hidden = ("targets", "balance", "mtp_accuracy", "next_token")
     shown = {k: v for k, v in values.items() if k not in hidden}
     s.display.update(number, shown | {"loss": m.next_token} | shown_pace)
-    if m.skipped_in_row:
+    in_row = int(m.skipped_in_row)
+    if in_row:
         s.display.note(f"step {number} skipped: its gradient is not finite")
-    if m.skipped_in_row >= GIVE_UP_AFTER:
-        _save(s, int(s.state.step))
-        s.store.wait()
-        raise UserError(
-            f"{GIVE_UP_AFTER} steps in a row had a non-finite gradient, the last is {number}; the "
-            f"last good state is saved in {s.out}; lower --rate.peak or look at the data"
-        )
+    s.proof.stepped(number, in_row)
+    if in_row >= GIVE_UP_AFTER:
+        raise lost_gradients(s.proof, number, in_row)
 
 
 def _evaluate(s: Session, done: int) -> Heldout:
@@ -295,7 +294,8 @@ def _save(s: Session, done: int) -> None:
     loads = None if s.window_loads is None else s.window_loads.tolist()
     extra = {"stream": s.stream.state(), "loads": loads} | s.corpus.extra()
     s.writer.sync()
-    s.store.save(done, kept, extra)
+    s.store.save(done, kept, extra, prune=False)
+    s.proof.saved(done)
     s.speed.restart()
 
 
@@ -305,6 +305,9 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
     done = int(s.state.step)
     if completed:
         found = _heldout(s, s.state.params, 0)
+        if found.targets and not math.isfinite(found.nats):
+            raise lost_model(s.proof, done)
+        s.proof.proven()
         values = heldout.values(found)
         if s.average is not None:
             average = _heldout(s, s.average.arrays(), 0)
