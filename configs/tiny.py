@@ -5,7 +5,7 @@ layers of 16 experts in 4 groups (2 open, 4 chosen) with one shared expert, sigm
 auxiliary-loss-free balancing with the small sequence-wise loss, and one multi-token prediction
 module (V3 report sec. 2). Optimized as V3: products in FP8 (sec. 3.3; emulated to the bit on a
 CPU), AdamW with bfloat16 moments, weight decay 0.1 on matrices, clip 1.0, and the five-part
-learning rate shrunk to the run.
+learning rate in shares of the run, so that one of other --train.steps cools down as well.
 
 It learns the embedded corpus, the works of Shakespeare, with a byte-level BPE of 4,096 ids trained
 on the same text. The bias moves 0.02 a step and the sequence-wise loss weighs 0.01, twenty and a
@@ -54,11 +54,11 @@ def config() -> RunConfig:
             peak=3e-3,
             low=3e-4,
             last=1e-4,
-            warmup_steps=30,
-            constant_steps=240,
-            cosine_steps=290,
-            low_steps=20,
-            last_steps=20,
+            warmup_steps=30 / 600,
+            constant_steps=240 / 600,
+            cosine_steps=290 / 600,
+            low_steps=20 / 600,
+            last_steps=20 / 600,
         ),
         loss=LossConfig(balance=0.01, bias_speed=0.02),
         optimizer=OptimizerConfig(ema_decay=0.98),

@@ -38,7 +38,7 @@ def finite(part: Any) -> None:
                              "1e-37 and 1e38")
 
 
-def counted(owner: str, least: int = 1, **values: int) -> None:
+def counted(owner: str, least: int = 1, **values: float) -> None:
     """Refuse sizes and counts below the least, or more than any machine has."""
     for name, value in values.items():
         if value < least:

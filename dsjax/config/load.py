@@ -253,9 +253,11 @@ def _registry() -> Any:
 
     def read(words: list[str]) -> tuple[SequenceStage, ...]:
         try:
-            return tuple(SequenceStage(*map(int, w.split(":", 1))) for w in words)
-        except TypeError:
+            pairs = [(float(start), int(length)) for start, _, length in
+                     (word.partition(":") for word in words)]
+        except ValueError:
             raise ValueError("expected FROM_STEP:LENGTH") from None
+        return tuple(SequenceStage(start, length) for start, length in pairs)
 
     def rule(info: Any) -> Any:
         if info.type != tuple[SequenceStage, ...]:

@@ -19,7 +19,7 @@ from dsjax.config.fields import choices, counted, finite
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.schedule import LearningRate, StepDecay
+from dsjax.config.schedule import LearningRate, StepDecay, steps_or_share
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SequenceStage:
-    """From `from_step` on, rows are cut to `length` tokens; tokens a step stay the same."""
+    """From `from_step` on, rows are cut to `length` tokens; tokens a step stay the same.
 
-    from_step: int
+    Below 1, `from_step` is a share of the run's steps.
+    """
+
+    from_step: float
     length: int
 
     def __post_init__(self) -> None:
@@ -103,7 +106,8 @@ class SequenceStage:
                 f"curriculum stage {self.from_step}:{self.length} needs a step from 0 and a length "
                 "of at least 1"
             )
-        counted("SequenceStage", 0, from_step=self.from_step, length=self.length)
+        counted("SequenceStage", 0, length=self.length)
+        steps_or_share(self, "from_step")
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class TrainConfig:
     """Tokens a row."""
     batch_start: int | None = None
     """Rows a step at the start of the ramp; None starts at `batch` (V3: 3072 to 15360)."""
-    batch_ramp_steps: int = 0
-    """Steps the ramp lasts."""
+    batch_ramp_steps: float = 0
+    """Steps the ramp lasts; below 1, their share of the run."""
     batch_multiple: int = 1
     """The ramp grows in multiples of this."""
     curriculum: tuple[SequenceStage, ...] = ()
@@ -135,7 +139,7 @@ class TrainConfig:
         """Refuse batches that do not divide into microbatches, and rows that do not cut."""
         for name in ("steps", "batch", "length", "microbatches", "batch_multiple"):
             counted("TrainConfig", **{name: getattr(self, name)})
-        counted("TrainConfig", 0, batch_ramp_steps=self.batch_ramp_steps)
+        steps_or_share(self, "batch_ramp_steps")
         if self.batch % self.microbatches:
             raise ValueError(
                 f"batch={self.batch} is not divisible by microbatches={self.microbatches}; "

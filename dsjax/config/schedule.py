@@ -2,16 +2,24 @@
 
 DeepSeek-V3 report, sec. 4.2: the learning rate in five parts, the speed of the router bias (gamma)
 and the weight of the MTP loss (lambda). DeepSeek-V2 report, sec. 3.1.2: warm-up and two cuts.
-`dsjax.optim.schedule` evaluates them, also inside jit. The functions at the end scale a report's
-schedule to a run of any length: its shares of the tokens, taken as shares of the steps.
+`dsjax.optim.schedule` evaluates them, also inside jit.
+
+A length is given in one of two ways. Below 1 it is a share of the run's steps, so that a shorter or
+a longer run has the same curve; from 1 on it is a number of steps. `in_steps` makes shares steps.
+The shares are of `train.steps` as it is now: a run that goes on with more of them goes on with the
+curve of the longer run. The functions at the end give a report's schedule to a run of any length:
+its shares of the tokens, taken as shares of the steps.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from dsjax.config.fields import finite
+from dsjax.config.fields import counted, finite
 
 V3_PARTS = (10.0e12, 4.3e12, 333e9, 167e9)
 """Tokens until the peak ends (warm-up included), then of cosine, low and last rate (sec. 4.2)."""
@@ -19,13 +27,15 @@ V3_BIAS_FROZEN_AT = 14.3e12
 """Tokens after which V3 leaves the router bias alone."""
 V3_WARMUP_SHARE = 2000 / 242_800
 """2,000 steps of all. Their number is an estimate: a batch ramp linear in tokens is assumed."""
+PARTS = ("warmup_steps", "constant_steps", "cosine_steps", "low_steps", "last_steps")
 
 
 @dataclass(frozen=True)
 class LearningRate:
     """V3's learning rate: up in a line to `peak`, hold, down half a cosine to `low`, hold, `last`.
 
-    Lengths are in optimizer steps; a part of none is left out, and the last part's rate goes on.
+    Lengths are optimizer steps or, below 1, shares of the run; a part of none is left out, and the
+    last part's rate goes on.
     """
 
     peak: float = 2.2e-4
@@ -34,21 +44,21 @@ class LearningRate:
     """Rate at which the cosine ends; V3 uses 2.2e-5."""
     last: float = 0.0
     """Rate of the last part; V3 uses 7.3e-6."""
-    warmup_steps: int = 0
-    """Steps of the linear climb from zero."""
-    constant_steps: int = 0
-    """Steps at the peak."""
-    cosine_steps: int = 0
-    """Steps of the cosine from `peak` to `low`."""
-    low_steps: int = 0
-    """Steps at `low`."""
-    last_steps: int = 0
-    """Steps at `last`."""
+    warmup_steps: float = 0
+    """Steps of the linear climb from zero; this and the next four, below 1: a share of the run."""
+    constant_steps: float = 0
+    """Steps at the peak, or their share of the run."""
+    cosine_steps: float = 0
+    """Steps of the cosine from `peak` to `low`, or their share of the run."""
+    low_steps: float = 0
+    """Steps at `low`, or their share of the run."""
+    last_steps: float = 0
+    """Steps at `last`, or their share of the run."""
 
     def __post_init__(self) -> None:
         """Refuse rates below zero or out of order, and parts of negative length."""
         finite(self)
-        _lengths(self, "warmup_steps", "constant_steps", "cosine_steps", "low_steps", "last_steps")
+        steps_or_share(self, *PARTS)
         if self.peak <= 0:
             raise ValueError(f"LearningRate.peak={self.peak} must be above 0; V3 uses 2.2e-4")
         for name in ("low", "last"):
@@ -65,18 +75,19 @@ class StepDecay:
 
     peak: float
     """Rate after the warm-up; V2 uses 2.4e-4, V2-Lite 4.2e-4."""
-    warmup_steps: int = 2000
-    """Steps of the linear climb from zero."""
-    cuts: tuple[int, ...] = ()
-    """Steps before which the rate is cut; V2 cuts at 60 % and 90 % of its tokens."""
+    warmup_steps: float = 2000
+    """Steps of the linear climb from zero; below 1, their share of the run."""
+    cuts: tuple[float, ...] = ()
+    """Steps before which the rate is cut, or shares of the run; V2 cuts at 0.6 and 0.9."""
     factor: float = 0.316
     """What a cut leaves of the rate."""
 
     def __post_init__(self) -> None:
         """Refuse rates that are not positive and cuts that are out of order."""
         finite(self)
-        _lengths(self, "warmup_steps")
-        _ascending("StepDecay.cuts", self.cuts)
+        steps_or_share(self, "warmup_steps", "cuts")
+        for kind in ([c for c in self.cuts if c < 1], [c for c in self.cuts if c >= 1]):
+            _ascending("StepDecay.cuts", kind)
         if self.peak <= 0 or not 0 < self.factor <= 1:
             raise ValueError(
                 f"StepDecay.peak={self.peak} and factor={self.factor} must be above 0, the factor "
@@ -144,15 +155,61 @@ def _ends(steps: int) -> list[int]:
     return [round(steps * sum(V3_PARTS[: i + 1]) / sum(V3_PARTS)) for i in range(len(V3_PARTS))]
 
 
-def _lengths(owner: object, *names: str) -> None:
+def whole_steps(length: float, steps: int) -> int:
+    """A length in steps: a number of steps as it is, a share of a run of `steps` rounded."""
+    return round(length * steps) if length < 1 else int(length)
+
+
+def in_steps(rate: LearningRate | StepDecay, steps: int) -> LearningRate | StepDecay:
+    """The schedule of a run of `steps`, every length in steps.
+
+    Each part ends at the step nearest to where it would by its shares, so that shares that add up
+    to 1 fill the run exactly.
+    """
+    if isinstance(rate, StepDecay):
+        cuts = sorted(whole_steps(cut, steps) for cut in rate.cuts)
+        return dataclasses.replace(
+            rate, warmup_steps=whole_steps(rate.warmup_steps, steps),
+            cuts=tuple(max(cut, 1 + i) for i, cut in enumerate(dict.fromkeys(cuts))))
+    end, before, found = 0.0, 0, dict[str, Any]()
+    for name in PARTS:
+        length = getattr(rate, name)
+        end += length * steps if length < 1 else length
+        found[name], before = round(end) - before, round(end)
+    return dataclasses.replace(rate, **found)
+
+
+def shares(rate: LearningRate | StepDecay) -> bool:
+    """Whether a length of the schedule is a share of the run."""
+    lengths = [rate.warmup_steps, *rate.cuts] if isinstance(rate, StepDecay) else [
+        getattr(rate, name) for name in PARTS]
+    return any(0 < length < 1 for length in lengths)
+
+
+def steps_or_share(part: Any, *names: str) -> None:
+    """Refuse, in a config's fields, what is neither a share nor a number of steps; make steps ints.
+
+    Also in tuples of them.
+    """
     for name in names:
-        if getattr(owner, name) < 0:
-            raise ValueError(
-                f"{type(owner).__name__}.{name}={getattr(owner, name)} is negative; "
-                "choose 0 to leave the part out"
-            )
+        held = getattr(part, name)
+        owner = type(part).__name__
+        object.__setattr__(part, name, tuple(_length(owner, name, v) for v in held)
+                           if isinstance(held, tuple) else _length(owner, name, held))
 
 
-def _ascending(name: str, counts: tuple[int, ...]) -> None:
+def _length(owner: str, name: str, value: float) -> float:
+    if value < 0:
+        raise ValueError(f"{owner}.{name}={value} is negative; choose 0 to leave the part out")
+    counted(owner, 0, **{name: value})
+    if value < 1:
+        return value if value else 0
+    if value != int(value):
+        raise ValueError(f"{owner}.{name}={value} is neither a number of steps nor, below 1, a "
+                         f"share of the run; use {round(value)} or a share such as 0.05")
+    return int(value)
+
+
+def _ascending(name: str, counts: Sequence[float]) -> None:
     if any(after <= before for before, after in pairwise((0, *counts))):
         raise ValueError(f"{name}={counts} must be above 0 and ascending; reorder them")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsjax.config.run import SequenceStage
+from dsjax.config.run import SequenceStage, TrainConfig
+from dsjax.config.schedule import whole_steps
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,29 @@ def batch_size_at(tokens_seen: int, ramp: BatchRamp) -> int:
         return ramp.end
     grown = (ramp.end - ramp.start) * tokens_seen // ramp.tokens  # exact in integers
     return ramp.start + grown // ramp.multiple * ramp.multiple
+
+
+def rows_of(train: TrainConfig, step: int) -> int:
+    """Return the rows of the batch that follows `step` steps of a run, before it is cut."""
+    if train.batch_start is None:
+        return train.batch
+    ramp = BatchRamp(train.batch_start, train.batch,
+                     whole_steps(train.batch_ramp_steps, train.steps), train.batch_multiple)
+    return batch_size_at(step, ramp)
+
+
+def length_of(train: TrainConfig, step: int) -> int:
+    """Return the row length of the batch that follows `step` steps of a run."""
+    stages = [SequenceStage(whole_steps(stage.from_step, train.steps), stage.length)
+              for stage in train.curriculum]
+    return length_at(step, stages, train.length)
+
+
+def tokens_after(train: TrainConfig, steps: int) -> int:
+    """Return the tokens that the first `steps` steps of a run read."""
+    ramp = 0 if train.batch_start is None else whole_steps(train.batch_ramp_steps, train.steps)
+    rising = sum(rows_of(train, step) for step in range(min(ramp, steps)))
+    return (rising + max(steps - ramp, 0) * train.batch) * train.length
 
 
 def length_at(step: int, stages: Sequence[SequenceStage], length: int) -> int:

@@ -207,14 +207,8 @@ def _is_due(done: int, every: int, steps: int) -> bool:
 def _batch(s: Session, done: int) -> Batch:
     """Draw this step's rows and cut them to this step's length."""
     train = s.run.train
-    rows = train.batch
-    if train.batch_start is not None:
-        ramp = curriculum.BatchRamp(
-            train.batch_start, train.batch, train.batch_ramp_steps, train.batch_multiple
-        )
-        rows = curriculum.batch_size_at(done, ramp)
-    drawn = s.stream.next_batch(rows // jax.process_count())
-    length = curriculum.length_at(done, train.curriculum, train.length)
+    drawn = s.stream.next_batch(curriculum.rows_of(train, done) // jax.process_count())
+    length = curriculum.length_of(train, done)
     cut = drawn if length == train.length else curriculum.recut(drawn, length)
     return spread.put_rows(cut, s.mesh)
 
@@ -224,7 +218,7 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
     if ready is None:
         return
     number, m = ready.step, ready.metrics
-    length = curriculum.length_at(number - 1, s.run.train.curriculum, s.run.train.length)
+    length = curriculum.length_of(s.run.train, number - 1)
     flops = float(m.targets) * count.training_flops(s.run.model, length)
     s.speed.tick(float(m.targets), ready.began, ready.ended, flops)
     values: dict[str, Any] = {

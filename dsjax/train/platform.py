@@ -20,6 +20,7 @@ from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
 from dsjax.numerics import codes, gemm, products
 from dsjax.numerics.products import Products
+from dsjax.optim import schedule
 from dsjax.train import compiled
 
 PRECISIONS: dict[str, Products] = {
@@ -143,6 +144,7 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "precision": f"{backend.products.name} products, float32 sums, {backend.dtype} activations",
         "optimizer": f"AdamW, {run.optimizer.moments} moments, float32 masters",
+        "rate": schedule.describe(run.rate, run.train.steps),
         "attention": "blocks of 128 queries, probabilities made again in the backward pass",
         "experts": "dropless: one batched product over rows padded to 1.125 x the mean load, "
         "the rest in tiles",
@@ -160,4 +162,6 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         is_plain = "xla_cpu_disable_loop_unrolling" in os.environ.get("XLA_FLAGS", "")
         choices["kernels"] = "LLVM does not unroll" if is_plain else "LLVM's defaults"
     choices["programs"] = compiled.describe()
+    if (misfit := schedule.misfit(run.rate, run.train.steps)) is not None:
+        choices["warning"] = misfit
     return choices

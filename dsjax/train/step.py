@@ -20,6 +20,7 @@ from flax import struct
 from jax import Array, lax
 
 from dsjax.config.run import RunConfig
+from dsjax.config.schedule import in_steps
 from dsjax.layers.backend import Backend
 from dsjax.layers.moe import MoEParams
 from dsjax.model import loss as losses
@@ -68,9 +69,10 @@ def make_train_step(run: RunConfig, backend: Backend,
     specs = transformer.specs(run.model)
     update = optimizer(specs, run.optimizer).update
     is_free = trainable_mask(specs)
+    course = in_steps(run.rate, run.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        rate = schedule.learning_rate(run.rate, state.step)
+        rate = schedule.learning_rate(course, state.step)
         grads, total, parts = differentiate(state.params, batch, state.step, run, backend)
         with jax.named_scope("optimizer"):
             norm = global_norm(grads, is_free)

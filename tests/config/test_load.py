@@ -85,7 +85,17 @@ def test_a_union_changes_its_class_by_name():
 def test_a_curriculum_is_written_as_steps_and_lengths():
     got = override(RUN, ["--train.curriculum", "0:64", "30:128", "--train.steps", "7"])
     assert got.train.curriculum == (SequenceStage(0, 64), SequenceStage(30, 128))
-    assert "FROM_STEP:LENGTH" in _refusal("--train.curriculum", "0:64", "30")
+    got = override(RUN, ["--train.curriculum", "0:64", "0.3:128"])
+    assert got.train.curriculum[1].from_step == 0.3
+    for bad in ("30", "a:64", "0:64.5", "1.5:64", "0:64:2", ":"):
+        assert "FROM_STEP:LENGTH" in _refusal("--train.curriculum", "0:64", bad)
+
+
+def test_lengths_of_a_schedule_are_read_as_steps_or_shares():
+    got = override(RUN, ["--rate.warmup-steps", "30", "--rate.cosine-steps", "0.5"])
+    assert (got.rate.warmup_steps, got.rate.cosine_steps) == (30, 0.5)
+    assert type(got.rate.warmup_steps) is int
+    assert "2.5" in _refusal("--rate.warmup-steps", "2.5")
 
 
 @pytest.mark.parametrize(

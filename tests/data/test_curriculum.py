@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.config.run import SequenceStage
+from dsjax.config.run import SequenceStage, TrainConfig
 from dsjax.data import curriculum, pack
 
 
@@ -79,3 +79,25 @@ def test_the_last_stage_begun_sets_the_length():
     assert [curriculum.length_at(s, stages, 256) for s in (0, 9, 10, 99)] == [64, 64, 128, 128]
     assert curriculum.length_at(3, (SequenceStage(5, 64),), 256) == 256
     assert curriculum.length_at(3, (), 256) == 256
+
+
+def test_ramp_and_stages_may_be_shares_of_the_run():
+    def train(ramp, half):
+        return TrainConfig(steps=40, batch=8, length=64, batch_start=2, batch_ramp_steps=ramp,
+                           batch_multiple=2,
+                           curriculum=(SequenceStage(0, 16), SequenceStage(half, 32)))
+
+    shares, steps = train(0.25, 0.5), train(10, 20)
+    for now in range(45):
+        assert curriculum.rows_of(shares, now) == curriculum.rows_of(steps, now)
+        assert curriculum.length_of(shares, now) == curriculum.length_of(steps, now)
+    assert [curriculum.rows_of(shares, now) for now in (0, 5, 10)] == [2, 4, 8]
+    assert [curriculum.length_of(shares, now) for now in (19, 20)] == [16, 32]
+
+
+def test_tokens_are_the_sum_of_the_steps_batches():
+    ramp = TrainConfig(steps=40, batch=8, length=64, batch_start=2, batch_ramp_steps=10)
+    for steps in (0, 3, 10, 17):
+        rows = sum(curriculum.rows_of(ramp, step) for step in range(steps))
+        assert curriculum.tokens_after(ramp, steps) == rows * 64
+    assert curriculum.tokens_after(TrainConfig(batch=3, length=5), 7) == 105

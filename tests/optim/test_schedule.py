@@ -7,16 +7,26 @@ import numpy as np
 import optax
 import pytest
 
+from dsjax.config import load
 from dsjax.config.schedule import (
     LearningRate,
     Piecewise,
     StepDecay,
+    in_steps,
     v2_like,
     v3_gamma,
     v3_lambda,
     v3_like,
 )
-from dsjax.optim.schedule import five_part, learning_rate, piecewise, step_decay
+from dsjax.optim.schedule import (
+    changed,
+    describe,
+    five_part,
+    learning_rate,
+    misfit,
+    piecewise,
+    step_decay,
+)
 
 FIVE = LearningRate(
     peak=2.0, low=0.5, last=0.25, warmup_steps=3, constant_steps=5, cosine_steps=7, low_steps=2,
@@ -115,6 +125,12 @@ def test_token_counts_beyond_32_bits_are_schedule_inputs_too():
         (lambda: LearningRate(peak=1.0, low=2.0), "low=2.0 must lie between"),
         (lambda: LearningRate(peak=1.0, cosine_steps=-1), "cosine_steps=-1 is negative"),
         (lambda: StepDecay(1.0, 3, cuts=(9, 5)), "ascending"),
+        (lambda: StepDecay(1.0, 3, cuts=(0.9, 0.5)), "ascending"),
+        (lambda: StepDecay(1.0, 3, cuts=(2.5,)), "cuts=2.5 is neither"),
+        (lambda: LearningRate(warmup_steps=1.5), "warmup_steps=1.5 is neither .* share"),
+        (lambda: LearningRate(warmup_steps=-0.1), "warmup_steps=-0.1 is negative"),
+        (lambda: LearningRate(low_steps=1e30), "low_steps=1e.30 is more than any machine"),
+        (lambda: LearningRate(last_steps=math.nan), "not a finite number"),
         (lambda: Piecewise((1.0,), (5,)), "one value more"),
         (lambda: v3_like(0), "steps=0"),
         (lambda: v3_like(10, warmup_steps=8), "warmup_steps=8 exceeds the 7 of 10"),
@@ -123,3 +139,83 @@ def test_token_counts_beyond_32_bits_are_schedule_inputs_too():
 def test_schedules_without_meaning_are_refused_in_a_sentence(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+SHARES = LearningRate(peak=2.0, low=0.5, last=0.25, warmup_steps=0.1, constant_steps=0.4,
+                      cosine_steps=0.3, low_steps=0.1, last_steps=0.1)
+
+
+@pytest.mark.parametrize(("name", "steps", "parts"), [
+    ("tiny", 600, (30, 240, 290, 20, 20)), ("small", 2000, (100, 900, 900, 60, 40)),
+])
+def test_the_configs_shares_are_the_steps_they_had(name, steps, parts):
+    run = load.load(name)
+    assert run.train.steps == steps
+    rates = {"peak": run.rate.peak, "low": run.rate.low, "last": run.rate.last}
+    counted = LearningRate(**rates, **dict(zip(
+        ("warmup_steps", "constant_steps", "cosine_steps", "low_steps", "last_steps"), parts)))
+    of_the_run = in_steps(run.rate, steps)
+    assert of_the_run == counted
+    curves = [jax.jit(jax.vmap(lambda i, s=s: learning_rate(s, i)))(np.arange(steps + 9))
+              for s in (of_the_run, counted)]
+    np.testing.assert_array_equal(*curves)
+
+
+@pytest.mark.parametrize("steps", [5, 24, 97, 200, 600, 1009])
+def test_a_run_of_any_length_climbs_falls_and_ends_at_its_last_rate(steps):
+    rate = load.load("tiny").rate
+    parts = in_steps(rate, steps)
+    assert sum((parts.warmup_steps, parts.constant_steps, parts.cosine_steps, parts.low_steps,
+                parts.last_steps)) == steps
+    curve = _all(parts, steps)
+    assert curve.max() == pytest.approx(3e-3)
+    assert misfit(rate, steps) is None
+    if steps >= 24:
+        assert curve[-1] == pytest.approx(1e-4)
+
+
+def test_shares_and_steps_may_stand_beside_each_other():
+    mixed = LearningRate(2.0, warmup_steps=7, constant_steps=0.5, cosine_steps=0.25)
+    assert in_steps(mixed, 100) == LearningRate(2.0, warmup_steps=7, constant_steps=50,
+                                                cosine_steps=25)
+    assert in_steps(in_steps(mixed, 100), 999) == in_steps(mixed, 100)
+    cuts = in_steps(StepDecay(2.0, 0.01, cuts=(0.6, 0.9, 70)), 100)
+    assert cuts == StepDecay(2.0, 1, cuts=(60, 70, 90))
+    assert in_steps(StepDecay(2.0, 0, cuts=(0.6, 0.9)), 1).cuts == (1,)
+    assert LearningRate(2.0, warmup_steps=30.0) == LearningRate(2.0, warmup_steps=30)
+    assert type(LearningRate(2.0, warmup_steps=30.0).warmup_steps) is int
+
+
+@pytest.mark.parametrize(("rate", "steps", "words"), [
+    (FIVE, 9, ("21 steps", "run's 9", "1.93", "0.25", "share")),
+    (FIVE, 100, ("21 steps", "run's 100", "0.25")),
+    (FIVE, 2, ("2 of the 3", "climbs", "--rate.warmup-steps")),
+    (StepDecay(1.0, 2, cuts=(6, 50)), 50, ("step 50", "ends at 50", "0.6 0.9")),
+])
+def test_a_schedule_that_does_not_fit_the_run_is_told_of_with_the_remedy(rate, steps, words):
+    said = misfit(rate, steps)
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(("rate", "steps"), [
+    (FIVE, 21), (FIVE, 23), (SHARES, 1), (SHARES, 50), (LearningRate(), 7),
+    (LearningRate(1.0, warmup_steps=2, constant_steps=99), 9),
+    (StepDecay(1.0, 0.1, cuts=(0.6, 0.9)), 50), (StepDecay(1.0, 3), 10),
+])
+def test_one_that_fits_or_never_falls_is_not(rate, steps):
+    assert misfit(rate, steps) is None
+
+
+def test_the_curve_is_told_in_the_steps_of_the_run():
+    assert describe(SHARES, 50) == (
+        "up to 2 over 5 steps, from step 25 down a cosine to 0.5 at 40, 0.25 from step 45")
+    assert describe(LearningRate(peak=3e-4), 9) == "0.0003"
+    assert "times 0.316 from step 30" in describe(StepDecay(1.0, 2, cuts=(0.6,)), 50)
+
+
+def test_more_steps_stretch_shares_and_what_that_changes_is_told():
+    assert changed((SHARES, 50), (SHARES, 50), 40) is None
+    said = changed((SHARES, 50), (SHARES, 100), 45)
+    assert "after step 45 at 2, where the run had 0.25" in said
+    assert changed((FIVE, 21), (FIVE, 50), 20) is None  # steps stay where they are
