@@ -209,6 +209,10 @@ def _claimed(file: Path, folder: Path | str, remedy: str) -> int:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(file)):
                     return handle
+        except OSError as error:  # a full disk
+            os.close(handle)
+            raise UserError(f"{folder} cannot be written to ({cause(error).lower()}); "
+                            f"{remedy}") from None
         except BaseException:
             os.close(handle)
             raise

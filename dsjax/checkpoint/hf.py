@@ -37,7 +37,7 @@ from dsjax.checkpoint.hf_devices import Buffers, Index, region
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_pieces import Source
 from dsjax.checkpoint.hf_plan import Plan
-from dsjax.checkpoint.hf_write import Folder
+from dsjax.checkpoint.target import Target
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
@@ -89,7 +89,7 @@ def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: boo
         raise UserError(f"dtype={dtype!r} is not a choice; use {' or '.join(hf_plan.WIDTHS)}")
     arrays = named(cfg, params)
     leaves = {name: np.dtype(a.dtype) for name, a in arrays.items()}
-    folder = Folder(Path(path).absolute(), None)
+    folder = Target(Path(path), None)
 
     def read(name: str, index: Index) -> np.ndarray:
         return region(arrays[name], index)
@@ -99,7 +99,7 @@ def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: boo
            progress=progress or nothing)
 
 
-def export(folder: Folder, cfg: ModelConfig, leaves: dict[str, np.dtype], read: hf_write.Region, *,
+def export(folder: Target, cfg: ModelConfig, leaves: dict[str, np.dtype], read: hf_write.Region, *,
            fp8: bool, dtype: str | None, pow2: bool, like: Like | None,
            loss: LossConfig | None, progress: Progress) -> None:
     """Write a released checkpoint from leaves that are read a part at a time, see `save`."""

@@ -24,10 +24,10 @@ from dsjax.checkpoint.hf import Like
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_pieces import Source
 from dsjax.checkpoint.hf_plan import Plan
-from dsjax.checkpoint.hf_write import Folder
 from dsjax.checkpoint.manifest import MANIFEST, Manifest, hash_of
 from dsjax.checkpoint.plain import plain
 from dsjax.checkpoint.store import ARRAYS
+from dsjax.checkpoint.target import Target
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.config.run import DataConfig, RunConfig, TrainConfig
 from dsjax.config.stored import run_from_json, run_to_json
@@ -50,22 +50,16 @@ def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = No
         say(remark)
     if not (source / WORDS).is_file():
         say(f"{source} has no {WORDS}: copy one into {run} before generating or training from it")
-    folder = Folder(run.absolute(), _fingerprint(source, dtype, mtp))
-    arrays = folder.partial / "checkpoints" / f"{files.PARTIAL}{0:08d}" / ARRAYS
+    target = Target(run, _fingerprint(source, dtype, mtp))
+    arrays = target.partial / "checkpoints" / f"{files.PARTIAL}{0:08d}" / ARRAYS
     finished = arrays.parent.parent / files.name(0)
-    hf_files.check_room(folder.final, _left(plan, arrays))
-    try:
-        folder.open()
+    with target.written(lambda: 0 if finished.exists() else _left(plan, arrays)):
         if not finished.exists():
             _write_arrays(plan, arrays, progress)
             leaves = {PREFIX + k: (shape, str(d)) for k, (shape, d) in plan.leaves.items()}
             (arrays / JOURNAL).unlink()
             files.finish(arrays.parent, 0, leaves, {"source": source.absolute().name})
-        _write_rest(source, folder.partial, run.absolute().name, plan)
-        folder.finish()
-    except BaseException as error:
-        folder.failed(error)
-        raise
+        _write_rest(source, target, plan)
 
 
 def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = None, *,
@@ -89,7 +83,7 @@ def to_released(run: Path, target: Path, fp8: bool = False, dtype: str | None = 
         _match(config.model, leaves, manifest, prefix, where)
         stored = Arrays(where / ARRAYS)
         key = f"{hash_of(where / MANIFEST)} {fp8} {dtype} {which} {pow2}"
-        hf.export(Folder(target.absolute(), key), dropless(config.model), leaves,
+        hf.export(Target(target, key), dropless(config.model), leaves,
                   lambda name, index: stored.read(prefix + name, index),
                   fp8=fp8, dtype=dtype, pow2=pow2, like=kept, loss=config.loss, progress=progress)
         return manifest.step
@@ -167,23 +161,23 @@ def _frame(plan: Plan, arrays: Path) -> None:
     (arrays / JOURNAL).touch()
 
 
-def _write_rest(source: Path, partial: Path, name: str, plan: Plan) -> None:
+def _write_rest(source: Path, target: Target, plan: Plan) -> None:
     """The run's config, the tokenizer, and the source's own small files."""
     words = source / WORDS
     run = RunConfig(
-        name=name,
+        name=target.name,
         model=plan.cfg,
         train=TrainConfig(length=LENGTH),
         loss=plan.released.loss,
         data=DataConfig(),
     )
-    run_to_json(run, partial / "config.json")
+    run_to_json(run, target.partial / "config.json")
     if words.is_file():
-        shutil.copyfile(words, partial / words.name)
-    kept = partial / RELEASED
+        hf_files.copy(words, target.partial / words.name)
+    kept = target.partial / RELEASED
     kept.mkdir(exist_ok=True)
     for path in (source / hf_files.CONFIG, *hf.extra_files(source)):
-        shutil.copyfile(path, kept / path.name)
+        hf_files.copy(path, kept / path.name)
 
 
 # From a run folder

@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dsjax import disk
 from dsjax.errors import UserError
 
 DTYPES = {
@@ -177,24 +178,13 @@ def write_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON object whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.rename(partial, path)
+SIDE_LIMIT = disk.LIMIT
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Refuse to start writing what does not fit on the disk that `folder` will be on."""
-    import shutil
-
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UserError(
-            f"{folder} needs {size(needed)} and the disk has {size(free)} left; "
-            "make room or choose another folder"
-        )
+def copy(source: Path, target: Path) -> None:
+    """Copy a small file that lies beside weights."""
+    remedy = "correct the checkpoint, or remove the file if nothing needs it"
+    disk.write_whole(target, disk.read_bytes(source, remedy, SIDE_LIMIT))
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -1,17 +1,12 @@
-"""Writing a released checkpoint: shards, index and config in a hidden folder, then one rename.
+"""Writing a released checkpoint: shards, index and config.
 
-The folder appears under its name only when it is whole. A shard holds at most 256 MB or the largest
-tensor, and is, twice while it is written, all that is in memory. With a `key` that names the
-source, shards that an interrupted run left are kept and the next run goes on after them.
+A shard holds at most 256 MB or the largest tensor, and is, twice while it is written, all that is
+in memory. Shards that an interrupted run left are kept and the next run goes on after them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from dsjax import disk
 from dsjax.checkpoint import hf_files, hf_pieces
 from dsjax.checkpoint.hf_devices import Index
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_names import BLOCK, SCALE, Placement, held, placements, scale_shape
 from dsjax.checkpoint.hf_pieces import BFLOAT16, FP8
+from dsjax.checkpoint.target import Target
 from dsjax.config.model import ModelConfig
-from dsjax.errors import UserError
 
 Region = Callable[[str, Index], np.ndarray]
 """Numbers of a part of a leaf, by dotted name; of `X.codes` and `X.scales` for a Scaled."""
 
 SHARD = 256 << 20
-STATE = ".state.json"
 
 
 @dataclass(frozen=True)
@@ -113,90 +108,34 @@ def make(tensor: Output, leaves: Mapping[str, np.dtype], region: Region,
     return out, scales
 
 
-@dataclass
-class Folder:
-    """A checkpoint's folder while it is being written."""
-
-    final: Path
-    key: str | None
-    """What it is made from; None starts anew and leaves nothing behind when it fails."""
-
-    def __post_init__(self) -> None:
-        """Open the hidden folder; keep what is in it only if it has the same key."""
-        if self.final.exists() and (not self.final.is_dir() or any(self.final.iterdir())):
-            raise UserError(f"{self.final} is already there; move it away or choose another folder")
-        self.partial = self.final.parent / f".{_short(self.final.name)}.partial"
-        state = self.partial / STATE
-        is_same = self.key is not None and state.is_file()
-        if is_same:
-            is_same = json.loads(state.read_text()).get("key") == self.key
-        if not is_same:
-            shutil.rmtree(self.partial, ignore_errors=True)
-
-    def open(self) -> None:
-        """Make the hidden folder."""
-        self.partial.mkdir(parents=True, exist_ok=True)
-        if self.key is not None:
-            hf_files.write_json(self.partial / STATE, {"key": self.key})
-
-    def finish(self) -> None:
-        """Give the folder its name."""
-        (self.partial / STATE).unlink(missing_ok=True)
-        if self.final.is_dir():
-            self.final.rmdir()
-        os.rename(self.partial, self.final)
-
-    def failed(self, error: BaseException) -> None:
-        """Clean up, and turn a full or closed disk into a sentence."""
-        reason = hf_files.disk_error(error)
-        if self.key is None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            after = "nothing of it is left"
-        else:
-            after = f"what is done is in {self.partial.name}, from which the same command goes on"
-        if reason:
-            raise UserError(
-                f"{self.final} could not be written ({reason}); {after}; make room, or choose "
-                "another folder"
-            ) from error
-
-
-def _short(name: str) -> str:
-    """A name that has room for a dot and an ending beside it, in the 255 bytes that a name has."""
-    raw = os.fsencode(name)
-    return name if len(raw) < 240 else hashlib.sha256(raw).hexdigest()
-
-
-def write(folder: Folder, tensors: list[Output], leaves: Mapping[str, np.dtype], region: Region,
+def write(folder: Target, tensors: list[Output], leaves: Mapping[str, np.dtype], region: Region,
           config: dict[str, Any], extras: list[Path], is_pow2: bool, progress: Progress) -> None:
     """Write everything; `extras` are files that are copied as they are."""
     cut = shards(tensors)
     names = [f"model-{i + 1:05d}-of-{len(cut):05d}.safetensors" for i in range(len(cut))]
     total = sum(t.nbytes for t in tensors)
+
+    def left() -> int:
+        shards_left = sum(t.nbytes for name, part in zip(names, cut) for t in part
+                          if not (folder.partial / name).exists())
+        return shards_left + sum(p.stat().st_size for p in extras)
+
     done = 0
-    left = sum(t.nbytes for name, part in zip(names, cut) for t in part
-               if not (folder.partial / name).exists())
-    hf_files.check_room(folder.final, left + sum(p.stat().st_size for p in extras))
-    try:
-        folder.open()
+    with folder.written(left) as partial:
         for name, part in zip(names, cut):
-            if not (folder.partial / name).exists():
+            if not (partial / name).exists():
                 shard = _make_shard(part, leaves, region, is_pow2, progress, done, total)
-                hf_files.write_file(folder.partial / name, shard)
+                hf_files.write_file(partial / name, shard)
             done += sum(t.nbytes for t in part)
             progress(done, total)
         weight_map = {t.name: name for name, part in zip(names, cut) for t in part}
-        hf_files.write_json(
-            folder.partial / hf_files.INDEX,
+        disk.write_json(
+            partial / hf_files.INDEX,
             {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
         )
-        hf_files.write_json(folder.partial / hf_files.CONFIG, config)
+        disk.write_json(partial / hf_files.CONFIG, config)
         for path in extras:
-            shutil.copyfile(path, folder.partial / path.name)
-        folder.finish()
-    except BaseException as error:
-        folder.failed(error)
-        raise
+            hf_files.copy(path, partial / path.name)
 
 
 def _make_shard(part: list[Output], leaves: Mapping[str, np.dtype], region: Region, is_pow2: bool,

@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dsjax import disk
 from dsjax.checkpoint import hf_config, hf_files, hf_names
 from experiments.common.command import Asked
 
@@ -90,8 +91,8 @@ def synthesize(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
         if sum(a.nbytes for a in shard.values()) > SHARD:
             flush()
     flush()
-    hf_files.write_json(folder / hf_files.INDEX, {"metadata": {}, "weight_map": weight_map})
-    hf_files.write_json(folder / hf_files.CONFIG, config)
+    disk.write_json(folder / hf_files.INDEX, {"metadata": {}, "weight_map": weight_map})
+    disk.write_json(folder / hf_files.CONFIG, config)
     return total, largest
 
 
@@ -169,7 +170,7 @@ def main(asked: Asked) -> None:
         else:
             shutil.rmtree(at / "source", ignore_errors=True)
             measured_before["source"] = synthesize(at / "source", config)
-            hf_files.write_json(kept_at, measured_before)
+            disk.write_json(kept_at, measured_before)
         total, largest = measured_before["source"]
         bound = 4 * largest + 10**9
         arms = {
@@ -191,7 +192,7 @@ def main(asked: Asked) -> None:
             if name not in measured_before:
                 cleared(at, keep={"source", "run", "trained"})
                 measured_before[name] = measured(code, *words, held=held)
-                hf_files.write_json(kept_at, measured_before)
+                disk.write_json(kept_at, measured_before)
             peak, kept, took = measured_before[name]
             if code == TRAIN:
                 continue

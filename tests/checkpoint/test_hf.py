@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dsjax import params
+from dsjax import disk, params
 from dsjax.checkpoint import hf, hf_files, hf_pieces
 from dsjax.checkpoint.hf_devices import Buffers, region
 from dsjax.checkpoint.hf_names import SCALE, placements
@@ -171,7 +171,7 @@ def test_power_of_two_scales_of_8_bits_are_kept(tmp_path):
     (tmp_path / "b").mkdir()
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["quantization_config"]["scale_fmt"] == "ue8m0"
-    hf_files.write_json(tmp_path / "b" / "config.json", config)
+    disk.write_json(tmp_path / "b" / "config.json", config)
     hf_files.write_file(tmp_path / "b" / "model.safetensors", small)
     cfg, p = hf.load(tmp_path / "b", dtype="fp8")
     assert p.moe.attn.w_uq.scales.dtype == jnp.float8_e8m0fnu
@@ -208,7 +208,7 @@ def test_the_tensors_say_whether_queries_are_compressed_where_the_config_does_no
         hf.save(tmp_path / name, cfg, draw(cfg))
         config = json.loads((tmp_path / name / "config.json").read_text())
         del config["q_lora_rank"]
-        hf_files.write_json(tmp_path / name / "config.json", config)
+        disk.write_json(tmp_path / name / "config.json", config)
     assert hf.load(tmp_path / "without")[0] == LITE
     with pytest.raises(UserError, match=r"q_a_proj.* config.json means \[1536, 140\]"):
         hf.load(tmp_path / "with")  # 1536 is DeepSeek's and transformers' default
@@ -219,7 +219,7 @@ def test_what_is_assumed_is_said(tmp_path):
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert "aux_loss_alpha" not in config
     del config["routed_scaling_factor"]  # 2.5, which is also the default
-    hf_files.write_json(tmp_path / "a" / "config.json", config)
+    disk.write_json(tmp_path / "a" / "config.json", config)
     said = []
     cfg, p = hf.load(tmp_path / "a", say=said.append)
     assert cfg == CFG
@@ -319,7 +319,7 @@ def test_mtp_modules_are_left_or_wanted_as_asked(tmp_path):
     assert (cfg.mtp_depth, p.mtp) == (0, None)
     hf.save(tmp_path / "b", cfg, p)
     config = json.loads((tmp_path / "b" / "config.json").read_text())
-    hf_files.write_json(tmp_path / "b" / "config.json", config | {"num_nextn_predict_layers": 1})
+    disk.write_json(tmp_path / "b" / "config.json", config | {"num_nextn_predict_layers": 1})
     said = []
     assert hf.load(tmp_path / "b", say=said.append)[0] == cfg
     assert "there are no tensors model.layers.3.*: loaded without" in said[0]
@@ -331,7 +331,7 @@ def test_what_a_config_has_no_place_for_is_taken_from_another(tmp_path):
     hf.save(tmp_path / "a", CFG, PARAMS)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     more = {"eos_token_id": 7, "max_position_embeddings": 163840, "model_type": "kimi_k2"}
-    hf_files.write_json(tmp_path / "a" / "config.json", dict(sorted((config | more).items())))
+    disk.write_json(tmp_path / "a" / "config.json", dict(sorted((config | more).items())))
     (tmp_path / "a" / "tokenizer_config.json").write_text("{}")
     cfg, p = hf.load(tmp_path / "a")
     hf.save(tmp_path / "b", cfg, p, like=tmp_path / "a")

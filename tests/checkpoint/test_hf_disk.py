@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
+from dsjax import disk
 from dsjax.checkpoint import hf, hf_disk, hf_files, hf_pieces, store
 from dsjax.checkpoint.arrays import Arrays
 from dsjax.cli import convert, main
@@ -116,7 +117,7 @@ def lite(tmp_path):
     hf.save(source, cfg, draw(cfg))
     more = {"eos_token_id": 7, "max_position_embeddings": 163840, "aux_loss_alpha": 0.001}
     config = json.loads((source / "config.json").read_text())
-    hf_files.write_json(source / "config.json", config | more)
+    disk.write_json(source / "config.json", config | more)
     tokenizer.train_bpe(["to be or not to be " * 9], 300).save(source / "tokenizer.json")
     for name in ("generation_config.json", "tokenizer_config.json"):
         (source / name).write_text('{"chat_template": "x"}')

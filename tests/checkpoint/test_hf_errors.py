@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsjax import params
+from dsjax import disk, params
 from dsjax.checkpoint import hf, hf_files
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.errors import UserError
@@ -45,7 +45,7 @@ def broken(tmp_path):
         folder = tmp_path / "broken"
         folder.mkdir()
         data = json.loads((tmp_path / "whole" / "config.json").read_text()) | (config or {})
-        hf_files.write_json(folder / "config.json", data)
+        disk.write_json(folder / "config.json", data)
         hf_files.write_file(folder / FILE, tensors)
         return folder
 
@@ -83,13 +83,13 @@ def test_an_index_that_leaves_the_folder_or_lies(tmp_path):
     hf.save(tmp_path / "a", CFG, draw())
     index = tmp_path / "a" / hf_files.INDEX
     data = json.loads(index.read_text())
-    hf_files.write_json(index, {"weight_map": data["weight_map"] | {"x": "../b.safetensors"}})
+    disk.write_json(index, {"weight_map": data["weight_map"] | {"x": "../b.safetensors"}})
     refuses(tmp_path / "a", "names '../b.safetensors', which is no safetensors file of it")
-    hf_files.write_json(index, {"weight_map": data["weight_map"] | {
+    disk.write_json(index, {"weight_map": data["weight_map"] | {
         "x": next(iter(data["weight_map"].values()))}})
     refuses(tmp_path / "a", "lacks x, which")
     del data["weight_map"]["lm_head.weight"]
-    hf_files.write_json(index, data)
+    disk.write_json(index, data)
     refuses(tmp_path / "a", f"holds lm_head.weight, which {hf_files.INDEX} does not list")
     index.write_text("{")
     refuses(tmp_path / "a", "cannot be read")
@@ -272,7 +272,7 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
 
 def test_a_file_where_a_folder_would_be(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"could not be written \(not a directory\)"):
+    with pytest.raises(UserError, match="file is a file"):
         hf.save(tmp_path / "file" / "a", CFG, draw())
 
 

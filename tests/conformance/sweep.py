@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dsjax import disk
 from dsjax.checkpoint import hf_config, hf_files
 from dsjax.checkpoint.hf_names import Placement, placements
 
@@ -92,7 +93,7 @@ def _tensor(place: Placement, draw: np.random.RandomState) -> np.ndarray:
 def checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
     """Write a released checkpoint in one file."""
     folder.mkdir(parents=True)
-    hf_files.write_json(folder / "config.json", config)
+    disk.write_json(folder / "config.json", config)
     hf_files.write_file(folder / "model.safetensors", tensors)
     return folder
 
