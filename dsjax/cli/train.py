@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -93,15 +94,18 @@ def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],
     if outcome.heldout is not None:
         found = outcome.heldout
         console.print(
-            f"held out: {found.bits_per_byte:.4f} bits per byte over {found.targets:,} "
+            f"held out: {_bits(found.bits_per_byte)} over {found.targets:,} "
             f"tokens ({found.nats:.4f} nats a token)"
         )
     if outcome.heldout_average is not None:
         average = outcome.heldout_average
-        console.print(f"averaged parameters: {average.bits_per_byte:.4f} bits per byte")
+        console.print(f"averaged parameters: {_bits(average.bits_per_byte)}")
     for name, value in baselines.items():
         console.print(f"{name}: {value:.4f} bits per byte on the same blocks")
     files = [outcome.out / "checkpoints", outcome.out / "metrics.jsonl", *drawn]
     for path in files:
         console.print(f"  {path}")
 
+
+def _bits(value: float) -> str:
+    return f"{value:.4f} bits per byte" if math.isfinite(value) else "no bits per byte"

@@ -53,6 +53,18 @@ class Heldout:
     targets: int
 
 
+def remark(found: Heldout) -> str | None:
+    """What is to be said of an evaluation that could not tell what it should."""
+    if not found.targets:
+        return "the held-out text has no token to predict: there is no held-out loss; give more"
+    if not math.isfinite(found.nats):
+        return "the held-out loss is not finite: the parameters may be lost; lower --rate.peak"
+    if not math.isfinite(found.bits_per_byte):
+        return ("the held-out text's targets stand for no bytes (documents of one token have none "
+                "of their own), so bits per byte are not defined: see nats, or give longer text")
+    return None
+
+
 def values(found: Heldout) -> dict[str, float]:
     """An evaluation as an event of metrics.jsonl has it."""
     named = {"bits_per_byte": found.bits_per_byte, "nats": found.nats,
@@ -142,12 +154,13 @@ def evaluate(step: HeldoutStep, p: TransformerParams,
     total = jax.tree.map(lambda *parts: np.sum([np.asarray(a, np.float64) for a in parts], axis=0),
                          *sums)
     counts = np.maximum(total.mtp_targets, 1)
+    targets, size = int(total.targets), _of_all_processes(total_bytes)
     return Heldout(
-        nats=float(total.nats / total.targets),
-        bits_per_byte=bits_per_byte(float(total.nats), _of_all_processes(total_bytes)),
+        nats=float(total.nats) / targets if targets else math.nan,
+        bits_per_byte=bits_per_byte(float(total.nats), size) if size else math.nan,
         mtp_nats=[float(v) for v in total.mtp_nats / counts],
         acceptance=[float(v) for v in total.accepted / counts],
-        targets=int(total.targets),
+        targets=targets,
     )
 
 

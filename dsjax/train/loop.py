@@ -265,7 +265,8 @@ def _evaluate(s: Session, done: int) -> Heldout:
         written["loads"] = s.window_loads
         s.window_loads = None
     s.writer.write(done, "eval", written)
-    shown = {k: v for k, v in values.items() if k in ("bits_per_byte", "mtp_acceptance")}
+    shown = {k: v for k, v in values.items()
+             if k in ("bits_per_byte", "mtp_acceptance") and math.isfinite(v)}
     s.display.update(done, shown)
     s.speed.restart()
     return found
@@ -277,7 +278,10 @@ def _heldout(s: Session, params: Any, most: int) -> Heldout:
     batches = heldout_batches(s.corpus.heldout, s.run.train.batch // hosts, s.corpus.token_sizes,
                               most=most, host=host, hosts=hosts)
     put = functools.partial(spread.put_rows, mesh=s.mesh)
-    return heldout.evaluate(s.heldout_step, params, batches, put)
+    found = heldout.evaluate(s.heldout_step, params, batches, put)
+    if (said := heldout.remark(found)) is not None:
+        s.display.note(said)
+    return found
 
 
 def _save(s: Session, done: int) -> None:

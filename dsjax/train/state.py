@@ -50,10 +50,14 @@ def init(run: RunConfig, key: Array) -> TrainState:
 
 
 def begin(run: RunConfig, start: TransformerParams) -> TrainState:
-    """The state of a run before its first step, from parameters in float32."""
+    """The state of a run before its first step, from parameters in float32.
+
+    Every leaf is a buffer of its own, inside jit or not: a training step takes the state donated.
+    The parameters are `start` itself, which is gone with the state.
+    """
     specs = transformer.specs(run.model)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, start, optimizer(specs, run.optimizer).init(start), zero, zero)
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, start, optimizer(specs, run.optimizer).init(start), skipped, in_row)
 
 
 def abstract(run: RunConfig) -> TrainState:
