@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any
 
+from dsjax.errors import UserError
 
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+
+
+@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """Types of a config class's fields, in order."""
     found = typing.get_type_hints(cls)
@@ -75,6 +81,61 @@ def divisors(n: int) -> list[int]:
 def choices(n: int, near: int, most: int = 16) -> list[int]:
     """Divisors of n to choose from: those nearest to what was asked for where they are many."""
     return sorted(sorted(divisors(n), key=lambda k: abs(k - near))[:most])
+
+
+def well_typed(part: Any) -> None:
+    """Refuse, in a config's own fields, values that are not of the declared type, by name.
+
+    Config files are Python and may put anything there. What is taken is what JSON gives back equal,
+    so that a run whose folder was written can be resumed: no NumPy scalars, no infinities, no whole
+    numbers above 63 bits, no control characters in names and paths.
+    """
+    for name, hint in field_types(type(part)).items():
+        why = _why_not(getattr(part, name), hint)
+        if why is not None:
+            raise ValueError(f"{type(part).__name__}.{name}={_short(getattr(part, name))} {why}")
+    finite(part)
+
+
+def _why_not(value: Any, hint: Any) -> str | None:
+    """Why a value is not of a type, in words that follow it; None if it is."""
+    if type(None) in typing.get_args(hint) and value is None:
+        return None
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        is_one = type(value) is str and value in choices
+        return None if is_one else f"is not a choice; use {' or '.join(choices)}"
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        if type(value) is not tuple or (inner[1:] != (...,) and len(inner) != len(value)):
+            return "is not a tuple; write (a, b) or (a,)"
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return next(filter(None, map(_why_not, value, kinds)), None)
+    kinds = tuple(kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None))
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        wanted = " or ".join(WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
+        return f"is of type {type(value).__name__}; give {wanted}"
+    if isinstance(value, str):
+        odd = next((c for c in value if ord(c) < 32 or 127 <= ord(c) < 160), None)
+        return None if odd is None else f"has the control character {odd!r}; leave it out"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "has more than 63 bits; give a smaller number"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number; give one"
+    return None
+
+
+def _short(value: Any) -> str:
+    """A value in a sentence; an int of thousands of digits has no decimal form in Python."""
+    text = hex(value) if isinstance(value, int) and value.bit_length() > 999 else repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}..."
+
+
+def seed_in_range(seed: int, name: str) -> None:
+    """Refuse a seed that some random generator does not take; `name` is what precedes it."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{name}{_short(seed)} is not a seed; use a whole number from 0 to "
+                        f"{2**63 - 1}")
 
 
 def class_choices(hint: Any) -> tuple[type, ...]:

@@ -1,6 +1,7 @@
 """Config files and command-line overrides: how a `RunConfig` comes to be.
 
-A config file is Python with one function `config() -> RunConfig`. `override` lets tyro read any
+A config file is Python with one function `config() -> RunConfig`; a run's folder is one too, by the
+config.json that it holds. `override` lets tyro read any
 field from flags named like it (`--model.moe.experts 8`). A field that may hold one of several
 classes keeps the one it has; `--model.moe None` takes it away, `--model.attention gqa` changes it
 and then wants the fields that have no default, and a flag below an absent one brings it
@@ -12,22 +13,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import difflib
-import importlib.util
 import io
+import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsjax.config import refusal
 from dsjax.config.fields import class_choices, did_you_mean, field_types
-from dsjax.config.refusal import refusal
+from dsjax.config.flags import take
 from dsjax.config.run import RunConfig, SequenceStage
 from dsjax.config.stored import run_from_json, run_to_json
+from dsjax.disk import read_bytes, read_object
 from dsjax.errors import UserError
 
-__all__ = ["load", "names", "override", "run_from_json", "run_to_json"]
+__all__ = ["folder_of", "load", "names", "override", "run_from_json", "run_to_json"]
 
+STORED = "config.json"
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "configs"
 FOLDER = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
@@ -47,69 +51,122 @@ def first(argv: Sequence[str], command: str) -> str:
     if not argv or argv[0].startswith("-"):
         what = f"{argv[0]} stands where a CONFIG should" if argv else "a CONFIG is missing"
         raise UserError(
-            f"{what}; begin as in `{command} tiny`, with one of {', '.join(names())} or the path "
-            "of a .py file"
+            f"{what}; begin as in `{command} tiny`, with one of {', '.join(names())}, the path of "
+            "a .py file or the folder of a run"
         )
     return argv[0]
 
 
 def load(path_or_name: str) -> RunConfig:
-    """Run the one function `config()` of a Python file, or of a project config by its bare name."""
+    """The run of a project config by its bare name, of a Python file, or of a run's folder.
+
+    A file's one function `config()` is run. A folder, or its config.json, gives back the run that
+    wrote it, with the folder as `place.out`.
+    """
     path = _find(path_or_name)
-    spec = importlib.util.spec_from_file_location(f"dsjax_config_{path.stem}", path)
-    assert spec is not None, f"{path} ends in .py"
-    assert spec.loader is not None, f"{path} is a file"
-    module = importlib.util.module_from_spec(spec)
+    if path.name == STORED:
+        run = run_from_json(path)
+        return dataclasses.replace(run, place=dataclasses.replace(run.place, out=str(path.parent)))
+    return _run_file(path)
+
+
+def folder_of(path_or_name: str) -> Path | None:
+    """The run's folder that a CONFIG names; None where it is a name or a Python file."""
+    path = _find(path_or_name)
+    return path.parent if path.name == STORED else None
+
+
+def _run_file(path: Path) -> RunConfig:
+    """Run the function `config()` of a file; what it prints goes to standard error.
+
+    The file is compiled anew: Python's own cache takes an edit within a second for no edit.
+    """
+    source = read_bytes(path, "give a Python file with one config()")
+    module = types.ModuleType(f"dsjax_config_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # classes that it defines look for their module there
     try:
-        spec.loader.exec_module(module)
-        make = getattr(module, "config", None)
-        run = make() if callable(make) else None
-    except Exception as error:
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+            make = getattr(module, "config", None)
+            run = make() if callable(make) else None
+    except (Exception, SystemExit) as error:  # a user's program raises what it likes
         raise UserError(_blame(path, error)) from error
-    if make is None or not isinstance(run, RunConfig):
+    if make is None or type(run) is not RunConfig:
         found = "has no function config()" if make is None else f"returned {type(run).__name__}"
         raise UserError(f"{path} {found}; a config file defines config() and returns a RunConfig")
     return run
 
 
 def _find(path_or_name: str) -> Path:
-    """Path of a config file, given or found by name."""
-    given = Path(path_or_name)
-    is_path = given.suffix == ".py" or len(given.parts) > 1
-    if is_path and given.is_file():
-        if given.suffix != ".py":
-            raise UserError(f"{given} is not a Python file; a config is a .py file with config()")
-        return given
-    stem = given.stem.replace("-", "_").lower()
-    if not is_path and stem in names():
-        return FOLDER / f"{stem}.py"
+    """Path of a config file or of a run's config.json, given or found by name."""
+    given, stem = Path(path_or_name), Path(path_or_name).stem.replace("-", "_").lower()
+    is_path = given.suffix == ".py" or "/" in path_or_name
+    try:
+        if not is_path and stem in names():
+            return FOLDER / f"{stem}.py"
+        if given.is_dir():
+            return _stored(given)
+        if given.is_file() or given.is_fifo():
+            if given.name == STORED:
+                return _stored(given.parent)
+            if given.suffix == ".py":
+                return given
+            raise UserError(f"{given} is not a config; give a .py file with config(), or the "
+                            "folder of a run")
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path_or_name!r} is no path ({error}); give a config") from None
     known = [str(p) for p in sorted(given.parent.glob("*.py"))] if is_path else names()
     mean = did_you_mean(str(given) if is_path else stem, known)
     raise UserError(
-        f"there is no config {path_or_name!r}{mean}; "
-        f"choose from {', '.join(names()) or 'your own files'}, or give the path of a .py file"
+        f"there is no config {path_or_name!r}{mean}; choose from "
+        f"{', '.join(names()) or 'your own files'}, or give the path of a .py file or the folder "
+        "of a run"
     )
 
 
-def _blame(path: Path, error: Exception) -> str:
-    """Say where a config file failed and why."""
+def _stored(folder: Path) -> Path:
+    """The config.json of a run's folder; other folders get a sentence of their own."""
+    path = folder / STORED
+    if not path.is_file():
+        raise UserError(f"{folder} is a folder without {STORED}; give the folder of a run, or the "
+                        "path of a .py file")
+    if "model_type" in read_object(path, "give the folder of a run"):
+        raise UserError(f"{folder} is a released checkpoint; convert it first: dsjax convert "
+                        f"hf-to-dsjax {folder} runs/{folder.absolute().name}")
+    return path
+
+
+def _blame(path: Path, error: BaseException) -> str:
+    """Say where a config file failed and why, in a line."""
     if isinstance(error, SyntaxError):
-        return f"{path}, line {error.lineno}: {error.msg}; correct the file"
+        at = f", line {error.lineno}" if error.lineno else ""
+        return f"{path}{at}: {error.msg}; correct the file"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     where = f"{path}, line {lines[-1]}" if lines else str(path)
+    said = (str(error).splitlines() or [""])[0][:300]
+    if isinstance(error, SystemExit):
+        return f"{where}: it leaves Python ({said or 'no status'}); return a RunConfig instead"
     kind = "" if type(error) in (ValueError, UserError) else f"{type(error).__name__}: "
-    return f"{where}: {kind}{error}"
+    return f"{where}: {kind}{said}"
 
 
 # Command line
 
 
-def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFIG") -> RunConfig:
-    """Replace the fields that flags name; `--help` prints every field and leaves with status 0."""
+def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFIG",
+             own: Sequence[str] = ()) -> RunConfig:
+    """Replace the fields that flags name; `--help` prints every field and leaves with status 0.
+
+    own: the command's own flags, taken already, which a misspelled one may have meant.
+    """
     import tyro
 
     run, left = _switch(run, [_dashed(token) for token in argv])
-    _refuse_unknown(left, sorted(_flags(run)))
+    for token in left:
+        refusal.unknown(token.partition("=")[0], [*sorted(_flags(run)), "--help"], own)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -125,7 +182,8 @@ def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFI
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-        raise UserError(refusal(said.getvalue())) from None
+        sentence = refusal.refusal(said.getvalue())
+        raise UserError(refusal.as_typed(sentence, _prefixes(run, "--"))) from None
 
 
 def _dashed(token: str) -> str:
@@ -140,7 +198,7 @@ def _switch(run: RunConfig, argv: list[str]) -> tuple[RunConfig, list[str]]:
     """Give the config the classes that flags ask for; return it with the flags that are left."""
     run = copy.copy(run)
     for flag, owner, name, classes in _unions(run, "--"):
-        asked, argv = _take(argv, flag)
+        asked, argv = take(argv, flag)
         held = getattr(owner, name)
         by_name = {_short(c): c for c in classes if c is not type(None)}
         if asked is None and held is None and any(t.startswith(flag + ".") for t in argv):
@@ -176,21 +234,6 @@ def _unions(part: Any, prefix: str) -> Iterator[tuple[str, Any, str, tuple[type,
             yield from _unions(held, flag + ".")
 
 
-def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Remove `flag VALUE` or `flag=VALUE`; return the last value and what is left."""
-    value, left, tokens = None, [], iter(argv)
-    for token in tokens:
-        if token == flag:
-            value = next(tokens, None)
-            if value is None:
-                raise UserError(f"{flag} needs a value; see --help")
-        elif token.startswith(flag + "="):
-            value = token.partition("=")[2]
-        else:
-            left.append(token)
-    return value, left
-
-
 def _blank(cls: type) -> Any:
     """An unvalidated instance for tyro to fill: defaults where there are any, else required."""
     import tyro
@@ -223,6 +266,15 @@ def _flags(part: Any, prefix: str = "--") -> Iterator[str]:
             yield prefix + "no-" + f.name.replace("_", "-")
 
 
+def _prefixes(part: Any, prefix: str) -> dict[str, str]:
+    """What the flags of each class in a config begin with."""
+    found = {type(part).__name__: prefix}
+    for f in dataclasses.fields(part):
+        if dataclasses.is_dataclass(held := getattr(part, f.name)):
+            found |= _prefixes(held, prefix + f.name.replace("_", "-") + ".")
+    return found
+
+
 def _description(run: RunConfig) -> str:
     """What the help says first: the fields that may change their class."""
     kinds = [
@@ -230,21 +282,6 @@ def _description(run: RunConfig) -> str:
         for flag, _, _, classes in _unions(copy.copy(run), "--")
     ]
     return f"Any field of the run may be replaced. Parts of another kind: {', '.join(kinds)}."
-
-
-def _refuse_unknown(argv: list[str], flags: list[str]) -> None:
-    """Name the flag nobody knows and those that are close, by the whole name or its last word."""
-    for token in argv:
-        flag = token.partition("=")[0]
-        if not flag.startswith("--") or flag in flags or flag == "--help":
-            continue
-        words = {f: f.lstrip("-").rpartition(".")[2] for f in [flag, *flags]}
-        last = words.pop(flag)
-        close = difflib.get_close_matches(last, words.values(), n=3, cutoff=0.7)
-        same = [f for f in flags if words[f] == last]
-        near = same or [f for f in flags if words[f] in close]
-        mean = did_you_mean(flag, near) or did_you_mean("", near, cutoff=0.0)
-        raise UserError(f"there is no flag {flag}{mean}; --help lists them all")
 
 
 def _registry() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsjax.config.fields import between, finite
+from dsjax.config.fields import between, well_typed
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative weights and fractions outside [0, 1]."""
-        finite(self)
+        well_typed(self)
         for name in ("balance", "expert_balance", "device_balance", "communication_balance",
                      "mtp_weight", "mtp_weight_late", "bias_speed"):
             if getattr(self, name) < 0:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from dsjax.config.fields import between, choices, counted, finite
+from dsjax.config.fields import between, choices, counted, well_typed
 
 
 def _normed(owner: str, **values: int | None) -> None:
@@ -43,7 +43,7 @@ class YarnConfig:
 
     def __post_init__(self) -> None:
         """Refuse stretches that shrink and ramps that run backwards."""
-        finite(self)
+        well_typed(self)
         if self.factor < 1:
             raise ValueError(f"YarnConfig.factor={self.factor} would shrink the context; use >= 1")
         if self.beta_fast < self.beta_slow:
@@ -75,7 +75,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         """Refuse a base that gives no series."""
-        finite(self)
+        well_typed(self)
         if self.theta <= 1:
             raise ValueError(f"RopeConfig.theta={self.theta} must be above 1; use 10000")
 
@@ -102,7 +102,7 @@ class MLAConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that are not positive and odd rotary channels."""
-        finite(self)
+        well_typed(self)
         counted(
             "MLAConfig",
             heads=self.heads,
@@ -136,6 +136,7 @@ class GQAConfig:
 
     def __post_init__(self) -> None:
         """Refuse groups of unequal size and odd rotary channels."""
+        well_typed(self)
         counted("GQAConfig", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
         if self.heads % self.kv_heads:
             raise ValueError(
@@ -179,7 +180,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         """Refuse group layouts that do not divide or cannot supply K experts."""
-        finite(self)
+        well_typed(self)
         counted(
             "MoEConfig",
             experts=self.experts,
@@ -263,7 +264,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse layer counts that contradict each other."""
-        finite(self)
+        well_typed(self)
         counted(
             "ModelConfig",
             vocab=self.vocab,

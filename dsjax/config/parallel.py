@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dsjax.config.fields import choices, counted
+from dsjax.config.fields import choices, counted, well_typed
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""
+        well_typed(self)
         for name in ("data", "fsdp", "expert", "expert_nodes", "pipe"):
             counted("ParallelConfig", **{name: getattr(self, name)})
         if self.expert % self.expert_nodes:

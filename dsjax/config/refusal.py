@@ -1,8 +1,12 @@
-"""What tyro draws as a box about a wrong command line, as one sentence."""
+"""Wrong command lines in one sentence: what tyro draws as a box, and flags that nobody knows."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping, Sequence
+
+from dsjax.errors import UserError
 
 # The frame and the rules between its parts are drawn with characters U+2500 to U+257F, and where
 # the output is not known to take those, with spaces and hyphens.
@@ -50,3 +54,35 @@ def _unknown(words: str, rest: str) -> str:
 def _listed(words: list[str]) -> str:
     """Words as `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def unknown(flag: str, flags: Sequence[str], own: Sequence[str]) -> None:
+    """Refuse a flag that is none of `flags`, and name those that may have been meant.
+
+    `own` are others of the command. Nearest are flags of the same part with a close last word, then
+    those with the same last word, then those with a close one.
+    """
+    if not flag.startswith("--") or flag in flags:
+        return
+    part, _, last = flag.lstrip("-").rpartition(".")
+    parts = {known: known.lstrip("-").rpartition(".") for known in [*flags, *own]}
+    close = {
+        known: difflib.SequenceMatcher(None, last, word).ratio()
+        for known, (_, _, word) in parts.items()
+    }
+    near = [known for known in parts if close[known] >= 0.7]
+    inside = [known for known in near if part and f".{parts[known][0]}".endswith(f".{part}")]
+    same = [known for known in near if parts[known][2] == last]
+    alike = difflib.get_close_matches(flag, parts, n=3, cutoff=0.8)
+    found = sorted(inside or same or near or alike, key=lambda known: -close[known])[:3]
+    mean = f", did you mean {' or '.join(found)}" if found else ""
+    raise UserError(f"there is no flag {flag[:60]}{mean}; --help lists them all")
+
+
+def as_typed(sentence: str, prefixes: Mapping[str, str]) -> str:
+    """Name fields as flags: `TrainConfig.steps=0 must be` becomes `--train.steps 0 must be`."""
+
+    def flag(found: re.Match[str]) -> str:
+        return prefixes[found[1]] + found[2].replace("_", "-") + " "
+
+    return re.sub(rf"\b({'|'.join(prefixes)})\.(\w+)=", flag, sentence)

@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsjax.config.fields import choices, counted, finite
+from dsjax.config.fields import choices, counted, seed_in_range, well_typed
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
@@ -42,7 +42,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse shares outside [0, 1)."""
-        finite(self)
+        well_typed(self)
         for name in ("heldout_fraction", "fim_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -71,7 +71,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse decays outside [0, 1)."""
-        finite(self)
+        well_typed(self)
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -101,6 +101,7 @@ class SequenceStage:
 
     def __post_init__(self) -> None:
         """Refuse rows of nothing and stages before the first step."""
+        well_typed(self)
         if self.length < 1 or self.from_step < 0:
             raise ValueError(
                 f"curriculum stage {self.from_step}:{self.length} needs a step from 0 and a length "
@@ -137,6 +138,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse batches that do not divide into microbatches, and rows that do not cut."""
+        well_typed(self)
         for name in ("steps", "batch", "length", "microbatches", "batch_multiple"):
             counted("TrainConfig", **{name: getattr(self, name)})
         steps_or_share(self, "batch_ramp_steps")
@@ -206,6 +208,7 @@ class PlaceConfig:
 
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing."""
+        well_typed(self)
         for name in ("unroll", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"PlaceConfig.{name}={getattr(self, name)} must be at least 1")
@@ -235,6 +238,13 @@ class RunConfig:
     start_from: str | None = None
     """Folder of a run, e.g. one made by dsjax convert, whose newest parameters and tokenizer this
     one starts from; None draws them."""
+
+    def __post_init__(self) -> None:
+        """Refuse a name that is no folder's, and seeds that some random generator does not take."""
+        well_typed(self)
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise ValueError(f"RunConfig.name={self.name!r} is not a folder's name; use a word")
+        seed_in_range(self.seed, "RunConfig.seed=")
 
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")

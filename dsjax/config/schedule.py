@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from dsjax.config.fields import counted, finite
+from dsjax.config.fields import counted, well_typed
 
 V3_PARTS = (10.0e12, 4.3e12, 333e9, 167e9)
 """Tokens until the peak ends (warm-up included), then of cosine, low and last rate (sec. 4.2)."""
@@ -57,7 +57,7 @@ class LearningRate:
 
     def __post_init__(self) -> None:
         """Refuse rates below zero or out of order, and parts of negative length."""
-        finite(self)
+        well_typed(self)
         steps_or_share(self, *PARTS)
         if self.peak <= 0:
             raise ValueError(f"LearningRate.peak={self.peak} must be above 0; V3 uses 2.2e-4")
@@ -84,7 +84,7 @@ class StepDecay:
 
     def __post_init__(self) -> None:
         """Refuse rates that are not positive and cuts that are out of order."""
-        finite(self)
+        well_typed(self)
         steps_or_share(self, "warmup_steps", "cuts")
         for kind in ([c for c in self.cuts if c < 1], [c for c in self.cuts if c >= 1]):
             _ascending("StepDecay.cuts", kind)
@@ -106,6 +106,7 @@ class Piecewise:
 
     def __post_init__(self) -> None:
         """Refuse values that do not fit the boundaries."""
+        well_typed(self)
         _ascending("Piecewise.boundaries", self.boundaries)
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
