@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsjax.cli import bench_gemm, bench_layouts
-from dsjax.config import load
+from dsjax.cli import bench_gemm, bench_layouts, devices
+from dsjax.config import flags, load
 from dsjax.config.model import MLAConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
@@ -59,42 +59,40 @@ class Bench:
 
 def run(argv: list[str]) -> int:
     """Measure and print; returns the exit status."""
-    if argv[:1] in (["-h"], ["--help"]):
+    others = {"gemm": bench_gemm.gemm, "layouts": bench_layouts.layouts,
+              "links": bench_layouts.links}
+    is_other = argv[:1] and argv[0] in others
+    if not is_other and ("-h" in argv or "--help" in argv):
         print(USAGE, end="")
         return 0
     if not argv:
         raise UserError("a benchmark is missing; give `dsjax bench train` or `dsjax bench decode`")
-    others = {"gemm": bench_gemm.gemm, "layouts": bench_layouts.layouts,
-              "links": bench_layouts.links}
-    if argv[0] in others:
+    if is_other:
         return others[argv[0]](argv[1:])
     modes: dict[str, Callable[[Bench], dict[str, Any]]] = {"train": train, "decode": decode}
     if argv[0] not in modes:
         raise UserError(f"there is no benchmark {argv[0]!r}; choose train, decode, gemm, "
                         "layouts or links")
-    args = _arguments([a for a in argv[1:] if a != "--json"])
+    args = _arguments(flags.take_switch(argv[1:], "--json")[1])
+    devices.require()
     print(json.dumps(modes[argv[0]](args)), flush=True)
     return 0
 
 
 def _arguments(argv: list[str]) -> Bench:
     """Read `--name value` pairs."""
-    fields = {f.name for f in dataclasses.fields(Bench)}
-    values: dict[str, Any] = {}
-    for flag, value in zip(argv[::2], [*argv[1::2], None], strict=False):
-        name = flag.removeprefix("--")
-        if name not in fields or value is None:
-            raise UserError(f"{flag} is no flag with a value; choose from --{' --'.join(fields)}")
-        is_word = name in ("shape", "dtype")
-        if not is_word and not value.isdigit():
-            raise UserError(f"{flag} {value} is not a whole number")
-        values[name] = value if is_word else int(value)
+    given: dict[str, Any] = {}
     for name, choices in (("shape", ROWS), ("dtype", PRECISION)):
-        if values.get(name, next(iter(choices))) not in choices:
-            raise UserError(f"--{name} {values[name]}: choose from {', '.join(choices)}")
-    if 0 in values.values() and values.get("seed") != 0:
-        raise UserError("a benchmark of nothing says nothing; use numbers above 0")
-    return Bench(**values)
+        word, argv = flags.take(argv, f"--{name}")
+        if word is not None and word not in choices:
+            raise UserError(f"--{name} {word}: choose from {', '.join(choices)}")
+        given |= {} if word is None else {name: word}
+    for name in ("steps", "batch", "seq", "seed"):
+        text, argv = flags.take(argv, f"--{name}")
+        if text is not None:
+            given[name] = flags.whole(text, f"--{name}", least=0 if name == "seed" else 1)
+    flags.refuse(argv, "--" + " --".join(f.name for f in dataclasses.fields(Bench)))
+    return Bench(**given)
 
 
 def shape_run(args: Bench) -> RunConfig:

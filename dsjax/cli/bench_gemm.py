@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dsjax.cli.bench_layouts import numbers
+from dsjax.cli import devices
+from dsjax.config import flags
 
 USAGE = """usage: dsjax bench gemm [--json] [--m ROWS] [--k SUMMED] [--n COLUMNS]
                         [--rounds 5] [--calls 20]
@@ -30,18 +31,21 @@ CPU_COLUMNS = (512,)
 
 def gemm(argv: list[str]) -> int:
     """Measure every shape, and print a line each."""
-    if argv and argv[0] in ("-h", "--help"):
+    if "-h" in argv or "--help" in argv:
         print(USAGE, end="")
         return 0
     import jax
 
+    devices.require()
     is_cpu = jax.default_backend() == "cpu"
     shape = CPU_SHAPES if is_cpu else V3_SHAPES
-    given = numbers(argv, {**shape, "n": 0, "rounds": 5, "calls": 20})
+    is_json, argv = flags.take_switch(argv, "--json")
+    given, left = flags.take_numbers(argv, {**shape, "n": 0, "rounds": 5, "calls": 20})
+    flags.refuse(left, " ".join(f"--{name} NUMBER" for name in given) + " or --json")
     n = given.pop("n")
     for columns in (n,) if n else CPU_COLUMNS if is_cpu else V3_COLUMNS:
         found = compare(n=columns, **given)
-        if "--json" in argv:
+        if is_json:
             print(json.dumps(found), flush=True)
             continue
         print(f"{found['m']} x {found['k']} x {found['n']} on {found['device']}")

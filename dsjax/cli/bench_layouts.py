@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from dsjax.cli import devices
+from dsjax.config import flags
 from dsjax.errors import UserError
 
 LAYOUTS = """usage: dsjax bench layouts [--json] [--devices 8]
@@ -24,27 +26,30 @@ put on slow links (between nodes) and fast ones (within), in one hop and in two.
 
 def layouts(argv: list[str]) -> int:
     """Compare every layout with one device, and print the table."""
-    if argv and argv[0] in ("-h", "--help"):
+    if "-h" in argv or "--help" in argv:
         print(LAYOUTS, end="")
         return 0
-    given = numbers(argv, {"devices": 8})
+    is_json, argv = flags.take_switch(argv, "--json")
+    given, left = flags.take_numbers(argv, {"devices": 8})
+    flags.refuse(left, "--devices NUMBER or --json")
+    devices.make(given["devices"])
     import jax
     import numpy as np
 
-    jax.config.update("jax_num_cpu_devices", given["devices"])
     from dsjax.train import layouts as compared
 
+    devices.require()
     if jax.device_count() < given["devices"]:
         raise UserError(f"there are {jax.device_count()} devices; use --devices of at most that")
     names = ("loss", "parts", "gradients", "bias", "metrics")
-    if "--json" not in argv:
+    if not is_json:
         print(f"{'data':>4} {'fsdp':>4} {'expert':>6}  " + " ".join(f"{n:>9}" for n in names))
     worst = 0.0
     for layout, found in compared.compare_all(given["devices"]):
         row = {name: float(np.max([getattr(d, name) for d in found])) for name in names}
         worst = float(np.max([worst, *row.values()]))
         axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
-        if "--json" in argv:
+        if is_json:
             more = {"extra_rounds": sum(d.extra_rounds for d in found), "steps": len(found)}
             print(json.dumps(axes | row | more), flush=True)
         else:
@@ -55,14 +60,18 @@ def layouts(argv: list[str]) -> int:
 
 def links(argv: list[str]) -> int:
     """Count bytes on slow and fast links, and print them."""
-    if argv and argv[0] in ("-h", "--help"):
+    if "-h" in argv or "--help" in argv:
         print(LINKS, end="")
         return 0
-    given = numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
-    rest = [a for a in argv if not a.startswith("--") and not a.isdigit()]
-    rows = traffic(rest[0] if rest else "deepseek_v3", **given)
+    is_json, argv = flags.take_switch(argv, "--json")
+    given, left = flags.take_numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
+    config = left[0] if left and not left[0].startswith("-") else None
+    flags.refuse(left if config is None else left[1:],
+                 "CONFIG, --devices NUMBER, --nodes NUMBER, --tokens NUMBER or --json")
+    devices.require()
+    rows = traffic(config or "deepseek_v3", **given)
     for row in rows:
-        if "--json" in argv:
+        if is_json:
             print(json.dumps(row))
         else:
             print(f"{row['hops']} hop{'s' if row['hops'] > 1 else ' '}: a token is on at most "
@@ -96,17 +105,3 @@ def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str
                      "fast_copies": found.fast, "slow_bytes": size["slow"],
                      "fast_bytes": size["fast"]})
     return rows
-
-
-def numbers(argv: list[str], defaults: dict[str, int]) -> dict[str, int]:
-    """Read `--name NUMBER` pairs."""
-    values = dict(defaults)
-    flags = [i for i, a in enumerate(argv) if a.startswith("--") and a != "--json"]
-    for i in flags:
-        name, value = argv[i].removeprefix("--"), argv[i + 1] if i + 1 < len(argv) else ""
-        if name not in values or not value.isdigit() or int(value) < 1:
-            known = " ".join(f"--{n} NUMBER" for n in defaults)
-            given = f"{argv[i]} {value}".rstrip()
-            raise UserError(f"{given} is not understood; use {known} (above 0) or --json")
-        values[name] = int(value)
-    return values

@@ -21,7 +21,8 @@ USAGE = """usage: dsjax compile CONFIG --on MACHINE [--json] [--text FILE] [--FI
 Compile a run's whole training step for a machine that is not here, as `dsjax train` would run it
 there, and print what a device needs by kind, every collective with its bytes, and which of them run
 beside computation. Nothing is run. Leaves with status 1 where a device has too little memory, and
-says what to change. CONFIG is a name or a file with one config(); any field can be overridden.
+says what to change. CONFIG is a name, a file with one config() or the folder of a run; any field
+can be overridden.
 
   --on MACHINE  a TPU and the chips along each axis of its torus (v5p:8x16x16, v5e:4x4, v6e:16x16),
                 or a GPU, nodes and GPUs of a node (h200:256x8, h100:1x8)
@@ -40,14 +41,14 @@ def run(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    from dsjax.config import load
+    from dsjax.config import flags, load
     from dsjax.plan import target
 
-    is_json = "--json" in argv
-    machine, argv = _take([a for a in argv if a != "--json"], "--on")
-    text, argv = _take(argv, "--text")
+    is_json, argv = flags.take_switch(argv, "--json")
+    machine, argv = flags.take(argv, "--on")
+    text, argv = flags.take(argv, "--text")
     config = load.override(load.load(load.first(argv, "dsjax compile")), argv[1:],
-                           "dsjax compile CONFIG")
+                           "dsjax compile CONFIG", ("--on", "--text", "--json"))
     if machine is None:
         raise UserError("say for which machine: --on v5p:8x16x16 or --on h200:256x8")
     found = target.parse(machine)
@@ -159,13 +160,3 @@ def _write(made: Plan, path: Path) -> None:
         path.write_text(made.result.text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --text") from error
-
-
-def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Remove `flag VALUE`; return the value and what is left."""
-    if flag not in argv:
-        return None, argv
-    at = argv.index(flag)
-    if at + 1 == len(argv):
-        raise UserError(f"{flag} needs a value; see dsjax compile --help")
-    return argv[at + 1], argv[:at] + argv[at + 2 :]

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from dsjax import disk
+from dsjax.config.fields import seed_in_range
 from dsjax.data import pack, shards, shards_write, sources, tokenizer
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.data.tokenizer_file import MOST_IDS
@@ -95,8 +96,7 @@ def _check_numbers(args: Data) -> None:
         raise UserError(
             f"--heldout-fraction {args.heldout_fraction} is outside [0, 1); use 0.03, or 0 for none"
         )
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is below 0; use 0 or more")
+    seed_in_range(args.seed, "--seed ")
     least = 256 + len(tokenizer.SPECIAL)
     for flag, value, low, high in (
         ("--vocab", args.vocab, least, MOST_IDS),

@@ -7,6 +7,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from dsjax.cli import devices
 from dsjax.cli.arguments import myself
 from dsjax.terminal import Console
 
@@ -40,6 +41,7 @@ def run(argv: list[str]) -> int:
     from dsjax.evaluate import ngram
     from dsjax.train import corpus, loop, platform
 
+    devices.require()
     platform.dispatch_inline()
     console = Console()
     began = time.monotonic()

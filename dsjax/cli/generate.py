@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from dsjax import disk
+from dsjax.cli import devices
+from dsjax.config.fields import seed_in_range
 from dsjax.errors import UserError, printable, say
 from dsjax.terminal import Console
 
@@ -74,7 +76,9 @@ def main(args: Generate) -> int:
     """Run the command; returns the exit status."""
     from dsjax.infer import Sampling
 
+    seed_in_range(args.seed, "--seed ")
     texts = _prompts(args)
+    devices.require()
     model = load(args.run, args.end_token, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.run.train.length if args.context is None else args.context
     longest = max(len(_ids(model, text)) for text in texts)

@@ -8,8 +8,7 @@ import json
 from rich import box
 from rich.table import Table
 
-from dsjax.config import load
-from dsjax.errors import UserError
+from dsjax.config import flags, load
 from dsjax.model.count import Count, count
 from dsjax.terminal import Console
 
@@ -17,8 +16,8 @@ USAGE = """usage: dsjax show CONFIG [--length N] [--json] [--FIELD VALUE ...]
        dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]   (--loads --help)
 
 Print total and active parameters, training FLOPs a token and cache bytes a token, part by part.
-CONFIG is a name (tiny, small, deepseek_v3, ...) or a file with one config(); any field of it can be
-overridden, as in: dsjax show tiny --model.layers 8
+CONFIG is a name (tiny, small, deepseek_v3, ...), a file with one config() or the folder of a run;
+any field of it can be overridden, as in: dsjax show tiny --model.layers 8
 
   --length N   tokens a row, for the FLOPs of attention (default 4096)
   --json       one JSON object with params_total, params_mtp, params_active, flops_per_token,
@@ -31,32 +30,20 @@ def run(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    if "--loads" in argv:
+    if any(word == "--loads" or word.startswith("--loads=") for word in argv):
         from dsjax.cli import show_loads
 
         return show_loads.run(argv)
-    config, rest = load.first(argv, "dsjax show"), argv[1:]
-    is_json = "--json" in rest
-    rest = [a for a in rest if a != "--json"]
-    length, rest = _length(rest)
-    run_config = load.override(load.load(config), rest)
+    is_json, argv = flags.take_switch(argv, "--json")
+    length, argv = flags.take_number(argv, "--length", 4096)
+    run_config = load.override(load.load(load.first(argv, "dsjax show")), argv[1:],
+                               "dsjax show CONFIG", ("--length", "--json", "--loads"))
     sizes = count(run_config.model, length)
     if is_json:
         print(json.dumps({"config": run_config.name, **dataclasses.asdict(sizes)}))
     else:
         Console().print(table(run_config.name, sizes))
     return 0
-
-
-def _length(argv: list[str]) -> tuple[int, list[str]]:
-    """Take `--length N` out of the arguments."""
-    if "--length" not in argv:
-        return 4096, argv
-    at = argv.index("--length")
-    value = argv[at + 1] if at + 1 < len(argv) else ""
-    if not value.isdigit() or int(value) < 1:
-        raise UserError(f"--length {value or '(nothing)'} is not a number of tokens; use e.g. 4096")
-    return int(value), argv[:at] + argv[at + 2 :]
 
 
 def table(name: str, sizes: Count) -> Table:

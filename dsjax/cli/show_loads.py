@@ -12,6 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dsjax.config import flags
 from dsjax.errors import UserError, printable
 from dsjax.parallel import balance
 from dsjax.terminal import Console
@@ -61,22 +62,27 @@ def run(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(USAGE, end="")
         return 0
-    given = _flags([a for a in argv if a != "--json"])
-    found = read(Path(given.pop("loads")))
-    png = Path(given.pop("out", found.png))
+    is_json, left = flags.take_switch(argv, "--json")
+    source, left = flags.take(left, "--loads")
+    out, left = flags.take(left, "--out")
+    numbers, left = flags.take_numbers(left, dict.fromkeys(NUMBERS, 0))
+    flags.refuse(left, "--loads RUN_OR_JSON, " + ", ".join(f"--{n} N" for n in NUMBERS)
+                 + ", --out PNG or --json")
+    assert source is not None, "the flag brought us here"
+    found = read(Path(source))
+    png = Path(out or found.png)
     experts = found.loads.shape[1]
-    numbers = {name: _number(name, value) for name, value in given.items()}
-    devices = numbers.get("devices") or max(d for d in range(1, 9) if experts % d == 0)
-    replicas = numbers.get("replicas") or (-(-experts // devices) + 1) * devices
+    devices = numbers["devices"] or max(d for d in range(1, 9) if experts % d == 0)
+    replicas = numbers["replicas"] or (-(-experts // devices) + 1) * devices
     try:
         rows, placement, title = compare(
-            found, replicas, numbers.get("groups") or found.groups, numbers.get("nodes") or 1,
+            found, replicas, numbers["groups"] or found.groups, numbers["nodes"] or 1,
             devices, png)
     except UserError as error:
         raise UserError(_with_flags(str(error))) from None
     except OSError as error:
         raise UserError(f"{png} cannot be drawn ({error.strerror}); name another --out") from None
-    if "--json" in argv:
+    if is_json:
         print(json.dumps({
             "name": found.name, "devices": devices, "replicas": replicas, "picture": str(png),
             "layers": [asdict(row) for row in rows], "placement": placement.tolist()}))
@@ -168,29 +174,9 @@ def _table(rows: list[Row]) -> Table:
     return drawn
 
 
-def _flags(argv: list[str]) -> dict[str, str]:
-    """Read `--name VALUE` pairs; --loads is among them."""
-    known = ("loads", "out", *NUMBERS)
-    given: dict[str, str] = {}
-    for i in range(0, len(argv), 2):
-        name, value = argv[i].removeprefix("--"), "".join(argv[i + 1 : i + 2])
-        if argv[i] == name or name not in known or not value or value.startswith("--"):
-            raise UserError(f"{' '.join(argv[i : i + 2])} is not understood; use --loads "
-                            "RUN_OR_JSON, " + ", ".join(f"--{n} N" for n in NUMBERS)
-                            + ", --out PNG or --json")
-        given[name] = value
-    return given
-
-
 def _with_flags(sentence: str) -> str:
     """Name numbers by this command's flags, not by EPLB's arguments."""
     for name, flag in (("num_gpus", "devices"), ("num_experts", "experts"), *(
             (f"num_{name}", name) for name in NUMBERS)):
         sentence = sentence.replace(name, f"--{flag}" if flag in NUMBERS else flag)
     return sentence
-
-
-def _number(name: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"--{name} {value} is not a number of {name}; use 1 or more")
-    return int(value)

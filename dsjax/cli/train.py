@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import shlex
 from typing import TYPE_CHECKING
 
-from dsjax.errors import UserError
+from dsjax.cli import devices
+from dsjax.errors import UserError, say
 from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # the loop costs a second to import
@@ -15,11 +18,13 @@ if TYPE_CHECKING:  # the loop costs a second to import
 
 USAGE = """usage: dsjax train CONFIG [--FIELD VALUE ...]
 
-Train a model from a config: a name (tiny, small, ...) or a Python file with one config(). Any field
-can be overridden, typed and checked; `dsjax train CONFIG --help` lists them all. The same command
-started again goes on where the newest checkpoint stops. --devices N makes N virtual devices of a
-CPU, to try a layout on. Compiled programs are kept in a cache folder of yours, so that the next
-start is faster; --no-cache compiles anew.
+Train a model from a config: a name (tiny, small, ...), a Python file with one config(), or the
+folder of a run. Any field can be overridden, typed and checked; `dsjax train CONFIG --help` lists
+them all. The same command started again goes on where the newest checkpoint stops, and so does the
+folder of a run. With another --place.out its settings are used anew; parameters that dsjax convert
+made are then what the run starts from. --devices N makes N virtual devices of a CPU, to try a
+layout on. Compiled programs are kept in a cache folder of yours, so that the next start is faster;
+--no-cache compiles anew.
 
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
@@ -29,7 +34,10 @@ start is faster; --no-cache compiles anew.
       --devices 8
   dsjax train tiny --parallel.expert 8 --coordinator node0:12345 --processes 2 --process 0
   dsjax train my.py --start-from runs/moonlight
+  dsjax train runs/moonlight --place.out runs/tuned --data.train 'books/*.txt'
 """
+
+LAUNCHED = ("coordinator", "processes", "process")
 
 
 def run(argv: list[str]) -> int:
@@ -37,30 +45,39 @@ def run(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    from dsjax.config import load
+    from dsjax.config import flags
     from dsjax.parallel import launch
 
-    flags = {}
-    for name in ("coordinator", "processes", "process"):
-        flags[name], argv = _take(argv, f"--{name}")
-    devices, argv = _take(argv, "--devices")
-    if devices is not None:
-        make_devices(devices)
-    launch.join(launch.find(os.environ, **flags))
-    config = load.override(load.load(load.first(argv, "dsjax train")), argv[1:])
+    who = {}
+    for name in LAUNCHED:
+        who[name], argv = flags.take(argv, f"--{name}")
+    count, argv = flags.take(argv, "--devices")
+    config = read(argv)
+    if count is not None:
+        devices.make(count)
+    joined = launch.find(os.environ, **who)
+    launch.join(joined)
+    from dsjax.train import fellows
+
+    try:
+        return _train(config)
+    except UserError as error:
+        if joined is not None:
+            fellows.leave(error)
+        raise
+
+
+def _train(config: RunConfig) -> int:
+    """Train on the devices there are, and tell from the first process."""
+    devices.require()
     import jax
 
-    from dsjax.train import fellows, loop, platform
+    from dsjax.train import loop, platform
 
     platform.dispatch_inline()
     is_first = jax.process_index() == 0
     console = Console(file=None if is_first else open(os.devnull, "w"))  # noqa: SIM115
-    try:
-        outcome = loop.train(config, console)
-    except UserError as error:
-        if jax.process_count() > 1:
-            fellows.leave(error)
-        raise
+    outcome = loop.train(config, console)
     if outcome.signal is not None and not outcome.is_complete:
         return 128 + outcome.signal
     if is_first and not outcome.was_finished:
@@ -68,21 +85,29 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def make_devices(number: str) -> None:
-    """Make so many virtual devices of the CPU, before JAX has looked for any."""
-    if not number.isdecimal() or int(number) < 1:
-        raise UserError(f"--devices {number!r} is not a number of devices; try --devices 8")
-    import jax
+def read(argv: list[str]) -> RunConfig:
+    """The run of a command line. One given as a folder goes on there, or in another folder anew.
 
-    jax.config.update("jax_num_cpu_devices", int(number))
+    Parameters that came without an optimizer, as converted ones, are another run's start.
+    """
+    from dsjax.config import load
 
+    name = load.first(argv, "dsjax train")
+    config = load.override(load.load(name), argv[1:],
+                           own=["--devices", *(f"--{name}" for name in LAUNCHED)])
+    folder = load.folder_of(name)
+    if folder is None:
+        return config
+    from dsjax.train import resume
 
-def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Remove `flag VALUE`; return the value and what is left."""
-    if flag not in argv:
-        return None, argv
-    at = argv.index(flag)
-    return "".join(argv[at + 1 : at + 2]), argv[:at] + argv[at + 2 :]
+    is_here = os.path.realpath(resume.folder(config)) == os.path.realpath(folder)
+    if is_here or config.start_from is not None:
+        return config
+    if resume.is_start(folder):
+        return dataclasses.replace(config, start_from=str(folder))
+    say(f"the settings of {folder}, and new parameters; add --start-from "
+        f"{shlex.quote(str(folder))} to start from its own")
+    return config
 
 
 def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],

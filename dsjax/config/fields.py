@@ -8,7 +8,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from dsjax.errors import UserError
@@ -16,9 +16,14 @@ from dsjax.errors import UserError
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 
 
-@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """Types of a config class's fields, in order."""
+    return _field_types(cls)
+
+
+@functools.cache
+def _field_types(cls: Hashable) -> dict[str, Any]:
+    assert isinstance(cls, type), "classes are hashable"
     found = typing.get_type_hints(cls)
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
 

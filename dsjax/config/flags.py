@@ -7,7 +7,7 @@ twice, the last one counts, as everywhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dsjax.errors import UserError
 
@@ -49,5 +49,20 @@ def whole(text: str, flag: str, least: int = 1, most: int = LARGEST) -> int:
         if least <= number <= most:
             return number
     up = f"up to {most:,}" if most < LARGEST else "on"
-    raise UserError(f"{flag} {text[:40] or repr('')} is not a whole number from {least} {up}; "
-                    "see --help")
+    raise UserError(f"{flag} {text[:40] or repr('')} is not a number for it; use a whole one from "
+                    f"{least} {up}")
+
+
+def take_numbers(argv: Sequence[str], defaults: Mapping[str, int]) -> tuple[dict[str, int],
+                                                                           list[str]]:
+    """Numbers of flags `--NAME N`, those of `defaults` where not given, and what is left."""
+    numbers, left = {}, list(argv)
+    for name, default in defaults.items():
+        numbers[name], left = take_number(left, f"--{name}", default)
+    return numbers, left
+
+
+def refuse(left: Sequence[str], usage: str) -> None:
+    """Refuse words that belong to no flag; `usage` lists the flags."""
+    if left:
+        raise UserError(f"{' '.join(left[:2])[:80]} is not understood; use {usage}")

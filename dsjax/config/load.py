@@ -26,7 +26,7 @@ from dsjax.config.fields import class_choices, did_you_mean, field_types
 from dsjax.config.flags import take
 from dsjax.config.run import RunConfig, SequenceStage
 from dsjax.config.stored import run_from_json, run_to_json
-from dsjax.disk import read_bytes, read_object
+from dsjax.disk import cause, read_bytes, read_object
 from dsjax.errors import UserError
 
 __all__ = ["folder_of", "load", "names", "override", "run_from_json", "run_to_json"]
@@ -114,10 +114,9 @@ def _find(path_or_name: str) -> Path:
                 return given
             raise UserError(f"{given} is not a config; give a .py file with config(), or the "
                             "folder of a run")
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path_or_name!r} is no path ({error}); give a config") from None
+    except OSError as error:
+        raise UserError(f"{path_or_name[:200]!r} cannot be read ({cause(error)}); give a config "
+                        "that can be") from None
     known = [str(p) for p in sorted(given.parent.glob("*.py"))] if is_path else names()
     mean = did_you_mean(str(given) if is_path else stem, known)
     raise UserError(

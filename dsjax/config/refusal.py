@@ -74,7 +74,8 @@ def unknown(flag: str, flags: Sequence[str], own: Sequence[str]) -> None:
     inside = [known for known in near if part and f".{parts[known][0]}".endswith(f".{part}")]
     same = [known for known in near if parts[known][2] == last]
     alike = difflib.get_close_matches(flag, parts, n=3, cutoff=0.8)
-    found = sorted(inside or same or near or alike, key=lambda known: -close[known])[:3]
+    found = sorted(inside or same or near or alike, key=lambda known: (-close[known], len(known)))
+    found = [known for known in found[:3] if close[known] > close[found[0]] - 0.1]
     mean = f", did you mean {' or '.join(found)}" if found else ""
     raise UserError(f"there is no flag {flag[:60]}{mean}; --help lists them all")
 

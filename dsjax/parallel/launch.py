@@ -2,18 +2,25 @@
 
 Every process runs the same command. Who it is, and where the first one listens, is found in this
 order: flags --coordinator HOST:PORT --processes N --process I; the same in DSJAX_COORDINATOR,
-DSJAX_PROCESSES and DSJAX_PROCESS (Kubernetes, see launch/gke-jobset.yaml); Slurm; Open MPI; a TPU
-pod. Slurm, Open MPI 4 and TPU pods are JAX's own to read; Open MPI 5 no longer says where its first
-process is, so that on several nodes it needs the flag.
+DSJAX_PROCESSES and DSJAX_PROCESS (Kubernetes, see launch/gke-jobset.yaml); Open MPI, whose mpirun
+may run inside an allocation of Slurm; Slurm; a TPU pod, which is JAX's own to read. Open MPI 5 does
+not say where its first process is, so that on several nodes it needs the flags. A variable that is
+empty is as one that is not set.
 
-Which GPUs: under Slurm and Open MPI JAX gives every process one, by its number on the host. That is
+The coordinator listens on the address that was given only: anyone who reaches it can stop the run.
+Processes of one machine meet on its loopback.
+
+Which GPUs: under Slurm and Open MPI every process gets one, by its number on the host. That is
 right where a host has several processes; one that has the host to itself takes all of them, and so
 does one that was told by flags or environment.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
+import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +28,15 @@ from pathlib import Path
 
 import jax
 
-from dsjax.errors import UserError
+from dsjax.config import flags
+from dsjax.errors import UserError, say
+from dsjax.parallel import meet
 
 WAIT_S = 120
 """Seconds that a process waits for the others to appear."""
+PORTS = 61440, 4096
+"""First of the ports that launchers' job numbers choose from, and how many."""
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -41,21 +53,20 @@ class Launch:
 def find(env: Mapping[str, str], coordinator: str | None = None, processes: str | None = None,
          process: str | None = None) -> Launch | None:
     """How the environment, or flags, say that processes belong together; None for a single one."""
-    flags = (coordinator, processes, process)
-    if any(flags):
-        return _explicit("flags", *flags, ("--coordinator", "--processes", "--process"))
+    given = (coordinator, processes, process)
+    if any(word is not None for word in given):
+        return _explicit("flags", *given, ("--coordinator", "--processes", "--process"))
+    env = {name: value.strip() for name, value in env.items() if value.strip()}
     names = ("DSJAX_COORDINATOR", "DSJAX_PROCESSES", "DSJAX_PROCESS")
     if any(name in env for name in names):
         said = [env.get(name) for name in names]
         return _explicit("environment", said[0], said[1], said[2], names)
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        counts = env.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 1(x16), or 4(x2),1
-        is_alone = re.fullmatch(r"1(\(x\d+\))?", counts) is not None
-        return Launch("Slurm", gpus=all_gpus(env) if is_alone else None)
-    if int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    if _count(env, "OMPI_COMM_WORLD_SIZE") > 1:
         return _open_mpi(env)
+    if "SLURM_PROCID" in env and _count(env, "SLURM_NTASKS") > 1:
+        return _slurm(env)
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") and "TPU_WORKER_ID" in env:
-        return Launch("TPU pod")
+        return _tpu_pod(env)
     return None
 
 
@@ -64,28 +75,92 @@ def _explicit(source: str, coordinator: str | None, processes: str | None, proce
     if not (coordinator and processes and process):
         raise UserError(f"several processes need all of {', '.join(names)}; give the ones missing")
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isascii() or not port.isdigit() or re.search(r"\s|/", host):
         raise UserError(f"{names[0]} {coordinator} is not HOST:PORT; use for instance node0:12345")
-    if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise UserError(f"{names[0]} {coordinator} is not HOST:PORT; an IPv6 address stands in "
+                        "brackets, as [::1]:12345")
+    flags.whole(port, f"{names[0]} {host}:", most=65535)
+    count = flags.whole(processes, names[1])
+    number = flags.whole(process, names[2], least=0)
+    if number >= count:
         raise UserError(
             f"{names[2]} {process} is not a number from 0 below {names[1]} {processes}; "
             "number the processes from 0"
         )
-    return Launch(source, coordinator, int(processes), int(process))
+    return Launch(source, coordinator, count, number)
+
+
+def _count(env: Mapping[str, str], name: str) -> int:
+    return _number(env, name) if name in env else 1
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    """A launcher's variable, which has to be a whole number."""
+    text = env.get(name)
+    if text is None or not re.fullmatch("[0-9]{1,9}", text):
+        what = "is not set" if text is None else f"is {text[:40]!r}"
+        raise UserError(f"the launcher's {name} {what} where a whole number should be; unset its "
+                        "variables to train in one process, or give --coordinator HOST:PORT "
+                        "--processes N --process I")
+    return int(text)
+
+
+def _slurm(env: Mapping[str, str]) -> Launch | None:
+    """Of a step that srun started; a batch script itself is no step and trains alone."""
+    is_step = {"SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST"} & env.keys()
+    if not is_step or env.get("SLURM_STEP_NUM_TASKS") == "1":  # salloc's shell is a step of one
+        say(f"this allocation has {env['SLURM_NTASKS']} tasks, but the command was not started by "
+            "srun: it trains in one process; `srun dsjax train ...` trains in all of them")
+        return None
+    nodes = env.get("SLURM_STEP_NODELIST", "")
+    count, number = _number(env, "SLURM_NTASKS"), _number(env, "SLURM_PROCID")
+    head = re.match(r"([^,\[\]]+)(?:\[(\d+))?", nodes)  # node7; node7,node9; node[007-9,12],x
+    if head is None:
+        raise UserError(f"the launcher's SLURM_STEP_NODELIST is {nodes[:40]!r} where names of "
+                        "nodes should be; give --coordinator HOST:PORT --processes N --process I")
+    host = head[1] + (head[2] or "") if re.search(r"[,\[]", nodes) else "localhost"
+    counts = env.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 1(x16), or 4(x2),1
+    is_alone = re.fullmatch(r"1(\(x\d+\))?", counts) is not None
+    gpus = all_gpus(env) if is_alone else (_number(env, "SLURM_LOCALID"),)
+    return _launched("Slurm", host, _number(env, "SLURM_JOB_ID"), count, number, gpus)
 
 
 def _open_mpi(env: Mapping[str, str]) -> Launch:
-    if "OMPI_MCA_orte_hnp_uri" in env:
-        is_alone = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-        return Launch("Open MPI", gpus=all_gpus(env) if is_alone else None)
-    size, rank = env["OMPI_COMM_WORLD_SIZE"], env["OMPI_COMM_WORLD_RANK"]
-    if env.get("OMPI_COMM_WORLD_LOCAL_SIZE") != size:
+    size, rank = _number(env, "OMPI_COMM_WORLD_SIZE"), _number(env, "OMPI_COMM_WORLD_RANK")
+    local = _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    # OMPI_MCA_orte_hnp_uri of Open MPI 4: 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
+    # or 1314521088.0;tcp6://[fe80::b9b,2620:10d::2]:43370
+    head = re.match(r"(\d+)\..*?;tcp(?:://([^,:]+)|6://\[([^,\]]+))",
+                    env.get("OMPI_MCA_orte_hnp_uri", ""))
+    if head is None and local != size:
         raise UserError(
             "this Open MPI does not say where its first process is; add --coordinator HOST:PORT "
             "--processes $OMPI_COMM_WORLD_SIZE --process $OMPI_COMM_WORLD_RANK"
         )
-    job = zlib.crc32(env.get("PMIX_NAMESPACE", "").encode())
-    return Launch("Open MPI", f"localhost:{61440 + job % 4096}", int(size), int(rank))
+    job = int(head[1]) // 4096 if head else zlib.crc32(env.get("PMIX_NAMESPACE", "").encode())
+    gpus = None
+    if head is not None:
+        gpus = all_gpus(env) if local == 1 else (_number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),)
+    first = "localhost" if head is None or local == size else head[2] or f"[{head[3]}]"
+    return _launched("Open MPI", first, job, size, rank, gpus)
+
+
+def _launched(source: str, host: str, job: int, count: int, number: int,
+              gpus: tuple[int, ...] | None) -> Launch:
+    """Processes of a launcher's job; its number chooses the port, on which all agree."""
+    if number >= count:
+        raise UserError(f"{source} gives this process the number {number} of {count}; start it "
+                        "anew, or give --coordinator HOST:PORT --processes N --process I")
+    return Launch(source, f"{host}:{PORTS[0] + job % PORTS[1]}", count, number, gpus)
+
+
+def _tpu_pod(env: Mapping[str, str]) -> Launch:
+    workers, number = env["TPU_WORKER_HOSTNAMES"].split(","), _number(env, "TPU_WORKER_ID")
+    if number >= len(workers):
+        raise UserError(f"TPU_WORKER_ID={number} is not below the {len(workers)} workers of "
+                        "TPU_WORKER_HOSTNAMES; unset both to train in one process")
+    return Launch("TPU pod")
 
 
 def all_gpus(env: Mapping[str, str], devices: Path = Path("/dev")) -> tuple[int, ...] | None:
@@ -102,14 +177,18 @@ def join(launch: Launch | None) -> None:
     """Become one of several processes; call it before anything asks JAX for its devices."""
     if launch is None:
         return
-    method = {"Slurm": "slurm", "Open MPI": "ompi"}.get(launch.source)
-    if launch.coordinator is not None:
-        method = "deactivate"  # nothing is left to find
     jax.config.update("jax_enable_preemption_service", True)
+    bind = None
+    if launch.coordinator is not None:
+        assert launch.processes is not None, "found with the coordinator"
+        assert launch.process is not None, "found with the coordinator"
+        bind = os.environ.get(BIND) or _bind(launch.coordinator, launch.process)
+        meet.wait(launch.coordinator, launch.processes, launch.process, WAIT_S, bind)
     try:
         jax.distributed.initialize(
             launch.coordinator, launch.processes, launch.process, launch.gpus,
-            cluster_detection_method=method, initialization_timeout=WAIT_S,
+            cluster_detection_method=None if launch.coordinator is None else "deactivate",
+            coordinator_bind_address=bind, initialization_timeout=WAIT_S,
             heartbeat_timeout_seconds=WAIT_S,
         )
     except (RuntimeError, ValueError) as error:
@@ -118,3 +197,21 @@ def join(launch: Launch | None) -> None:
             f"the other processes were not found at {where} ({str(error).splitlines()[0][:200]}); "
             "start all of them within two minutes, each with its own number"
         ) from error
+
+
+def _bind(coordinator: str, process: int) -> str:
+    """Where process 0 listens: at the address given.
+
+    A host may know its own name as a loopback address (Debian's 127.0.1.1), which others do not
+    reach; where they reach it is then not to be found out: it listens everywhere, and says so.
+    """
+    host, port = meet.address(coordinator)
+    if process or host == "localhost":
+        return coordinator
+    places = [place[0] for *_, place in meet.resolve(host, port)]
+    is_name = host not in places
+    if is_name and all(ipaddress.ip_address(p.partition("%")[0]).is_loopback for p in places):
+        say(f"{host} is {places[0]} on this machine itself, so that the coordinator listens on "
+            f"every interface; give an address instead, or {BIND}=ADDRESS:{port}")
+        return f"{'[::]' if socket.has_dualstack_ipv6() else '0.0.0.0'}:{port}"
+    return coordinator

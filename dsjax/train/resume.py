@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ def restore(
     return number, saved["train"], saved.get("ema"), loads
 
 
+def is_start(folder: Path) -> bool:
+    """Whether the newest checkpoint of a run's folder is of parameters alone, as converted ones."""
+    checkpoints = folder / "checkpoints"
+    try:
+        newest = files.read(checkpoints / files.name(max(files.steps(checkpoints), default=0)))
+    except files.Damaged:
+        return False
+    return all(name.startswith("params.") for name in newest.leaves)
+
+
 def refuse_another(run: RunConfig, out: Path) -> None:
     """Refuse a folder with another run's checkpoints by the first field that differs.
 
@@ -70,6 +81,11 @@ def refuse_another(run: RunConfig, out: Path) -> None:
     kept = kept_config(out)
     if kept is None:
         return
+    if is_start(out):
+        raise UserError(
+            f"{out} holds parameters without an optimizer, as converted ones are, which a run "
+            f"starts from and does not go on with; train in another folder: dsjax train "
+            f"{shlex.quote(str(out))} --place.out {shlex.quote(f'{out}-trained')}")
     if not run.place.resume:
         raise UserError(f"{out} already holds a run; name another --place.out or resume it")
     for part in IDENTITY:

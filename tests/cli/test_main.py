@@ -69,7 +69,7 @@ def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixtu
     assert main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
     others = {"__init__", "main", "arguments", "streams", "tune", "bench_gemm", "bench_layouts",
-              "show_loads"}
+              "show_loads", "devices"}
     files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
     assert set(listed) == files
 

@@ -1,0 +1,84 @@
+"""Flags that a command reads itself are read alike: with a space or `=`, in digits, once."""
+
+import pytest
+
+from dsjax.cli.main import main
+from dsjax.config import flags
+from dsjax.errors import UserError
+
+
+@pytest.mark.parametrize("words", [["a", "--on", "x", "b"], ["--on=x", "a", "b"],
+                                   ["a", "--on", "y", "b", "--on=x"]])
+def test_a_flag_is_taken_in_either_form_and_the_last_one_counts(words):
+    assert flags.take(words, "--on") == ("x", ["a", "b"])
+    assert flags.take(["a", "--once", "x"], "--on") == (None, ["a", "--once", "x"])
+
+
+@pytest.mark.parametrize("words", [["--on"], ["--on="], ["--on", ""], ["--on", "--json"]])
+def test_a_flag_without_a_value_is_refused(words):
+    with pytest.raises(UserError, match="--on needs a value"):
+        flags.take(words, "--on")
+
+
+def test_a_switch_takes_no_value():
+    assert flags.take_switch(["a", "--json"], "--json") == (True, ["a"])
+    assert flags.take_switch(["a"], "--json") == (False, ["a"])
+    with pytest.raises(UserError, match="--json=yes is a switch"):
+        flags.take_switch(["--json=yes"], "--json")
+
+
+def test_numbers_are_digits_within_their_range():
+    assert flags.whole("1_000", "--n") == 1000
+    assert flags.whole("+7", "--n") == 7
+    assert flags.whole("0", "--n", least=0) == 0
+    for wrong in ("0", "-1", "1.5", "1e3", "nan", "", " 1", "\u00b2", "\u0663", "1__0", "9" * 5000,
+                  str(2**63), "0x10", "1\n"):
+        with pytest.raises(UserError, match=r"(?s)--n .*is not a number.*from 1 on") as caught:
+            flags.whole(wrong, "--n")
+        assert len(str(caught.value)) < 200
+    with pytest.raises(UserError, match="from 1 up to 4,096"):
+        flags.whole("4097", "--n", most=4096)
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("show tiny --length=0", "--length 0"),
+    ("show tiny --length= --json", "--length needs a value"),
+    ("show --loads=nowhere", "nowhere"),
+    ("show tiny --json=1", "--json=1 is a switch"),
+    ("show tiny --lenght 4", "did you mean --length or --train.length"),
+    ("compile tiny --on=nowhere", "nowhere"),
+    ("train tiny --devices=\u00b2", "--devices"),
+    ("train tiny --devices 1000000", "up to 4,096"),
+    ("train tiny --device 2", "did you mean --devices"),
+    ("train tiny --coordinator=localhost:1 --processes=2 --process=5", "--process 5"),
+    ("train tiny --coordinator= --processes=2 --process=1", "--coordinator needs a value"),
+    ("train tiny --seed -1", "--seed -1 is not a seed"),
+    ("train tiny --seed 9223372036854775808", "--seed 9223372036854775808"),
+    ("train tiny --train.steps=0", "--train.steps 0 must be at least 1"),
+    ("train tiny --rate.peak nan", "--rate.peak nan is not a finite number"),
+    ("train tiny --model.moe.expert 8", "did you mean --model.moe.experts;"),
+    ("train tiny --out x", "did you mean --place.out;"),
+    ("generate nowhere --seed 9223372036854775808", "--seed 9223372036854775808 is not a seed"),
+    ("data nowhere --seed -1", "--seed -1 is not a seed"),
+    ("bench train --steps=\u0664", "--steps"),
+    ("bench decode --shape=huge", "--shape huge: choose from tiny, small"),
+    ("bench train --stepz 4", "--stepz 4 is not understood"),
+    ("bench links --tokens 0", "--tokens 0"),
+    ("bench links tiny more", "more is not understood"),
+    ("bench layouts --devices=99999", "up to 4,096"),
+])
+def test_every_command_answers_in_a_sentence(line, words, capsys):
+    assert main(line.split()) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.startswith("dsjax: ")
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+@pytest.mark.parametrize("line", ["bench train --help", "bench decode -h", "bench --help",
+                                  "bench gemm --help", "bench links tiny --help",
+                                  "bench layouts --devices 2 --help", "show --loads x --help"])
+def test_help_is_given_wherever_it_is_asked_for(line, capsys):
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out.startswith("usage: dsjax")
