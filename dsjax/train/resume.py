@@ -66,8 +66,8 @@ def is_start(folder: Path) -> bool:
     """Whether the newest checkpoint of a run's folder is of parameters alone, as converted ones."""
     checkpoints = folder / "checkpoints"
     try:
-        newest = files.read(checkpoints / files.name(max(files.steps(checkpoints), default=0)))
-    except files.Damaged:
+        newest = manifest.read(checkpoints / files.name(max(files.steps(checkpoints), default=0)))
+    except manifest.Damaged:
         return False
     return all(name.startswith("params.") for name in newest.leaves)
 

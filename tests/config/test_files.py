@@ -78,7 +78,7 @@ def test_what_is_taken_is_given_back_equal(tmp_path):
 
 def test_values_that_json_does_not_give_back_are_refused_in_every_class():
     for wrong in (lambda: Piecewise((np.float32(1),)), lambda: Piecewise((1.0, 2.0), (True,)),
-                  lambda: SequenceStage(0.0, 64), lambda: dataclasses.replace(TINY, seed=None)):
+                  lambda: SequenceStage(0, 64.0), lambda: dataclasses.replace(TINY, seed=None)):
         with pytest.raises(ValueError, match="is of type"):
             wrong()
 
