@@ -64,19 +64,25 @@ def _build(hint: Any, data: Any, where: str) -> Any:
         kinds_by_name = {c.__name__: c for c in classes if c is not type(None)}
         if isinstance(data, dict) and len(kinds_by_name) > 1:
             kind, data = data.get("kind"), {k: v for k, v in data.items() if k != "kind"}
-            if kind in kinds_by_name:
+            if isinstance(kind, str) and kind in kinds_by_name:
                 return _build(kinds_by_name[kind], data, where)
-            raise ValueError(f"{where}.kind is {kind!r}; use one of {list(kinds_by_name)}")
+            raise ValueError(f"{where}.kind is {_shown(kind)}; use one of {list(kinds_by_name)}")
         return _build(next(iter(kinds_by_name.values())), data, where)
     elif _fits(data, hint):
         return data
-    raise ValueError(f"{where} is {data!r}, which is not {getattr(hint, '__name__', hint)}")
+    raise ValueError(f"{where} is {_shown(data)}, which is not {getattr(hint, '__name__', hint)}")
+
+
+def _shown(data: Any) -> str:
+    """A value as a sentence can hold it."""
+    text = repr(data)
+    return text if len(text) <= 60 else f"{text[:50]} ... ({len(text):,} characters)"
 
 
 def _build_class(cls: type, data: Any, where: str) -> Any:
     """A config class from its dict, every key known and every field without default there."""
     if not isinstance(data, dict):
-        raise ValueError(f"{where} is {data!r}, which is not a {cls.__name__}")
+        raise ValueError(f"{where} is {_shown(data)}, which is not a {cls.__name__}")
     hints = field_types(cls)
     for key in data:
         if key not in hints:
@@ -94,8 +100,10 @@ def _build_class(cls: type, data: Any, where: str) -> Any:
 
 
 def _fits(data: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a plain type; a whole number may stand for a float."""
+    """Whether a JSON value is of a plain type; a whole number that fits may stand for a float."""
     plain = typing.get_args(hint) or (hint,)
     if isinstance(data, bool):
         return bool in plain
-    return isinstance(data, plain) or (isinstance(data, int) and float in plain)
+    if isinstance(data, int) and float in plain and int not in plain:
+        return abs(data) < 2**1023
+    return isinstance(data, plain)

@@ -218,6 +218,10 @@ def _stored(tmp_path, change):
         (lambda d: d["model"]["moe"].update(experts=7), "experts=7 is not divisible by groups=3"),
         (lambda d: d["train"].update(precision="fp9"), "run.train.precision is 'fp9'"),
         (lambda d: d["train"].update(curriculum=[1]), "run.train.curriculum[0] is 1"),
+        (lambda d: d["model"].update(attention={"kind": ["MLA"]}), "attention.kind is ['MLA']"),
+        (lambda d: d["optimizer"].update(eps=10**400), "run.optimizer.eps is 1000"),
+        (lambda d: d["data"].update(train=["x" * 999]), "(1,003 characters)"),
+        (lambda d: d.update(model=None), "run.model is None, which is not a ModelConfig"),
     ],
 )
 def test_json_that_is_no_run_is_refused_by_name(tmp_path, change, words):
@@ -237,3 +241,14 @@ def test_json_that_is_missing_or_cut_is_a_sentence(tmp_path):
     (tmp_path / "cut.json").write_text('{"name": ')
     with pytest.raises(UserError, match=r"cut.json is not JSON"):
         run_from_json(tmp_path / "cut.json")
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\0" * 30, b"[]", b"3", b"null", b"{", b"\xff\xfe", b"[" * 10**5, b'{"a":' * 10**5,
+    b"9" * 10**4, b"{}", b'{"name": 1}',
+])
+def test_a_damaged_config_is_refused_with_its_path(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config.json.*put back the config.json of the run"):
+        run_from_json(path)
