@@ -144,9 +144,11 @@ def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _pieces(args: Data, tell: Tell = lambda read, tokens: None) -> Iterator[tuple[bool, str]]:
+def _pieces(args: Data, tell: Tell = lambda read, tokens: None,
+            say: Callable[[str], None] = lambda sentence: None) -> Iterator[tuple[bool, str]]:
     """Yield (is held out, text) of everything the sources hold."""
-    texts = sources.documents(args.sources, field=args.field, progress=lambda n: tell(n, 0))
+    texts = sources.documents(args.sources, field=args.field, progress=lambda n: tell(n, 0),
+                              say=say)
     return sources.split_stream(texts, args.heldout_fraction)
 
 
@@ -154,7 +156,7 @@ def _write(args: Data, folders: dict[str, Path], words: Tokenizer, tell: Tell) -
     with shards_write.writing(folders, words, shard_tokens=args.shard_tokens,
                               is_overwriting=args.overwrite) as writers:
         documents = 0
-        for batch in _batches(_pieces(args, tell)):
+        for batch in _batches(_pieces(args, tell, say)):
             ids = words.encode_batch([text for _, text in batch])
             train = [d for (is_held, _), d in zip(batch, ids, strict=True) if not is_held]
             rearranged = pack.fim(train, words, rate=args.fim_rate, seed=args.seed, first=documents)

@@ -1,28 +1,27 @@
 """Documents from files, the corpus that ships with dsjax, and the held-out split.
 
 A document is a str. Plain text is one document a file, or several separated by form feeds; JSONL
-is one document a line, in a field. Either may be packed as .gz, .xz or .zst. Whatever cannot be
-read is refused with its place; nothing is skipped except blank lines and blank pages.
+is one document a line, in a field. Either may be packed as .gz, .xz or .zst (`readers`). Whatever
+cannot be read is refused with its place: broken links, pipes, damaged files. Passed over are blank
+lines and pages, files and folders whose names begin with a dot, and, said by name, files without
+text among others. Links are followed, to folders once each.
 """
 
-import gzip
-import io
-import json
+import glob
 import lzma
-import zlib
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
 
+from dsjax import disk
+from dsjax.data import readers
 from dsjax.errors import UserError
 
 EMBEDDED = "shakespeare"
 BLOCK = 8192
-_LINES = (".jsonl", ".ndjson")
-_PACKED = (".gz", ".xz", ".zst")
 
 
 def shakespeare() -> list[str]:
@@ -36,10 +35,12 @@ def documents(
     *,
     field: str = "text",
     progress: Callable[[int], None] = lambda size: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Iterator[str]:
     """Yield the documents of files, folders, globs, or `shakespeare`, sorted within each source.
 
-    `progress` is told how many more bytes on disk have been read (see `size_on_disk`).
+    `progress` is told how many more bytes on disk have been read (see `size_on_disk`), `say` which
+    files among others held no text.
     """
     for source in sources:
         if _is_embedded(source):
@@ -47,8 +48,25 @@ def documents(
                 yield work
                 progress(len(work))
         else:
-            for path in find(source):
-                yield from _read(path, field, progress)
+            yield from _documents_of(source, field, progress, say)
+
+
+def _documents_of(source: str | Path, field: str, progress: Callable[[int], None],
+                  say: Callable[[str], None]) -> Iterator[str]:
+    paths, empty = find(source), []
+    for path in paths:
+        is_empty = True
+        for text in readers.read(path, field, progress):
+            is_empty = False
+            yield text
+        if is_empty:
+            empty.append(path)
+    if len(empty) == len(paths):
+        what = f"{source} is empty" if len(paths) == 1 else f"all {len(paths)} files of {source} " \
+            "are empty"
+        raise UserError(f"{what}; name other files")
+    if empty:
+        say(f"{len(empty)} of {len(paths)} files of {source} hold no text, as {empty[0]}")
 
 
 def size_on_disk(sources: Sequence[str | Path]) -> int:
@@ -56,7 +74,7 @@ def size_on_disk(sources: Sequence[str | Path]) -> int:
     return sum(
         sum(map(len, shakespeare()))
         if _is_embedded(source)
-        else sum(path.stat().st_size for path in find(source))
+        else sum(readers.size(path) for path in find(source))
         for source in sources
     )
 
@@ -64,18 +82,38 @@ def size_on_disk(sources: Sequence[str | Path]) -> int:
 def find(source: str | Path) -> list[Path]:
     """Return the files that a path, a folder (searched through) or a glob names, sorted."""
     path = Path(source)
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
+    if os.path.lexists(path):
+        files = _inside(path)
     elif any(c in str(source) for c in "*?["):
-        root = Path(path.anchor) if path.anchor else Path()
-        files = list(root.glob(str(path.relative_to(root) if path.anchor else path)))
+        matches = glob.glob(str(source), recursive=True)
+        files = [file for match in matches for file in _inside(Path(match))]
     else:
         raise UserError(f"{source} does not exist; give a file, a folder, a glob or '{EMBEDDED}'")
-    files = sorted(p for p in files if p.is_file())
     if not files:
         raise UserError(f"{source} holds no files; give a file, a folder, a glob or '{EMBEDDED}'")
+    return sorted(set(files))
+
+
+def _inside(path: Path) -> list[Path]:
+    """A file, or the files of a folder and of those in it, each folder once whatever links say."""
+    files, waiting, seen = [], [path], set()
+    while waiting:
+        here = waiting.pop()
+        try:
+            found = here.stat()
+            if not stat.S_ISDIR(found.st_mode):
+                readers.size(here)
+                files.append(here)
+            elif (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                names = sorted(name for name in os.listdir(here) if not name.startswith("."))
+                waiting += [here / name for name in reversed(names)]
+        except FileNotFoundError:
+            what = f" is a link to {os.readlink(here)}, which" if here.is_symlink() else ""
+            raise UserError(f"{here}{what} is not there; remove it or name other files") from None
+        except OSError as error:
+            raise UserError(f"{here} cannot be read ({disk.cause(error)}); name other files"
+                            ) from None
     return files
 
 
@@ -147,112 +185,5 @@ def _blocks(text: str, block: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _read(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[str]:
-    kind = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-    if kind == ".json":
-        raise UserError(f"{path} is JSON; give JSONL (one object a line) or plain text")
-    told, found = 0, False
-    with path.open("rb") as raw, _unpacked(raw, path) as stream:
-        parse = _lines(stream, path, field) if kind in _LINES else _plain(stream, path)
-        try:
-            for text in parse:
-                found = True
-                yield text
-                progress(raw.tell() - told)
-                told = raw.tell()
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UserError(f"{path} is damaged ({error}); fetch it again") from error
-        progress(path.stat().st_size - told)
-    if not found:
-        raise UserError(f"{path} is empty; remove it or name other files")
-
-
-def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO | io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if path.suffix == ".xz":
-        return lzma.LZMAFile(raw)
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(_ZstdReader(raw, zstandard))
-    return raw
-
-
-class _ZstdReader(io.RawIOBase):
-    """Zstandard frames as a raw stream; unlike the library's reader it notices a cut-off file."""
-
-    def __init__(self, raw: BinaryIO, zstandard: ModuleType):
-        self._raw, self._library = raw, zstandard
-        self._frame: Any = None
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = (self._frame and self._frame.unused_data) or self._raw.read(1 << 20)
-            if not packed:
-                if self._frame and not self._frame.eof:
-                    raise EOFError("the file ends inside a Zstandard frame")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = self._library.ZstdDecompressor().decompressobj()
-            try:
-                self._ready = self._frame.decompress(packed)
-            except self._library.ZstdError as error:
-                raise OSError(str(error)) from error
-        view = memoryview(buffer)
-        count = min(len(view), len(self._ready))
-        view[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-
-def _plain(stream: BinaryIO | io.BufferedIOBase, path: Path) -> Iterator[str]:
-    data = stream.read()
-    text = _decode(data, 0, str(path)).removeprefix("\ufeff")
-    yield from (part for part in text.split("\f") if part.strip())
-
-
-def _lines(stream: BinaryIO | io.BufferedIOBase, path: Path, field: str) -> Iterator[str]:
-    offset = 0
-    for number, line in enumerate(stream, 1):
-        where = f"{path} line {number}"
-        text = _decode(line, offset, where)
-        offset += len(line)
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text.removeprefix("\ufeff"))
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error})") from error
-        value = row.get(field) if isinstance(row, dict) else None
-        if isinstance(value, str) and not value.strip():
-            continue  # an empty document
-        if not isinstance(value, str):
-            has = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(
-                f"{where} has no text in field '{field}', it has {has}; name the text's field with "
-                "`dsjax data --field` and train on the shards it makes"
-            )
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise UserError(f"{where} holds half of a surrogate pair, which is no character")
-        yield value
-
-
-def _decode(data: bytes, offset: int, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 at byte {offset + error.start} ({error.reason}); convert it"
-        ) from error
-
-
 def _is_embedded(source: str | Path) -> bool:
     return str(source) == EMBEDDED and not Path(source).exists()
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

@@ -5,13 +5,14 @@ import gzip
 import io
 import json
 import lzma
+import os
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.data import sources
+from dsjax.data import readers, sources
 from dsjax.data.corpus import make
 from dsjax.errors import UserError
 
@@ -83,7 +84,8 @@ def test_bad_input_is_refused_with_its_place(tmp_path):
     refused(
         tmp_path / "f.jsonl", good, r"line 1 has no text in field 'body'.*\['text'\]", field="body"
     )
-    refused(tmp_path / "v.jsonl", b'{"text": 3}', "line 1 has no text in field 'text'")
+    refused(tmp_path / "v.jsonl", b'{"text": 3}', "line 1 has int in field 'text'")
+    refused(tmp_path / "0.jsonl", b'{"text": null, "id": 3}', "line 1 has null in field 'text'")
     refused(tmp_path / "n.jsonl", b"[1]", "line 1 has no text in field 'text'")
     refused(tmp_path / "s.jsonl", b'{"text": "\\ud800"}', "half of a surrogate pair")
     refused(tmp_path / "a.json", b"{}", "give JSONL")
@@ -158,3 +160,131 @@ def test_the_gutenberg_license_is_cut_away_and_never_left_in():
     assert make.without_license("To be.\n") == "To be.\n"
     with pytest.raises(ValueError, match="still names Project Gutenberg"):
         make.without_license("From Project Gutenberg\nTo be.\n")
+
+
+def test_lines_of_json_are_read_whatever_the_file_is_called(tmp_path):
+    lines = "".join(json.dumps({"text": work}) + "\n" for work in WORKS).encode()
+    for name in ("a.json", "b.json.gz", "C.JSONL", "D.JSON.ZST", "e.NDJSON.xz"):
+        suffix = "." + name.lower().rpartition(".")[2]
+        (tmp_path / name).write_bytes(PACK.get(suffix, PACK[""])(lines))
+        assert read(tmp_path / name) == WORKS, name
+    (tmp_path / "UP.TXT.GZ").write_bytes(gzip.compress(b"up\n"))
+    assert read(tmp_path / "UP.TXT.GZ") == ["up\n"]
+
+
+@pytest.mark.parametrize("data", [
+    b'[{"text": "a"}]', b'[\n{"text": "a"},\n{"text": "b"}\n]', b'{\n "text": "a"\n}',
+    b'{"text": "a"}', b'{"text": "a"}\n\n', b'"a"\n"b"\n', b"7", b"x", b"[" * 99_999,
+])
+def test_one_value_of_json_is_no_lines_of_json(tmp_path, data):
+    refused(tmp_path / "one.json", data, "one value of JSON.*JSONL")
+
+
+@pytest.mark.parametrize(("name", "data", "cause"), [
+    ("a.jsonl", b'{"text": "a", "x": ' + b"[" * 99_999 + b"]" * 99_999 + b"}", "nested too deep"),
+    ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
+    ("a.jsonl", b'{"text": ["a"]}', "has list in field"),
+    ("a.jsonl", b'{"id": 1}', r"no text in field 'text', it has \['id'\]"),
+    ("a.txt", "words\n".encode("utf-16"), "UTF-16.*iconv"),
+    ("a.txt", "words\n".encode("utf-16-be"), "UTF-16.*iconv"),
+    ("a.txt", "\u4f60\u597d".encode("utf-16"), "is UTF-16.*iconv"),
+    ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16.*iconv"),
+    ("a.txt", bytes(99), "quarter of its bytes are 0"),
+    ("a.tar.gz", b"", "a .tar file"),
+    ("a.ZIP", b"PK", "a .zip file"),
+    ("a.parquet", b"PAR1", "a .parquet file.*JSONL"),
+    ("a.txt.gz", b"", "a.txt.gz is empty"),
+    ("a.txt.zst", b"\x28\xb5\x2f\xfd", "damaged"),
+])
+def test_what_is_no_text_is_said(tmp_path, name, data, cause):
+    refused(tmp_path / name, data, cause)
+
+
+def test_text_may_hold_marks_and_zero_bytes(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\0two \ufeff three four five".encode())
+    assert read(tmp_path / "a.txt") == ["one\0two \ufeff three four five"]
+    (tmp_path / "b.jsonl").write_bytes('\ufeff{"text": "a\\u0000b"}\n'.encode())
+    assert read(tmp_path / "b.jsonl") == ["a\0b"]
+
+
+def test_several_members_and_wide_windows_are_one_file(tmp_path):
+    parts = [b"one ", b"two ", b"three"]
+    for suffix in (".gz", ".xz", ".zst"):
+        (tmp_path / f"a.txt{suffix}").write_bytes(b"".join(map(PACK[suffix], parts)))
+        assert read(tmp_path / f"a.txt{suffix}") == ["one two three"]
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "long.txt.zst").write_bytes(packer.compress(b"words " * 999) + packer.flush())
+    assert read(tmp_path / "long.txt.zst") == ["words " * 999]
+
+
+def test_a_window_above_two_gib_and_a_bomb_are_refused_as_what_they_are(tmp_path, monkeypatch):
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=24)
+    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    data = packer.compress(b"words " * 999) + packer.flush()
+    with monkeypatch.context() as narrow:
+        narrow.setattr(readers, "WINDOW", 2**20)
+        refused(tmp_path / "w.txt.zst", data, "window above 1,048,576.*--long")
+    monkeypatch.setattr(readers, "FREE", 2**20)
+    for suffix in (".gz", ".xz", ".zst"):
+        bomb = PACK[suffix](b"a" * 2**24)
+        refused(tmp_path / f"b.txt{suffix}", bomb, "unpacks to more than 200 times")
+        refused(tmp_path / f"b.jsonl{suffix}", bomb, "unpacks to more than 200 times")
+
+
+def test_links_are_followed_and_what_cannot_be_read_is_named(tmp_path):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    for place, text in ((folder, "a"), (other, "b")):
+        place.mkdir()
+        (place / f"{text}.txt").write_text(text)
+    (folder / "linked").symlink_to(other)
+    (folder / "z.txt").symlink_to(other / "b.txt")
+    (folder / "round").symlink_to(folder)
+    (folder / ".hidden.txt").write_text("h")
+    assert read(folder) == ["a", "b", "b"]
+    assert sources.size_on_disk([folder]) == 3
+    (folder / "gone").symlink_to("nowhere")
+    refused(folder, None, "gone is a link to nowhere, which is not there")
+    (folder / "gone").unlink()
+    os.mkfifo(folder / "pipe")
+    refused(folder, None, "pipe is no regular file")
+    refused(folder / "pipe", None, "pipe is no regular file")
+    (folder / "pipe").unlink()
+    (folder / "me").symlink_to("me")
+    refused(folder, None, "me cannot be read")
+
+
+def test_a_name_with_signs_of_globs_is_a_name_first(tmp_path):
+    (tmp_path / "a[1]*.txt").write_text("mine")
+    (tmp_path / "a1x.txt").write_text("other")
+    assert read(tmp_path / "a[1]*.txt") == ["mine"]
+    assert read(f"{tmp_path}/a[1]?.txt") == ["other"]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/b.txt").write_text("inside")
+    assert read(f"{tmp_path}/*") == ["other", "mine", "inside"]  # a folder too, as a shell has it
+
+
+def test_empty_files_among_others_are_passed_over_and_said(tmp_path):
+    for name, text in (("a", "a"), ("b", ""), ("c", " \n"), ("d", "d")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    said = []
+    assert read(tmp_path, say=said.append) == ["a", "d"]
+    assert len(said) == 1
+    assert "2 of 4 files" in said[0]
+    assert "b.txt" in said[0]
+    refused(f"{tmp_path}/[bc].txt", None, "all 2 files .* are empty")
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_said(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    texts = sources.documents([tmp_path])
+    assert next(texts) == "a"
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(UserError, match=r"b\.txt is not there any more"):
+        list(texts)
+
+
+def test_shards_are_no_text(tmp_path):
+    (tmp_path / "index.json").write_text("{}")
+    refused(tmp_path / "tokens-00000.bin", b"\1\2\3\4", "token ids.*--data.train")
