@@ -35,6 +35,8 @@ class DataConfig:
     tokenizer: str | None = None
     """A tokenizer.json; None takes that of `start_from`, or else trains a byte-level BPE of the
     model's vocabulary size."""
+    end_token: str | None = None
+    """Name of the tokenizer's token that ends documents, where no file beside it names it."""
     packing: Literal["concat", "segments"] = "concat"
     """`concat` lets attention cross documents, as V3 trained; `segments` does not."""
     fim_rate: float = 0.0

@@ -179,14 +179,18 @@ def end_id(ids: Mapping[str, int], settings: Settings, ends: Sequence[int], end:
 def save(path: Path, source: str, beside_it: Mapping[str, dict[str, Any]]) -> None:
     """Write a tokenizer.json (gzipped when the name ends in .gz) and the files that belong to it.
 
-    What a file of those names says of another tokenizer is taken out of it, so that none misleads.
+    What a file of those names says of another tokenizer is taken out of it, so that none misleads;
+    a file that is there as it should be is not touched.
     """
     for name, said in ((SETTINGS, (*_TOKENS, *_ADDED)), (GENERATION, ("eos_token_id",))):
         where = beside(path, name)
         if where is None or not (name in beside_it or where.exists()):
             continue
-        there = disk.read_object(where, "mend or remove it") if where.exists() else {}
-        there = {key: value for key, value in there.items() if key not in said}
-        disk.write_json(where, there | beside_it.get(name, {}))
+        there = disk.read_object(where, "mend or remove it") if where.exists() else None
+        kept = {key: value for key, value in (there or {}).items() if key not in said}
+        if there != kept | beside_it.get(name, {}):
+            disk.write_json(where, kept | beside_it.get(name, {}))
     data = source.encode()
-    disk.write_whole(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    data = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
+    if not path.is_file() or path.read_bytes() != data:
+        disk.write_whole(path, data)

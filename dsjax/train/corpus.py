@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dsjax.config.run import RunConfig
+from dsjax.config.run import DataConfig, RunConfig
 from dsjax.data import pack, shards, sources, tokenizer
 from dsjax.data.pack import Rows, TokenStream
 from dsjax.data.tokenizer import Tokenizer
@@ -41,11 +42,12 @@ def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
     Tokenizer and tokens are held against what the run's checkpoints, or the parameters that it
     starts from, belong to; nothing of theirs is touched before.
     """
+    run = dataclasses.replace(run, data=_parts(run.data))
     data = run.data
     if data.train is not None and shards.exist(data.train):
         words, training, heldout = _from_shards(run, out)
     else:
-        documents, others = texts(run)
+        documents, others = texts(run, say)
         words = choose(run, out, documents, say)
         training = _joined(documents, words, data.fim_rate, run.seed)
         heldout = _joined(others, words, 0.0, run.seed)
@@ -55,14 +57,26 @@ def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
     return _pack(run, words, training, heldout, tokens)
 
 
-def texts(run: RunConfig) -> tuple[list[str], list[str]]:
+def _parts(data: DataConfig) -> DataConfig:
+    """Name the two folders of shards where --data.train is the folder that holds both."""
+    if data.train is None:
+        return data
+    train = shards.part(data.train, "train")
+    heldout = data.heldout if str(train) == data.train else data.heldout or data.train
+    if heldout is not None and shards.exist(train):
+        heldout = str(shards.part(heldout, "heldout"))
+    return dataclasses.replace(data, train=str(train), heldout=heldout)
+
+
+def texts(run: RunConfig, say: Callable[[str], None] = lambda sentence: None
+          ) -> tuple[list[str], list[str]]:
     """Return the training and the held-out documents of a run, as text."""
     data = run.data
-    documents = list(sources.documents([data.train or sources.EMBEDDED]))
+    documents = list(sources.documents([data.train or sources.EMBEDDED], say=say))
     if not any(documents):
         raise UserError(f"{data.train} holds no text; give a file or folder with some")
     if data.heldout is not None:
-        others = list(sources.documents([data.heldout]))
+        others = list(sources.documents([data.heldout], say=say))
         if not any(others):
             raise UserError(f"{data.heldout} holds no held-out text; give a file or folder with "
                             "some as --data.heldout")
@@ -91,7 +105,7 @@ def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, Tok
         )
     assert data.train is not None, "shards are named by data.train"
     source = Path(data.tokenizer) if data.tokenizer else Path(data.train) / "tokenizer.json"
-    words = tokenizer.load(source)
+    words = tokenizer.load(source, end=data.end_token)
     hold(run, out, words, str(source))
     return words, shards.read(data.train, words), shards.read(data.heldout, words)
 

@@ -73,7 +73,7 @@ def extra(words: Tokenizer, tokens: Tokens) -> dict[str, Any]:
 def hold_tokenizer(words: Tokenizer, name: str, out: Path) -> None:
     """Refuse to go on with another tokenizer than the run's own."""
     there = kept(out).get(store.TOKENIZER)
-    if there not in (None, words.fingerprint):
+    if there is not None and not words.has_fingerprint(there):
         raise UserError(
             f"{name} is not the tokenizer that the run in {out} was trained with (fingerprint "
             f"{words.fingerprint}, not {there}), so its ids mean other words; put that one back, "

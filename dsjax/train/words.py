@@ -30,11 +30,12 @@ def choose(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> Toke
     own = out / FILE
     is_going_on = identity.is_going_on(out)
     if run.data.tokenizer is not None:
-        words, name = tokenizer.load(run.data.tokenizer), run.data.tokenizer
+        words = tokenizer.load(run.data.tokenizer, end=run.data.end_token)
+        name = run.data.tokenizer
     elif is_going_on and own.exists():
-        words, name = tokenizer.load(own), str(own)
+        words, name = tokenizer.load(own, end=run.data.end_token), str(own)
     elif run.start_from is not None and not is_going_on:
-        words, name = _of_start(run.start_from, say), str(Path(run.start_from) / FILE)
+        words, name = _of_start(run, say), str(Path(run.start_from) / FILE)
     else:
         words, name = _trained(run, out, training, say), "one trained anew on the text"
     hold(run, out, words, name)
@@ -60,6 +61,7 @@ def keep(words: Tokenizer, out: Path, say: Say) -> None:
     own = out / FILE
     if os.path.lexists(own):
         if own.is_file() and own.read_bytes() == words.source.encode():
+            words.save(own)  # what lies beside it
             return
         aside = disk.free_name(out / "tokenizer.before.json")
         os.replace(own, aside)
@@ -67,12 +69,13 @@ def keep(words: Tokenizer, out: Path, say: Say) -> None:
     words.save(own)
 
 
-def _of_start(start: str, say: Say) -> Tokenizer:
+def _of_start(run: RunConfig, say: Say) -> Tokenizer:
+    start = str(run.start_from)
     path = Path(start) / FILE
     if not path.exists():
         raise UserError(f"--start-from {start} has no {FILE}, so what its ids mean is not known; "
                         "name the tokenizer it was trained with as --data.tokenizer")
-    words = tokenizer.load(path)
+    words = tokenizer.load(path, end=run.data.end_token)
     say(f"reading with the tokenizer of {start}, which its parameters belong to")
     return words
 
@@ -83,7 +86,7 @@ def _hold_start(start: str, words: Tokenizer, name: str) -> None:
     there = store.tokenizer_of(start)
     if there is None and path.exists():
         there = tokenizer.load(path).fingerprint
-    if there not in (None, words.fingerprint):
+    if there is not None and not words.has_fingerprint(there):
         raise UserError(
             f"{name} is not the tokenizer that the parameters of --start-from {start} belong to "
             f"(fingerprint {words.fingerprint}, not {there}), so its ids mean other words; leave "
