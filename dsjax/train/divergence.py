@@ -72,8 +72,8 @@ class Proof:
         """
         self.store.wait()
         folder, good = self.store.folder, self._proven()
-        together.meet()  # all have read before the first renames
         there = files.steps(folder)
+        together.meet()  # all have looked before the first renames
         bad = [one for one in there if one >= step and one > good]
         if bad == there and self.resumed in bad:
             bad.remove(self.resumed)

@@ -69,9 +69,12 @@ class LineFile:
             raise self._failed(error) from error
 
     def sync(self) -> None:
-        """Have the disk hold all lines, also after a power cut."""
+        """Have the disk hold all lines, also after a power cut; refused where the file is gone."""
         try:
             os.fsync(self._handle)
+            if not os.path.samestat(os.fstat(self._handle), os.stat(self.path)):
+                raise UserError(f"{self.path} has been replaced while it was being written; put "
+                                "its folder back, or start the same command again")
         except OSError as error:
             raise self._failed(error) from error
 

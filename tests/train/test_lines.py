@@ -139,3 +139,17 @@ def test_loads_of_other_layers_are_left_out():
     assert steps == [0]
     assert found.tolist() == [loads[0]]
     assert metrics.recorded_loads(events, 3)[0] == []
+
+
+@pytest.mark.parametrize("act", ["removed", "replaced"])
+def test_a_file_that_is_gone_is_noticed_before_the_next_checkpoint(act, tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    writer = MetricWriter(path)
+    write(writer, [1])
+    writer.sync()
+    path.unlink()
+    if act == "replaced":
+        path.write_bytes(LINE % 1)
+    with pytest.raises(UserError, match=r"metrics.jsonl (has been replaced|cannot be written)"):
+        writer.sync()
+    writer.close()

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dsjax.checkpoint import files
 from dsjax.checkpoint.store import Store
 from dsjax.config.loss import LossConfig
 from dsjax.config.schedule import LearningRate
@@ -28,16 +29,8 @@ from dsjax.errors import UserError
 from dsjax.train import loop
 from dsjax.train import state as states
 from dsjax.train.metrics import read_metrics
+from tests.train import crew
 from tests.train.small_run import small_run, write_text
-
-# The child reads its run from JSON, so that each test may change any field.
-CHILD = """
-import sys
-from dsjax.cli import main, train
-from dsjax.config import load
-load.load = load.run_from_json
-sys.exit(main.main(["train", *sys.argv[1:]]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +40,13 @@ def text(tmp_path_factory):
 
 def start(run, folder: Path, *flags: str) -> subprocess.Popen:
     """Start `dsjax train` on a run in a process of its own."""
-    config = folder / f"{run.name}-{Path(run.place.out).name}.json"
-    run_to_json(run, config)
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(config), *flags], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    config = folder / f"{run.name}-{Path(run.place.out).name}.py"
+    run_to_json(run, config.with_suffix(".json"))
+    config.write_text(crew.CONFIG.format(path=str(config.with_suffix(".json"))))
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(crew.ROOT)}
+    command = [sys.executable, "-m", "dsjax", "train", str(config), *flags]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -126,6 +121,26 @@ def test_a_run_told_to_stop_saves_and_says_so(number, tmp_path, text):
     done = Store(tmp_path / "out" / "checkpoints", 3).latest()
     assert f"{number.name}: saved after step {done}" in output
     assert "Traceback" not in output
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_checkpoints(tmp_path, text):
+    """While checkpoints are written one after the other; the third and all others are no matter."""
+    run = small_run(tmp_path / "out", text, steps=100000)
+    run = dataclasses.replace(run, place=dataclasses.replace(run.place, save_every=1))
+    process = start(run, tmp_path)
+    wait_for_step(run, 3, process)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 60:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    output = finish(process)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "Traceback" not in output
+    assert "interrupted" in output or "SIGINT: saved after step" in output
+    kept = tmp_path / "out" / "checkpoints"
+    assert files.steps(kept)
+    for step in files.steps(kept):
+        files.verify(kept / files.name(step))
 
 
 def test_another_models_checkpoint_is_refused_in_a_sentence(uninterrupted, tmp_path):
