@@ -32,7 +32,15 @@ import numpy as np
 from jax.sharding import Sharding
 
 from dsjax import params as trees
-from dsjax.checkpoint import hf_config_out, hf_files, hf_names, hf_pieces, hf_plan, hf_write
+from dsjax.checkpoint import (
+    hf_config_out,
+    hf_files,
+    hf_names,
+    hf_pieces,
+    hf_plan,
+    hf_side,
+    hf_write,
+)
 from dsjax.checkpoint.hf_devices import Buffers, Index, region
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_pieces import Source
@@ -51,7 +59,6 @@ Shardings = Any
 
 Piece = tuple[Source, Index, np.ndarray]
 WORKERS = 2  # pieces made at once; reading, turning and widening release the interpreter
-EXTRAS = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".py")
 
 
 def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = None,
@@ -86,7 +93,7 @@ def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: boo
     aux_loss_alpha, with which others train on; without it, that of `like`.
     """
     if dtype is not None and dtype not in hf_plan.WIDTHS:
-        raise UserError(f"dtype={dtype!r} is not a choice; use {' or '.join(hf_plan.WIDTHS)}")
+        raise UserError(f"the dtype {dtype!r} is not a choice; use {' or '.join(hf_plan.WIDTHS)}")
     arrays = named(cfg, params)
     leaves = {name: np.dtype(a.dtype) for name, a in arrays.items()}
     folder = Target(Path(path), None)
@@ -104,7 +111,7 @@ def export(folder: Target, cfg: ModelConfig, leaves: dict[str, np.dtype], read: 
            loss: LossConfig | None, progress: Progress) -> None:
     """Write a released checkpoint from leaves that are read a part at a time, see `save`."""
     if pow2 and not fp8:
-        raise UserError("power-of-two scales (pow2) are of FP8 matrices; ask for fp8 too")
+        raise UserError("power-of-two scales (--pow2) are of FP8 matrices; ask for fp8 too (--fp8)")
     wanted = None if dtype is None else hf_plan.WIDTHS[dtype]
     tensors = list(hf_write.outputs(cfg, leaves, wanted, fp8))
     plain = next(t.dtype for t in tensors)
@@ -133,7 +140,7 @@ def read_like(folder: Path) -> Like:
             f"{folder / hf_files.CONFIG} names no model_type; give the folder of a released "
             "checkpoint"
         )
-    return Like(config, tuple(extra_files(folder)))
+    return Like(config, tuple(hf_side.extra_files(folder)))
 
 
 def _scale_form(tensors: list[hf_write.Output], leaves: dict[str, np.dtype],
@@ -145,7 +152,7 @@ def _scale_form(tensors: list[hf_write.Output], leaves: dict[str, np.dtype],
     if pow2 and not is_pow2:
         raise UserError(
             "the FP8 matrices are written as they are, and their scales are not powers of two; "
-            "leave pow2 out, or load them as bfloat16 first"
+            "leave --pow2 out, or convert the checkpoint to bfloat16 first (--dtype bfloat16)"
         )
     return "ue8m0" if (is_pow2 if kept else pow2) else "float"
 
@@ -153,13 +160,6 @@ def _scale_form(tensors: list[hf_write.Output], leaves: dict[str, np.dtype],
 def _are_powers(scales: np.ndarray) -> bool:
     """Whether all scales are powers of two."""
     return bool((np.frexp(scales.astype(np.float32))[0] == 0.5).all())
-
-
-def extra_files(folder: Path) -> list[Path]:
-    """What a checkpoint has beside config and weights: tokenizer, generation settings, code."""
-    own = (hf_files.CONFIG, hf_files.INDEX)
-    found = (p for p in folder.iterdir() if p.is_file() and p.suffix in EXTRAS)
-    return sorted(p for p in found if p.name not in own and not p.name.startswith("."))
 
 
 def pieces(plan: Plan, progress: Progress,
@@ -206,7 +206,7 @@ def _compare(plan: Plan, progress: Progress) -> int:
             if copy.rows(start, stop).tobytes() != main.rows(start, stop).tobytes():
                 raise UserError(
                     f"{copy.file}: {copy.name} differs from {main.name}, but MTP modules share "
-                    "the main model's; load with mtp=False to leave them"
+                    "the main model's; leave the modules out (--mtp no)"
                 )
             done += 2 * copy.row_bytes * (stop - start)
             progress(done, plan.nbytes)

@@ -18,13 +18,24 @@ from pathlib import Path
 
 import numpy as np
 
-from dsjax.checkpoint import files, hf, hf_files, hf_names, hf_pieces, hf_plan, store, together
+from dsjax.checkpoint import (
+    files,
+    hf,
+    hf_files,
+    hf_names,
+    hf_pieces,
+    hf_plan,
+    hf_side,
+    store,
+    together,
+)
 from dsjax.checkpoint.arrays import Arrays, Chunked, create, state
 from dsjax.checkpoint.hf import Like
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_pieces import Source
 from dsjax.checkpoint.hf_plan import Plan
 from dsjax.checkpoint.manifest import MANIFEST, Manifest, hash_of
+from dsjax.checkpoint.orbax_quiet import orbax
 from dsjax.checkpoint.plain import plain
 from dsjax.checkpoint.store import ARRAYS
 from dsjax.checkpoint.target import Target
@@ -43,13 +54,19 @@ Say = Callable[[str], None]
 
 
 def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = None, *,
-           say: Say = print, progress: Progress = hf.nothing) -> None:
-    """Make a run folder of a released checkpoint; see `hf.load` for `dtype` and `mtp`."""
+           tokenizer: str | None = None, say: Say = print,
+           progress: Progress = hf.nothing) -> None:
+    """Make a run folder of a released checkpoint; see `hf.load` for `dtype` and `mtp`.
+
+    tokenizer: fingerprint of its tokenizer, kept with the weights; None where it is not known.
+    """
     plan = hf_plan.plan(source, dtype, mtp)
     for remark in plan.remarks:
         say(remark)
     if not (source / WORDS).is_file():
         say(f"{source} has no {WORDS}: copy one into {run} before generating or training from it")
+    hf_side.checked(source / hf_files.CONFIG, source)
+    hf_side.extra_files(source)  # refused before the work
     target = Target(run, _fingerprint(source, dtype, mtp))
     arrays = target.partial / "checkpoints" / f"{files.PARTIAL}{0:08d}" / ARRAYS
     finished = arrays.parent.parent / files.name(0)
@@ -58,7 +75,8 @@ def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = No
             _write_arrays(plan, arrays, progress)
             leaves = {PREFIX + k: (shape, str(d)) for k, (shape, d) in plan.leaves.items()}
             (arrays / JOURNAL).unlink()
-            files.finish(arrays.parent, 0, leaves, {"source": source.absolute().name})
+            extra = {"source": source.absolute().name, store.TOKENIZER: tokenizer}
+            files.finish(arrays.parent, 0, leaves, extra)
         _write_rest(source, target, plan)
 
 
@@ -141,7 +159,7 @@ def _write_arrays(plan: Plan, arrays: Path, progress: Progress) -> None:
 def _frame(plan: Plan, arrays: Path) -> None:
     """An orbax checkpoint of the right tree, and in it every array at its full size, zeros."""
     arrays.parent.mkdir(parents=True, exist_ok=True)
-    ocp = store.orbax()
+    ocp = orbax()
     saving = ocp.options.ArrayOptions.Saving(use_ocdbt=False, use_zarr3=True)
     ones = {
         PREFIX + name: np.zeros((1,) * len(shape), d) for name, (shape, d) in plan.leaves.items()
@@ -173,11 +191,11 @@ def _write_rest(source: Path, target: Target, plan: Plan) -> None:
     )
     run_to_json(run, target.partial / "config.json")
     if words.is_file():
-        hf_files.copy(words, target.partial / words.name)
+        hf_side.copy(words, target.partial / words.name)
     kept = target.partial / RELEASED
     kept.mkdir(exist_ok=True)
-    for path in (source / hf_files.CONFIG, *hf.extra_files(source)):
-        hf_files.copy(path, kept / path.name)
+    for path in (source / hf_files.CONFIG, *hf_side.extra_files(source)):
+        hf_side.copy(path, kept / path.name)
 
 
 # From a run folder

@@ -8,7 +8,6 @@ into memory, where the pages that were touched count as the process's own.
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 from collections.abc import Callable
@@ -73,15 +72,7 @@ class Tensor:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give the folder of a whole checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds no JSON object; download it again")
-    return data
+    return disk.read_object(path, "give the folder of a whole checkpoint, or download it again")
 
 
 def open_checkpoint(folder: Path) -> dict[str, Tensor]:
@@ -91,7 +82,7 @@ def open_checkpoint(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     if index.is_file():
         return _indexed(folder, read_json(index).get("weight_map", {}))
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
     if not files:
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:
@@ -114,20 +105,23 @@ def _indexed(folder: Path, weight_map: Any) -> dict[str, Tensor]:
     files = sorted(set(map(str, weight_map.values())))
     for name in files:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{folder / INDEX} names {name!r}, which is no safetensors file of it")
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing, which {INDEX} lists; download it")
+            raise UserError(f"{folder / INDEX} names {name[:100]!r}, which is no safetensors file "
+                            "of it; download it again")
+        if not os.path.isfile(folder / name):
+            raise UserError(f"{folder / name[:200]} is missing, which {INDEX} lists; download it")
     found = {}
     for name in files:
         for tensor in open_file(folder / name):
             listed = weight_map.get(tensor.name)
             if listed != name:
-                said = f"lists in {listed}" if listed else "does not list"
-                raise UserError(f"{folder / name} holds {tensor.name}, which {INDEX} {said}")
+                said = f"lists in {str(listed)[:100]}" if listed else "does not list"
+                raise UserError(f"{folder / name} holds {tensor.name[:200]}, which {INDEX} {said}; "
+                                "download both again")
             found[tensor.name] = tensor
     for name, file in weight_map.items():
         if name not in found:
-            raise UserError(f"{folder / file} lacks {name}, which {INDEX} lists; download it again")
+            raise UserError(f"{folder / file} lacks {name[:200]}, which {INDEX} lists; download it "
+                            "again")
     return found
 
 
@@ -135,22 +129,30 @@ def open_file(path: Path) -> list[Tensor]:
     """The tensors of one file, by offset; the library checks header and length."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe, which would be waited for
+        raise UserError(f"{path} is no regular file, or a link to what is not there; download it "
+                        "again")
     try:
         with safe_open(path, framework="np"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = disk.parse_json(file.read(length), "its header", "")
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({disk.cause(error).lower()}); let it be read"
+                        ) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is cut short or is no safetensors file ({error}); download it again"
+            f"{path} is cut short or is no safetensors file ({disk.cause(error)}); download it "
+            "again"
         ) from None
     header.pop("__metadata__", None)
     found = []
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise UserError(
-                f"{path}: {name} is {entry['dtype']}; weights are one of {', '.join(DTYPES)}"
+                f"{path}: {name[:200]} is {entry['dtype']}; weights are one of "
+                f"{', '.join(DTYPES)}; get the released checkpoint"
             )
         offset = 8 + length + entry["data_offsets"][0]
         dtype = DTYPES[entry["dtype"]]
@@ -176,15 +178,6 @@ def write_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
         os.rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-SIDE_LIMIT = disk.LIMIT
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a small file that lies beside weights."""
-    remedy = "correct the checkpoint, or remove the file if nothing needs it"
-    disk.write_whole(target, disk.read_bytes(source, remedy, SIDE_LIMIT))
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -56,7 +56,7 @@ class Plan:
 def plan(folder: Path, dtype: str, mtp: bool | None = None) -> Plan:
     """Match a checkpoint's tensors with a model's parameters; see `hf.load`."""
     if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not a choice; use one of {', '.join(DTYPES)}")
+        raise UserError(f"the dtype {dtype!r} is not a choice; use one of {', '.join(DTYPES)}")
     data = hf_files.read_json(folder / hf_files.CONFIG)
     where = str(folder / hf_files.CONFIG)
     released = hf_config.read(data, where)
@@ -72,7 +72,8 @@ def plan(folder: Path, dtype: str, mtp: bool | None = None) -> Plan:
     order = {name: i for i, name in enumerate(tensors)}
     found, copies = _match(folder, cfg, dict(tensors), released.model)
     if dtype == "fp8" and not any(t.dtype == FP8 for t, _ in found.values()):
-        raise UserError(f"{folder} has no FP8 matrices to keep; use dtype='bfloat16' or 'stored'")
+        raise UserError(f"{folder} has no FP8 matrices to keep; use --dtype bfloat16 or "
+                        "stored")
     sources = _sources(found, dtype)
     sources.sort(key=lambda s: order[s.tensor.name])
     leaves = _leaves(cfg, sources, folder)
@@ -87,7 +88,7 @@ def _with_mtp(cfg: ModelConfig, tensors: dict[str, Tensor],
     if mtp and not cfg.mtp_depth:
         raise UserError(
             "the checkpoint's config counts no MTP module (num_nextn_predict_layers); get one that "
-            "has some, or load with mtp=False"
+            "has some, or leave them out (--mtp no)"
         )
     if not cfg.mtp_depth or (mtp is not False and is_there):
         return cfg, []
@@ -97,7 +98,7 @@ def _with_mtp(cfg: ModelConfig, tensors: dict[str, Tensor],
     if mtp:
         raise UserError(
             f"the checkpoint has no tensors {first}*, the MTP module its config counts; get one "
-            "that has them, or load with mtp=False"
+            "that has them, or leave it out (--mtp no)"
         )
     remark = (
         f"the config means {cfg.mtp_depth} MTP module(s), but there are no tensors {first}*: "
@@ -158,6 +159,8 @@ def _is_frequencies(name: str, tensor: Tensor, cfg: ModelConfig) -> bool:
     if not name.endswith("rotary_emb.inv_freq") or not isinstance(cfg.attention, MLAConfig):
         return False
     expected = rope.frequencies(cfg.rope, cfg.attention.rope_dim)
+    if len(tensor.shape) != 1 or tensor.shape != expected.shape:
+        return False
     rows = tensor.rows(0, tensor.shape[0]).astype(np.float64)
     # bfloat16 keeps 8 bits, so half of 2^-7; frequencies without YaRN are also in the wild.
     plain = rope.frequencies(dataclasses.replace(cfg.rope, yarn=None), cfg.attention.rope_dim)
@@ -225,14 +228,14 @@ def _leaves(cfg: ModelConfig, sources: list[Source],
         if dtypes.setdefault(leaf, source.dtype) != source.dtype:
             raise UserError(
                 f"{folder} has layers of {leaf} in {dtypes[leaf]} and in {source.dtype}, which one "
-                "array cannot keep; give a dtype, such as bfloat16"
+                "array cannot keep; give a dtype, such as --dtype bfloat16"
             )
     leaves = {}
     for name, spec in params.paths(transformer.specs(cfg)):
         if name in dtypes and f"{name}.codes" in dtypes:
             raise UserError(
                 f"{folder} has {name} in FP8 and in {dtypes[name]}, which one array cannot keep; "
-                "give a dtype, such as bfloat16"
+                "give a dtype, such as --dtype bfloat16"
             )
         if name in dtypes:
             leaves[name] = (spec.shape, dtypes[name])

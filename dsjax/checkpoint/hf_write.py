@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dsjax import disk
-from dsjax.checkpoint import hf_files, hf_pieces
+from dsjax.checkpoint import hf_files, hf_pieces, hf_side
 from dsjax.checkpoint.hf_devices import Index
 from dsjax.checkpoint.hf_files import Progress
 from dsjax.checkpoint.hf_names import BLOCK, SCALE, Placement, held, placements, scale_shape
@@ -135,7 +135,7 @@ def write(folder: Target, tensors: list[Output], leaves: Mapping[str, np.dtype],
         )
         disk.write_json(partial / hf_files.CONFIG, config)
         for path in extras:
-            hf_files.copy(path, partial / path.name)
+            hf_side.copy(path, partial / path.name)
 
 
 def _make_shard(part: list[Output], leaves: Mapping[str, np.dtype], region: Region, is_pow2: bool,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import math
 import os
 import shutil
@@ -33,6 +32,7 @@ from dsjax.checkpoint import manifest as manifests
 from dsjax.checkpoint.arrays import Arrays
 from dsjax.checkpoint.hf_names import held_shapes
 from dsjax.checkpoint.manifest import Manifest
+from dsjax.checkpoint.orbax_quiet import orbax
 from dsjax.checkpoint.plain import plain
 from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
@@ -330,21 +330,3 @@ def _cause(error: BaseException) -> str:
         if os.strerror(number) in text:
             return os.strerror(number).lower()
     return (text.splitlines() or [type(error).__name__])[0][:200]
-
-
-def orbax() -> Any:
-    """Import orbax when it is needed (0.4 s) and keep its remarks from the terminal.
-
-    Its failures arrive here as exceptions; what it logs about them besides is a traceback.
-    """
-    from orbax.checkpoint import v1
-
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    echoes = logging.getLogger("asyncio")
-    if _is_not_orbax not in echoes.filters:
-        echoes.addFilter(_is_not_orbax)
-    return v1
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.getMessage()

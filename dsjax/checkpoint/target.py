@@ -26,6 +26,10 @@ STATE, INSIDE = ".state.json", ".partial"
 REMEDY = "choose another folder"
 
 
+class NoRoomError(UserError):
+    """A disk has no room for what is still to be written; what is done is kept."""
+
+
 class Target:
     """A folder to be made, and where it is written until it is whole."""
 
@@ -121,7 +125,7 @@ class Target:
     def _check_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.partial).free
         if needed > free:
-            raise UserError(f"{self.named} needs {hf_files.size(needed)} and the disk has "
+            raise NoRoomError(f"{self.named} needs {hf_files.size(needed)} and the disk has "
                             f"{hf_files.size(free)} left; make room or {REMEDY}")
 
     def _finish(self) -> None:
@@ -143,12 +147,14 @@ class Target:
         if not self.partial.is_dir():  # it was finished, or taken away
             return
         is_begun = set(os.listdir(self.partial)) - {STATE, disk.LOCK}
-        if self._key is None or not is_begun:
+        reason = hf_files.disk_error(error)
+        is_disk = reason or isinstance(error, NoRoomError)
+        is_of_source = isinstance(error, UserError) and not is_disk  # which must be another then
+        if self._key is None or not is_begun or is_of_source:
             shutil.rmtree(self.partial, ignore_errors=True)
             after = "nothing of it is left"
         else:
             after = f"what is done is in {self.partial}, from which the same command goes on"
-        reason = hf_files.disk_error(error)
         if reason and not isinstance(error, UserError):
             raise UserError(f"{self.named} could not be written ({reason}); {after}; make room, or "
                             f"{REMEDY}") from error

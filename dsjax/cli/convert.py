@@ -71,7 +71,8 @@ def run(argv: list[str]) -> int:
     with progress_bar(args.target.name) as progress:
         if isinstance(args, HfToDsjax):
             mtp = {"auto": None, "yes": True, "no": False}[args.mtp]
-            hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress)
+            hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress,
+                           tokenizer=_fingerprint(args.source))
         else:
             with tempfile.TemporaryDirectory() as made:
                 own = _words(args.source, Path(made))
@@ -83,18 +84,44 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def _fingerprint(source: Path) -> str | None:
+    """That of a released checkpoint's tokenizer; None, and a sentence, where it cannot be used."""
+    from dsjax.data import tokenizer
+
+    path = source / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return tokenizer.load(path).fingerprint
+    except UserError as error:
+        say(f"dsjax cannot use the checkpoint's tokenizer, which is copied as it is: {error}")
+        return None
+
+
 def _words(run: Path, made: Path) -> Like | None:
     """The run's tokenizer as transformers wants it, and the ids a config names."""
+    from dsjax.checkpoint import hf_side, store
     from dsjax.checkpoint.hf import Like
     from dsjax.data import tokenizer
 
     path = run / "tokenizer.json"
+    kept = store.tokenizer_of(run) if (run / "checkpoints").is_dir() else None
     if not path.is_file():
+        if kept is not None:
+            say(f"{run} has no tokenizer.json: none is written")
         return None
+    hf_side.checked(path, run)
     try:
         words = tokenizer.load(path)
-    except UserError:  # a released run's own tokenizer of another kind; it is copied as it is
-        return Like({}, (path,))
+    except UserError:
+        if kept is not None:
+            raise
+        return Like({}, (path,))  # a released run's own tokenizer of another kind, as it is
+    if kept is not None and not words.has_fingerprint(kept):
+        raise UserError(
+            f"{path} is not the tokenizer that the weights of {run} belong to (fingerprint "
+            f"{words.fingerprint}, not {kept}), so its ids mean other words; put that one back, "
+            "or move the file away to write weights alone")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **words.settings.tokens,
                 "eos_token": words.core.id_to_token(words.end_id)}
     ids: dict[str, Any] = {

@@ -92,7 +92,7 @@ def test_an_index_that_leaves_the_folder_or_lies(tmp_path):
     disk.write_json(index, data)
     refuses(tmp_path / "a", f"holds lm_head.weight, which {hf_files.INDEX} does not list")
     index.write_text("{")
-    refuses(tmp_path / "a", "cannot be read")
+    refuses(tmp_path / "a", "is not JSON")
 
 
 def test_a_missing_tensor_and_one_too_many(broken):
@@ -238,9 +238,9 @@ def test_frequencies_that_are_the_configs_own_may_be_left(broken, tmp_path):
 
 def test_choices_that_do_not_exist(broken):
     folder = broken()
-    refuses(folder, "dtype='half' is not a choice", dtype="half")
+    refuses(folder, "the dtype 'half' is not a choice", dtype="half")
     refuses(folder, "has no FP8 matrices to keep", dtype="fp8")
-    with pytest.raises(UserError, match="dtype='fp8' is not a choice"):
+    with pytest.raises(UserError, match="the dtype 'fp8' is not a choice"):
         hf.save(folder / "x", CFG, draw(), dtype="fp8")
 
 
@@ -336,4 +336,4 @@ def test_a_config_of_many_more_experts_is_refused_without_listing_them_all(broke
 def test_a_config_nested_too_deep_is_refused(broken):
     folder = broken()
     (folder / "config.json").write_text("[" * 100_000)
-    refuses(folder, "config.json cannot be read")
+    refuses(folder, "config.json is nested too deep")

@@ -183,6 +183,7 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed")  # orbax, see orbax_quiet
 @pytest.mark.parametrize("size", [0, 60, 300, 1000, 3000, 10_000])
 def test_a_disk_that_is_full_at_any_moment_is_a_sentence_and_no_loss(tmp_path, size):
     p = draw(CFG)
