@@ -305,7 +305,8 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
         found = _heldout(s, s.state.params, 0)
         if found.targets and not math.isfinite(found.nats):
             raise lost_model(s.proof, done)
-        s.proof.proven()
+        if not s.proof.in_row:
+            s.proof.proven()
         values = heldout.values(found)
         if s.average is not None:
             average = _heldout(s, s.average.arrays(), 0)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dsjax import disk
 from dsjax.checkpoint import files, manifest
 from dsjax.checkpoint.store import Store, load_params
 from dsjax.config.run import CHANGEABLE, IDENTITY, RunConfig, changes, difference
@@ -28,7 +29,11 @@ Say = Callable[[str], Any]
 def folder(run: RunConfig) -> Path:
     """Where a run writes; refused at once where no folder can be."""
     out = Path(run.place.out or Path("runs") / run.name)
-    nearest = next(path for path in (out, *out.parents) if path.exists())
+    try:
+        nearest = next(path for path in (out, *out.parents) if path.exists())
+    except (OSError, ValueError) as error:  # too long, or no path at all
+        raise UserError(f"{out} cannot be a folder ({disk.cause(error).lower()}); name another "
+                        "--place.out") from None
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         why = "may not be written to" if nearest.is_dir() else "is a file"
         raise UserError(f"{out} cannot be made: {nearest} {why}; name another --place.out")

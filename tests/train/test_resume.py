@@ -100,5 +100,8 @@ def test_a_file_is_no_folder_and_is_refused_before_any_work(run, tmp_path):
         place = dataclasses.replace(run.place, out=str(out))
         with pytest.raises(UserError, match=r"words.txt is a file; name another --place.out"):
             resume.folder(changed(run, place=place))
+    place = dataclasses.replace(run.place, out="x" * 300)
+    with pytest.raises(UserError, match=r"cannot be a folder .*--place.out"):
+        resume.folder(changed(run, place=place))
     place = dataclasses.replace(run.place, out=str(tmp_path / "new" / "deep"))
     assert resume.folder(changed(run, place=place)) == tmp_path / "new" / "deep"
