@@ -94,13 +94,17 @@ class Writer:
 
     def commit(self) -> None:
         """Make the new shards those of the folder, and remove the old ones; takes no room."""
-        for name in _SMALL:  # the index last
-            if (self._stage / name).exists():
-                os.replace(self._stage / name, self._folder / name)
-            else:
-                (self._folder / name).unlink(missing_ok=True)
-        self._is_committed = True
-        _remove(self._folder, keep=self._names())
+        try:
+            for name in _SMALL:  # the index last
+                if (self._stage / name).exists():
+                    os.replace(self._stage / name, self._folder / name)
+                else:
+                    (self._folder / name).unlink(missing_ok=True)
+            self._is_committed = True
+            _remove(self._folder, keep=self._names())
+        except OSError as error:
+            raise UserError(f"the shards in {self._folder} cannot be exchanged "
+                            f"({disk.cause(error)}); name another --out") from None
 
     def abort(self) -> None:
         """Take away what was written, and the folders made for it, where it is not committed."""

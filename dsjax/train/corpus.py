@@ -51,6 +51,8 @@ def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
         words = choose(run, out, documents, say)
         training = _joined(documents, words, data.fim_rate, run.seed)
         heldout = _joined(others, words, 0.0, run.seed)
+    for remark in words.remarks:
+        say(remark)
     tokens = Tokens(identity.fingerprint(training), identity.fingerprint(heldout))
     identity.hold_tokens(tokens, run, out)
     keep(words, out, say)

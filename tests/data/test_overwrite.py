@@ -162,3 +162,9 @@ def test_the_next_command_is_printed_and_can_be_pasted(here, capsys):
     assert "--data.heldout FOLDER" in capsys.readouterr().out.splitlines()[-1]
     assert data("good.txt", "--out", "f", "--vocab", "300", "--json") == 0
     assert json.loads(capsys.readouterr().out)["next"].startswith("dsjax train tiny ")
+
+
+def test_a_folder_where_the_index_should_be_is_a_sentence(here, capsys):
+    Path("d/train/index.json/x").mkdir(parents=True)
+    assert "cannot be exchanged" in refused(capsys, "good.txt", "--out", "d", "--vocab", "300")
+    assert not [name for name in os.listdir("d/train") if name.startswith("tokens")]
