@@ -84,6 +84,9 @@ class Proof:
         aside = f"; {', '.join(f'{ASIDE}{one:08d}' for one in bad)} there is not" if bad else ""
         if not left:
             return f"no checkpoint from before is in {folder}{aside}: the same command begins anew"
+        if left[-1] >= step:
+            return (f"checkpoint {left[-1]} in {folder}, from which this start went on, "
+                    f"stays{aside}: if other settings lose its gradients, give those of before")
         return f"checkpoint {left[-1]} in {folder} is the last good one{aside}"
 
     def _proven(self) -> int:
