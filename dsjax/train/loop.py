@@ -29,6 +29,7 @@ from dsjax.layers.backend import Backend
 from dsjax.model import count
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
+from dsjax.plan import fit
 from dsjax.terminal import Console
 from dsjax.train import fellows, heldout, hold, metrics, pace, platform, plots, resume, spread
 from dsjax.train.corpus import Corpus, prepare
@@ -85,15 +86,17 @@ def train(
     console = console or Console()
     out = resume.folder(run)
     mesh = spread.open_mesh(run)
+    fit.refuse_training(run, mesh, spread.check)
     backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
     said = platform.describe(run, backend) | spread.describe(run, mesh) | {"folder": str(out)}
     header(said, f"dsjax train {run.name}", console)
     with hold.holding(run, out) as is_due:
         if not is_due:
             return _finished(run, out, console)
-        with fellows.watching(out / "processes"), Signals().listening() as signals:
+        with (fit.explained(run, mesh, spread.check), fellows.watching(out / "processes"),
+              Signals().listening() as signals):
             corpus = spread.first_alone(lambda: prepare(run, out, console.print))
-            step_fn = spread.compile_step(run, backend, mesh)
+            step_fn = fit.checked(spread.compile_step(run, backend, mesh), run, mesh, spread.check)
             session = _open(run, out, corpus, backend, mesh, console)
             with _closing(session):
                 with session.display:

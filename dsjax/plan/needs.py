@@ -1,0 +1,199 @@
+"""Bytes that a run surely needs of one device, counted from its specs before anything is compiled.
+
+Between steps masters and moments rest. When a step turns from its forward to its backward pass,
+there are also what the layers kept (`activations`) and the gradients of the stack of layers that
+comes first; when it ends, all gradients. Either is less than what a compiler asks for: not counted
+are compute weights, which it may make a layer at a time, and every temporary within a layer. So
+what does not fit by this count does not fit at all, and nothing that fits is refused by it. On a
+pipeline activations are not counted.
+
+Words of `activations`: what `remat` keeps of a token and layer (layers/backend.py), at the
+narrowest it may be kept in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dsjax import params
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.run import RunConfig
+from dsjax.model import transformer
+from dsjax.parallel import rules
+from dsjax.params import Spec
+
+CHUNK = 128  # positions of every row whose logits exist at once, see ops/cross_entropy.py
+TILE = 128  # rows and columns of an 8-bit matrix that share a scale
+BATCH_BYTES = 12  # of a position: token, segment, weight
+
+
+@dataclass(frozen=True)
+class Training:
+    """Bytes of one device in training."""
+
+    masters: int
+    moments: int
+    gradients: int  # in float32, all of them
+    first_gradients: int  # those that are there beside all activations
+    activations: int  # of the main model's layers
+    mtp_activations: int  # of the modules, and the losses' gradients of what the head reads
+    logits: int
+    batch: int
+    average: int  # on the host, where the run keeps one
+
+    @property
+    def least(self) -> int:
+        """What a device surely needs; the average is the host's."""
+        turn = self.activations + max(self.first_gradients, self.mtp_activations + self.logits)
+        return self.masters + self.moments + self.batch + max(self.gradients, turn)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Bytes of one device that decodes."""
+
+    weights: int
+    cache: int
+    logits: int
+
+    @property
+    def least(self) -> int:
+        """What a device surely needs."""
+        return self.weights + self.cache + self.logits
+
+
+def training(run: RunConfig, mesh: Mesh | None = None) -> Training:
+    """What a device needs to train a run on a mesh; of one device where None."""
+    specs = transformer.specs(run.model)
+    held = _share(mesh, run.parallel.use_zero)
+    masters, learnt = _sum(specs, lambda s: 4 * held(s)), _sum(specs, _of_learnt(held))
+    main = specs.moe if run.model.moe_layers else specs.dense
+    is_cut = run.train.microbatches > 1  # then sums of all gradients stand beside those of a part
+    rows = _rows(run, mesh)
+    return Training(
+        masters=masters,
+        moments=learnt // 2 * jax.numpy.dtype(run.optimizer.moments).itemsize,
+        gradients=learnt,
+        first_gradients=learnt if is_cut else _sum((main, specs.head), _of_learnt(held)),
+        activations=0 if run.parallel.pipe > 1 else rows * _kept_of_a_row(run),
+        mtp_activations=0 if run.parallel.pipe > 1 else rows * _kept_by_modules(run),
+        logits=rows * min(CHUNK, run.train.length) * run.model.vocab * 4,
+        batch=rows * run.train.microbatches * (run.train.length + 1) * BATCH_BYTES,
+        average=masters if run.optimizer.ema_decay else 0,
+    )
+
+
+def serving(model: ModelConfig, rows: int, context: int, *, weights: str = "float32",
+            cache: str = "float32", depth: int = 0) -> Serving:
+    """What one device needs to decode `rows` rows of `context` positions, the last `depth` of the
+    MTP modules drafting. weights: float32, bfloat16, or fp8 as released."""
+    specs = transformer.specs(model)
+    specs = specs if depth else dataclasses.replace(specs, mtp=None)
+    numbers = sum(math.prod(a.shape) for a in jax.tree.leaves(
+        jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1, cache))))
+    per_token = numbers + depth * numbers // model.layers
+    return Serving(
+        weights=weight_bytes(specs, weights),
+        cache=rows * context * per_token * np.dtype(cache).itemsize,
+        logits=rows * model.vocab * 4,
+    )
+
+
+def weight_bytes(specs: Any, form: str) -> int:
+    """Bytes of all weights: 4 or 2 a number, or `fp8`: product matrices in codes of a byte with a
+    float32 scale each 128 x 128, the others in bfloat16."""
+    if form != "fp8":
+        size = {"float32": 4, "bfloat16": 2}[form]
+        return _sum(specs, lambda s: size * math.prod(s.shape))
+    return _sum(specs, _held_in_fp8)
+
+
+def _held_in_fp8(spec: Spec) -> int:
+    size = math.prod(spec.shape)
+    if not spec.is_product:
+        return 2 * size
+    columns = spec.batch_dims + spec.contract_dims
+    lead = math.prod(spec.shape[: spec.batch_dims])
+    rows = math.prod(spec.shape[spec.batch_dims : columns])
+    wide = math.prod(spec.shape[columns:]) // spec.parts
+    return size + 4 * lead * spec.parts * -(-rows // TILE) * -(-wide // TILE)
+
+
+def _sum(specs: Any, size: Callable[[Spec], int]) -> int:
+    return sum(map(size, jax.tree.leaves(specs, is_leaf=params.is_spec)))
+
+
+def _share(mesh: Mesh | None, use_zero: bool) -> Callable[[Spec], int]:
+    """How many numbers of a parameter rest on one device."""
+    def held(spec: Spec) -> int:
+        if mesh is None:
+            return math.prod(spec.shape)
+        where = rules.stored_shardings(spec, mesh, use_zero=use_zero)
+        return math.prod(where.shard_shape(spec.shape))
+
+    return held
+
+
+def _of_learnt(held: Callable[[Spec], int]) -> Callable[[Spec], int]:
+    """Bytes in float32 of what has a gradient: all but the biases that the balance rule moves."""
+    return lambda spec: 4 * held(spec) if spec.is_trainable else 0
+
+
+def _rows(run: RunConfig, mesh: Mesh | None) -> int:
+    """Rows that go through a device at once."""
+    devices = 1 if mesh is None else run.parallel.row_devices
+    return -(-run.train.batch // (run.train.microbatches * devices))
+
+
+def _kept_of_a_row(run: RunConfig) -> int:
+    """Bytes kept of one row for the backward pass, and of one layer what is made again at once."""
+    model, remat = run.model, run.place.remat
+    kinds = [(model.dense_layers, None), (model.moe_layers, model.moe)]
+    kept = [(layers, _kept_of_a_token(run, moe, remat), _kept_of_a_token(run, moe, "none"))
+            for layers, moe in kinds if layers]
+    again = max(whole - part for _, part, whole in kept)
+    return (sum(layers * part for layers, part, _ in kept) + again) * run.train.length
+
+
+def _kept_by_modules(run: RunConfig) -> int:
+    """Bytes kept of one row by MTP modules, and of each loss the gradient of what the head reads.
+
+    Modules run after the main model and turn back before it, so what its layers kept is there too.
+    """
+    model = run.model
+    states = model.d_model * _wide(run)
+    module = _kept_of_a_token(run, model.moe, run.place.remat) + states
+    return (model.mtp_depth * (module + states) + states) * run.train.length
+
+
+def _wide(run: RunConfig) -> int:
+    """Bytes of a number of the residual stream."""
+    return np.dtype(jax.numpy.dtype(run.train.activations)).itemsize
+
+
+def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
+    """Bytes of a token in one layer of the main model."""
+    model, a, wide = run.model, run.model.attention, _wide(run)
+    if remat == "full":
+        return model.d_model * wide
+    low = 4 if run.train.precision == "fp32" else 2
+    heads = a.heads * (a.value_dim if isinstance(a, MLAConfig) else a.head_dim)
+    kept = (2 * model.d_model + heads) * wide  # before and after attention, and its heads
+    if isinstance(a, MLAConfig):
+        kept += (a.kv_rank + a.rope_dim + (a.q_rank or 0)) * wide
+    hidden = model.dense_dim
+    if moe is not None:
+        hidden = (moe.shared_experts + moe.experts_per_token) * moe.expert_dim
+    kept += 2 * hidden * (1 if run.train.precision == "fp8" else min(wide, low))
+    if remat == "none":
+        qk = a.qk_dim if isinstance(a, MLAConfig) else a.head_dim
+        kept += (2 * a.heads * qk + heads) * low
+    return kept
