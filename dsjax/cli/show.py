@@ -8,6 +8,7 @@ import json
 from rich import box
 from rich.table import Table
 
+from dsjax.cli import show_bytes
 from dsjax.config import flags, load
 from dsjax.model.count import Count, count
 from dsjax.terminal import Console
@@ -15,13 +16,14 @@ from dsjax.terminal import Console
 USAGE = """usage: dsjax show CONFIG [--length N] [--json] [--FIELD VALUE ...]
        dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]   (--loads --help)
 
-Print total and active parameters, training FLOPs a token and cache bytes a token, part by part.
+Print total and active parameters, training FLOPs a token and cache bytes a token, part by part;
+then the bytes of training as the config would (its batch, length and remat), and of serving.
 CONFIG is a name (tiny, small, deepseek_v3, ...), a file with one config() or the folder of a run;
 any field of it can be overridden, as in: dsjax show tiny --model.layers 8
 
-  --length N   tokens a row, for the FLOPs of attention (default 4096)
+  --length N   tokens a row, for the FLOPs of attention and the cache of serving (default 4096)
   --json       one JSON object with params_total, params_mtp, params_active, flops_per_token,
-               kv_bytes_per_token and the list of parts
+               kv_bytes_per_token, the list of parts, training_bytes and serving_bytes
 """
 
 
@@ -40,9 +42,11 @@ def run(argv: list[str]) -> int:
                                "dsjax show CONFIG", ("--length", "--json", "--loads"))
     sizes = count(run_config.model, length)
     if is_json:
-        print(json.dumps({"config": run_config.name, **dataclasses.asdict(sizes)}))
+        print(json.dumps({"config": run_config.name, **dataclasses.asdict(sizes),
+                          "training_bytes": show_bytes.training(run_config),
+                          "serving_bytes": show_bytes.serving(run_config, length)}))
     else:
-        Console().print(table(run_config.name, sizes))
+        Console().print(table(run_config.name, sizes), *show_bytes.tables(run_config, length))
     return 0
 
 
