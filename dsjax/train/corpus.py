@@ -53,6 +53,11 @@ def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
         heldout = _joined(others, words, 0.0, run.seed)
     for remark in words.remarks:
         say(remark)
+    for name, stream in (("training", training), ("held-out", heldout)):
+        if len(stream) < 3:
+            raise UserError(f"the {name} text of {data.train or 'the embedded corpus'} has "
+                            f"{len(stream)} tokens, ends included, and so none to predict; give "
+                            "more text")
     tokens = Tokens(identity.fingerprint(training), identity.fingerprint(heldout))
     identity.hold_tokens(tokens, run, out)
     keep(words, out, say)

@@ -48,7 +48,7 @@ class Fellows:
 
     def _read(self, number: int) -> str:
         path = self.folder / str(number)
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def _write(self, text: str) -> None:
         draft = self.folder / f".{self.mine}"
