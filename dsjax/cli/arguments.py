@@ -21,12 +21,14 @@ def parse(kind: Any, argv: Sequence[str], prog: str, description: str | None = N
     """
     import tyro
 
+    from dsjax.config import typed
     from dsjax.config.refusal import refusal
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(argv), prog=prog, description=description)
+            return tyro.cli(kind, args=list(argv), prog=prog, description=description,
+                            registry=typed.registry())
     except SystemExit as leave:
         if leave.code in (0, None):
             raise

@@ -12,6 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dsjax import disk
 from dsjax.config import flags
 from dsjax.errors import UserError, printable
 from dsjax.parallel import balance
@@ -98,11 +99,7 @@ def read(path: Path) -> Loads:
     """Loads of a run's folder or of a JSON file."""
     if path.is_dir():
         return _of_run(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}); give the folder of a run, or a JSON "
-                        "file of loads") from None
+    data = disk.read_json(path, "give the folder of a run, or a JSON file of loads")
     loads = _array(data["loads"] if isinstance(data, dict) and "loads" in data else data, path)
     labels = [f"layer {i}" for i in range(len(loads))]
     return Loads(loads, labels, path.stem, 1, path.with_suffix(".png"))

@@ -101,9 +101,13 @@ def read(argv: list[str]) -> RunConfig:
     from dsjax.train import resume
 
     is_here = os.path.realpath(resume.folder(config)) == os.path.realpath(folder)
+    is_start = resume.is_start(folder)
+    if is_here and is_start:
+        again = ["dsjax", "train", *argv, "--place.out", f"{folder}-trained"]
+        raise UserError(resume.NO_OPTIMIZER.format(out=folder, command=shlex.join(again)))
     if is_here or config.start_from is not None:
         return config
-    if resume.is_start(folder):
+    if is_start:
         return dataclasses.replace(config, start_from=str(folder))
     say(f"the settings of {folder}, and new parameters; add --start-from "
         f"{shlex.quote(str(folder))} to start from its own")

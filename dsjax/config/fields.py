@@ -121,6 +121,8 @@ def _why_not(value: Any, hint: Any) -> str | None:
         wanted = " or ".join(WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
         return f"is of type {type(value).__name__}; give {wanted}"
     if isinstance(value, str):
+        if not value:
+            return "is empty; leave it out"
         odd = next((c for c in value if ord(c) < 32 or 127 <= ord(c) < 160), None)
         return None if odd is None else f"has the control character {odd!r}; leave it out"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsjax.config import refusal
+from dsjax.config import refusal, typed
 from dsjax.config.fields import class_choices, did_you_mean, field_types
 from dsjax.config.flags import take
-from dsjax.config.run import RunConfig, SequenceStage
+from dsjax.config.run import RunConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.disk import cause, read_bytes, read_object
 from dsjax.errors import UserError
@@ -105,7 +105,7 @@ def _find(path_or_name: str) -> Path:
     try:
         if not is_path and stem in names():
             return FOLDER / f"{stem}.py"
-        if given.is_dir():
+        if path_or_name and given.is_dir():
             return _stored(given)
         if given.is_file() or given.is_fifo():
             if given.name == STORED:
@@ -176,7 +176,7 @@ def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFI
                 prog=prog,
                 description=_description(run),
                 config=(tyro.conf.AvoidSubcommands,),
-                registry=_registry(),
+                registry=typed.registry(),
             )
     except SystemExit as leave:
         if leave.code in (0, None):
@@ -281,34 +281,6 @@ def _description(run: RunConfig) -> str:
         for flag, _, _, classes in _unions(copy.copy(run), "--")
     ]
     return f"Any field of the run may be replaced. Parts of another kind: {', '.join(kinds)}."
-
-
-def _registry() -> Any:
-    """Tell tyro how a stage of the sequence-length curriculum is written."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
-
-    def read(words: list[str]) -> tuple[SequenceStage, ...]:
-        try:
-            pairs = [(float(start), int(length)) for start, _, length in
-                     (word.partition(":") for word in words)]
-        except ValueError:
-            raise ValueError("expected FROM_STEP:LENGTH") from None
-        return tuple(SequenceStage(start, length) for start, length in pairs)
-
-    def rule(info: Any) -> Any:
-        if info.type != tuple[SequenceStage, ...]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="FROM_STEP:LENGTH",
-            instance_from_str=read,
-            is_instance=lambda x: isinstance(x, tuple),
-            str_from_instance=lambda x: [f"{s.from_step}:{s.length}" for s in x],
-        )
-
-    registry = ConstructorRegistry()
-    registry.primitive_rule(rule)
-    return registry
 
 
 def _short(cls: type) -> str:

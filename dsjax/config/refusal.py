@@ -13,6 +13,16 @@ from dsjax.errors import UserError
 FRAME = "[\u2500-\u257f]"
 RULE = f"(?:{FRAME}{{5}}|-{{5}}).*\n?"
 
+ELSEWHERE = {
+    "lr": "peak", "learning-rate": "peak", "max-lr": "peak", "batch-size": "batch",
+    "global-batch-size": "batch", "micro-batch-size": "microbatches", "seq-len": "length",
+    "seq-length": "length", "context-length": "length", "max-steps": "steps", "epochs": "steps",
+    "num-layers": "layers", "hidden-size": "d-model", "num-heads": "heads", "vocab-size": "vocab",
+    "num-experts": "experts", "output-dir": "out", "out-dir": "out", "resume-from": "start-from",
+    "init-from": "start-from", "dtype": "precision", "data-path": "train",
+}
+"""Last words of flags that other programs have, and what they are called here."""
+
 
 def refusal(box: str) -> str:
     """Say cause, value and remedy of what tyro refused."""
@@ -25,8 +35,9 @@ def refusal(box: str) -> str:
         return _unknown(text.partition(": ")[2], " ".join(rest))
     if found := re.match(r"Error parsing (--\S+): .*?('[^']*')?$", text):
         kind = re.search(re.escape(found[1]) + r" (\S+)", " ".join(rest))
+        taken = kind[1].replace("{None}|", "None or ") if kind else "another value"
         got = f", not {found[2]}" if found[2] else ""
-        return f"{found[1]} takes {kind[1] if kind else 'another value'}{got}; see --help"
+        return f"{found[1]} takes {taken}{got}; see --help"
     if found := re.match(r"Missing value for argument '(.*?)'", text):
         return f"{found[1]} needs a value; see --help"
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. .*\((.*)\)", text):
@@ -65,6 +76,7 @@ def unknown(flag: str, flags: Sequence[str], own: Sequence[str]) -> None:
     if not flag.startswith("--") or flag in flags:
         return
     part, _, last = flag.lstrip("-").rpartition(".")
+    last = ELSEWHERE.get(last, last)
     parts = {known: known.lstrip("-").rpartition(".") for known in [*flags, *own]}
     close = {
         known: difflib.SequenceMatcher(None, last, word).ratio()

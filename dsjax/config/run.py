@@ -244,7 +244,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse a name that is no folder's, and seeds that some random generator does not take."""
         well_typed(self)
-        if self.name in ("", ".", "..") or "/" in self.name:
+        if self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"RunConfig.name={self.name!r} is not a folder's name; use a word")
         seed_in_range(self.seed, "RunConfig.seed=")
 

@@ -23,6 +23,10 @@ from dsjax.errors import UserError
 from dsjax.train import metrics, spread
 from dsjax.train.state import TrainState
 
+NO_OPTIMIZER = (
+    "{out} holds parameters without an optimizer, as converted ones are, which a run starts from "
+    "and does not go on with; train in another folder: {command}")
+"""A refusal; the command is one that works."""
 Say = Callable[[str], Any]
 
 
@@ -87,10 +91,8 @@ def refuse_another(run: RunConfig, out: Path) -> None:
     if kept is None:
         return
     if is_start(out):
-        raise UserError(
-            f"{out} holds parameters without an optimizer, as converted ones are, which a run "
-            f"starts from and does not go on with; train in another folder: dsjax train "
-            f"{shlex.quote(str(out))} --place.out {shlex.quote(f'{out}-trained')}")
+        again = ["dsjax", "train", str(out), "--place.out", f"{out}-trained"]
+        raise UserError(NO_OPTIMIZER.format(out=out, command=shlex.join(again)))
     if not run.place.resume:
         raise UserError(f"{out} already holds a run; name another --place.out or resume it")
     for part in IDENTITY:

@@ -82,3 +82,34 @@ def test_every_command_answers_in_a_sentence(line, words, capsys):
 def test_help_is_given_wherever_it_is_asked_for(line, capsys):
     assert main(line.split()) == 0
     assert capsys.readouterr().out.startswith("usage: dsjax")
+
+
+@pytest.mark.parametrize(("flag", "value", "words"), [
+    ("--seed", "\u0663", "takes INT, not '\u0663'"),
+    ("--seed", " 5", "takes INT"),
+    ("--seed", "9" * 5000, "takes INT, not '9999"),
+    ("--rate.peak", "\u0663", "takes FLOAT"),
+    ("--rate.peak", "1e400", "--rate.peak inf is not a finite number"),
+    ("--model.attention.q-rank", "x", "takes None or INT, not 'x'"),
+    ("--data.train", "", "--data.train '' is empty"),
+    ("--place.out", "", "--place.out '' is empty"),
+    ("--place.out", "a\0b", "--place.out"),
+    ("--lr", "1e-3", "did you mean --rate.peak;"),
+    ("--batch-size", "4", "did you mean --train.batch;"),
+    ("--model.num-layers", "4", "did you mean --model.layers;"),
+    ("--parallel.experts", "4", "did you mean --parallel.expert;"),
+    ("--model.heads", "4", "did you mean --model.attention.heads;"),
+])
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_values_of_fields_are_held_to_the_same_rules_in_either_form(
+        flag, value, words, is_joined, capsys):
+    words_typed = [f"{flag}={value}"] if is_joined else [flag, value]
+    assert main(["show", "tiny", *words_typed]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said) < 250
+
+
+def test_none_and_underscores_are_values(capsys):
+    line = "show tiny --json --model.attention.q-rank None --train.steps 1_000 --rate.peak=.5e-3"
+    assert main(line.split()) == 0

@@ -1,0 +1,69 @@
+"""How the values of fields are typed: numbers in ASCII digits, stages as FROM_STEP:LENGTH."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dsjax.config.run import SequenceStage
+
+NUMBERS = {
+    int: re.compile(r"[+-]?[0-9]+(_[0-9]+)*"),
+    float: re.compile(r"[+-]?(([0-9][0-9_]*(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.I),
+}
+DIGITS = 4000  # Python reads no longer whole numbers
+
+
+def registry() -> Any:
+    """What tyro is told of them."""
+    from tyro.constructors import ConstructorRegistry
+
+    made = ConstructorRegistry()
+    made.primitive_rule(_number)
+    made.primitive_rule(_stages)
+    return made
+
+
+def _number(info: Any) -> Any:
+    """Whole numbers and others; Python's own would take digits of any script, and blanks."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    kind = info.type
+    if kind not in NUMBERS:
+        return None
+
+    def read(words: list[str]) -> Any:
+        if len(words[0]) > DIGITS or not NUMBERS[kind].fullmatch(words[0]):
+            raise ValueError(f"not a number: '{words[0][:40]}'")
+        return kind(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda x: isinstance(x, int | kind) and not isinstance(x, bool),
+        str_from_instance=lambda x: [str(x)],
+    )
+
+
+def _stages(info: Any) -> Any:
+    """Stages of the sequence-length curriculum."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    def read(words: list[str]) -> tuple[SequenceStage, ...]:
+        try:
+            pairs = [(float(start), int(length)) for start, _, length in
+                     (word.partition(":") for word in words)]
+        except ValueError:
+            raise ValueError("expected FROM_STEP:LENGTH") from None
+        return tuple(SequenceStage(start, length) for start, length in pairs)
+
+    if info.type != tuple[SequenceStage, ...]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FROM_STEP:LENGTH",
+        instance_from_str=read,
+        is_instance=lambda x: isinstance(x, tuple),
+        str_from_instance=lambda x: [f"{s.from_step}:{s.length}" for s in x],
+    )
