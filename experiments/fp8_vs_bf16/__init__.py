@@ -15,7 +15,7 @@ STUDY = Study(
             asks="loss curves of FP8, of FP8 without one ingredient, of float32 and of controls, "
                  "against bfloat16 from the same start on the same batches",
             cost="some hours on two cores",
-            quick="three arms of 120 steps of 32 tokens, in a minute or two",
+            quick="two arms on two layers, 120 steps of 32 tokens, in a minute",
             verdict="narrowly against at tiny, by two steps of one seed; supports averaged over "
                     "seeds, and at small; with smaller batches and the higher rate: against",
             records=("training",),

@@ -12,7 +12,7 @@ STUDY = Study(
         asks="the largest difference from one device on every layout of eight, and bytes that "
              "cross links",
         cost="some ten minutes on two cores",
-        quick="two devices instead of eight, in a minute",
+        quick="one layout of two devices, in a minute",
         verdict="supports",
         records=("layouts", "links"),
     ),),

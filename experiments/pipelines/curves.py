@@ -31,6 +31,11 @@ ARMS = {
     "one device": ("--train.microbatches", "8"),
     "DualPipe": (*PIPED, "--train.microbatches", "8"),
 }
+QUICK = {  # two layers on two ranks and few tokens: most of the time goes into compiling
+    arm: ("--model.layers", "2", "--train.batch", "4", "--train.length", "64",
+          "--train.microbatches", "4", *more)
+    for arm, more in (("one device", ()), ("DualPipe", (
+        "--parallel.pipe", "2", "--parallel.schedule", "dualpipe", "--devices", "2")))}
 CONTROL = {"one device, 4 microbatches": ("--train.microbatches", "4")}
 RECIPES = {
     "calm": ("--rate.peak", "2.2e-4", "--rate.low", "2.2e-5", "--rate.last", "7.3e-6",
@@ -62,7 +67,8 @@ def measure(asked: Asked, steps: int) -> None:
     rows, curves = [], {}
     for recipe, words in list(RECIPES.items())[: 1 if asked.is_quick else None]:
         lines = {}
-        for arm, more in (ARMS | (CONTROL if not words else {})).items():
+        arms = QUICK if asked.is_quick else ARMS | (CONTROL if not words else {})
+        for arm, more in arms.items():
             out = asked.runs / f"{recipe}_{arm}".replace(" ", "_").replace(",", "")
             lines[arm] = trained(out, (*more, *words), steps)
             print(recipe, arm, lines[arm][-1], flush=True)
@@ -80,7 +86,8 @@ def measure(asked: Asked, steps: int) -> None:
          "apart in 20 steps", f"in {steps}"],
         rows, unit="nats a token; largest relative difference of the loss", steps=steps,
         curves=curves, commands={arm: " ".join(("dsjax train tiny", *more, *COMMON, str(steps)))
-                                 for arm, more in (ARMS | CONTROL).items()},
+                                 for arm, more in (
+                                     QUICK if asked.is_quick else ARMS | CONTROL).items()},
     )
 
 
