@@ -2,7 +2,7 @@
 
 A `run.py` is `sys.exit(command.main(STUDY))`. Parts are named first (`run curves`), then flags.
 Nothing is imported that measures until the words are understood. `--quick` runs a small form whose
-records and figures go to runs/quick/NAME; other records need a tree as committed, or `--dirty`.
+records and figures go to runs/quick; other records need a tree as committed, or `--dirty`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import difflib
 import importlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -138,7 +139,9 @@ def _one(study: Study, part: Part, given: dict[str, Any], words: Sequence[str]) 
         tune_process()
     folder, runs = study.folder, study.runs
     if is_quick:
-        folder, runs = QUICK / study.name, QUICK / study.name / "runs"
+        folder = QUICK / study.name / part.name
+        runs = folder / "runs"
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier quick form is no start of this one
     asked = Asked(part.command, folder, runs, is_quick, began, given)
     module = importlib.import_module(f"experiments.{study.name}.{part.module or part.name}")
     status = module.main(asked)

@@ -152,9 +152,12 @@ def test_a_record_says_how_it_was_measured(fake, capsys):
 
 def test_a_quick_form_writes_elsewhere_and_shows_its_table(fake, capsys, monkeypatch):
     monkeypatch.setattr(record, "tree", lambda: Tree("abc", ("dsjax/x.py",)))
+    left = command.QUICK / "fake" / "part" / "runs" / "of-before"
+    left.mkdir(parents=True)
     assert command.main(fake, argv=["--quick"]) == 0
     assert not fake.folder.exists()
-    made = command.QUICK / "fake" / "records" / "one.json"
+    assert not left.exists()
+    made = command.QUICK / "fake" / "part" / "records" / "one.json"
     assert json.loads(made.read_text())["is_quick"] is True
     out = capsys.readouterr().out
     assert "| size |" in out
@@ -245,7 +248,7 @@ def test_cheap_parts_run_quickly_and_leave_the_records(name, part, made, tmp_pat
     one = next(s for s in STUDIES if s.name == name)
     assert command.main(one, argv=[part, "--quick"]) == 0
     assert kept() == before
-    assert (tmp_path / name / "records" / made).is_file()
+    assert (tmp_path / name / part / "records" / made).is_file()
     assert "No record of the experiment was touched" in capsys.readouterr().out
 
 
