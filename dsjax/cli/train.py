@@ -28,6 +28,7 @@ layout on. Compiled programs are kept in a cache folder of yours, so that the ne
 
   dsjax train tiny
   dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
+  dsjax train tiny --profile 3            (a trace of three steps, for Perfetto or TensorBoard)
   dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard
   dsjax train tiny --parallel.data 2 --parallel.expert 4 --devices 8
   dsjax train tiny --parallel.pipe 4 --parallel.schedule dualpipe --train.microbatches 8 \\

@@ -36,6 +36,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "configs"
 FOLDER = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
 """The project's own configs: beside the package in a checkout, inside it where pip puts it."""
+SHORT = {"--profile": "--place.profile"}
+"""Flags that are typed often, and what they stand for."""
 
 
 # Files
@@ -190,7 +192,8 @@ def _dashed(token: str) -> str:
     if not token.startswith("--"):
         return token
     name, equals, value = token.partition("=")
-    return name.replace("_", "-") + equals + value
+    name = name.replace("_", "-")
+    return SHORT.get(name, name) + equals + value
 
 
 def _switch(run: RunConfig, argv: list[str]) -> tuple[RunConfig, list[str]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -205,6 +206,9 @@ class PlaceConfig:
     """Steps between plain lines when the output is not a terminal."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
+    profile: str | None = None
+    """Steps to trace for Perfetto or TensorBoard: a number of them, as 3, or the first and the
+    last, as 10:13."""
     resume: bool = True
     """Continue from the newest checkpoint of `out` when there is one."""
 
@@ -219,6 +223,8 @@ class PlaceConfig:
                 raise ValueError(
                     f"PlaceConfig.{name}={getattr(self, name)} is negative; 0 has its own meaning"
                 )
+        if self.profile is not None:
+            profiled(self.profile)
 
 
 @dataclass(frozen=True)
@@ -247,6 +253,18 @@ class RunConfig:
         if self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"RunConfig.name={self.name!r} is not a folder's name; use a word")
         seed_in_range(self.seed, "RunConfig.seed=")
+
+
+def profiled(steps: str) -> tuple[int, int] | int:
+    """The first and the last step that `--profile` names, or their number."""
+    if found := re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", str(steps)):
+        first, last = int(found[1]), found[2] and int(found[2])
+        if not last and not found[2] and first > 0:
+            return first
+        if last and 1 <= first <= last:
+            return first, last
+    raise ValueError(f"--profile {str(steps)[:40]!r} names no steps; use a number of them, as 3, "
+                     "or the first and the last, as 10:13")
 
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")

@@ -5,6 +5,8 @@ the tokens themselves, stay the same. Progress is counted in steps for lengths a
 batch ramp; the report does not give the ramp's shape, linear in tokens is an assumption.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,10 +67,18 @@ def length_of(train: TrainConfig, step: int) -> int:
 
 
 def tokens_after(train: TrainConfig, steps: int) -> int:
-    """Return the tokens that the first `steps` steps of a run read."""
+    """Return the tokens that the first `steps` steps of a run with these settings read."""
+    rising = _rows_of_the_ramp(train)
+    last = len(rising) - 1
+    return (rising[min(steps, last)] + max(steps - last, 0) * train.batch) * train.length
+
+
+@functools.lru_cache(maxsize=4)
+def _rows_of_the_ramp(train: TrainConfig) -> list[int]:
+    """Rows read in the first 0, 1, ... steps, up to the end of the ramp or of the run."""
     ramp = 0 if train.batch_start is None else whole_steps(train.batch_ramp_steps, train.steps)
-    rising = sum(rows_of(train, step) for step in range(min(ramp, steps)))
-    return (rising + max(steps - ramp, 0) * train.batch) * train.length
+    rows = (rows_of(train, step) for step in range(min(ramp, train.steps)))
+    return list(itertools.accumulate(rows, initial=0))
 
 
 def length_at(step: int, stages: Sequence[SequenceStage], length: int) -> int:

@@ -26,12 +26,23 @@ from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.layers.backend import Backend
-from dsjax.model import count
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
 from dsjax.plan import fit
 from dsjax.terminal import Console
-from dsjax.train import fellows, heldout, hold, metrics, pace, platform, plots, resume, spread
+from dsjax.train import (
+    fellows,
+    heldout,
+    hold,
+    metrics,
+    pace,
+    platform,
+    plots,
+    profile,
+    report,
+    resume,
+    spread,
+)
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.display import Display, header, open_display
 from dsjax.train.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_model
@@ -70,7 +81,8 @@ class Session:
     writer: metrics.Writer
     display: Display
     speed: pace.Throughput
-    peak: metrics.Peak
+    profiler: profile.Profiler
+    peak: metrics.Peak | None
     heldout_step: HeldoutStep
     mesh: Mesh | None
     window_loads: np.ndarray | None = None
@@ -88,7 +100,8 @@ def train(
     mesh = spread.open_mesh(run)
     fit.refuse_training(run, mesh, spread.check)
     backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
-    said = platform.describe(run, backend) | spread.describe(run, mesh) | {"folder": str(out)}
+    said = report.of_the_model(run) | platform.describe(run, backend) | spread.describe(run, mesh)
+    said |= {"folder": str(out)}
     header(said, f"dsjax train {run.name}", console)
     with hold.holding(run, out) as is_due:
         if not is_due:
@@ -96,6 +109,7 @@ def train(
         with (fit.explained(run, mesh, spread.check), fellows.watching(out / "processes"),
               Signals().listening() as signals):
             corpus = spread.first_alone(lambda: prepare(run, out, console.print))
+            console.print(report.of_the_corpus(run, corpus))
             step_fn = fit.checked(spread.compile_step(run, backend, mesh), run, mesh, spread.check)
             session = _open(run, out, corpus, backend, mesh, console)
             with _closing(session):
@@ -121,6 +135,7 @@ def _closing(s: Session) -> Iterator[None]:
         if s.average is not None:
             last.callback(s.average.close)
         last.callback(s.stream.close)
+        last.callback(s.profiler.close)
         try:
             yield
         except BaseException:
@@ -164,9 +179,13 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         average=host,
         store=store,
         proof=proof,
-        writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print),
+        writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print,
+                                   layer_labels(run)),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=pace.Throughput(),
+        profiler=profile.Profiler(
+            profile.chosen(run.place.profile, int(start.step), run.train.steps),
+            out / "profile", console.print),
         peak=metrics.matmul_peak(dtype),
         heldout_step=spread.compile_heldout(run, backend, mesh),
         mesh=mesh,
@@ -182,13 +201,16 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     while done < s.run.train.steps and not signals.is_told(done):
         batch = _batch(s, done)
         began = s.speed.begin(batch.tokens.shape)
-        s.state, values = step_fn(s.state, batch)
+        with s.profiler.step(done + 1):
+            s.state, values = step_fn(s.state, batch)
         if done == first:
             platform.keep_memory()
         done += 1
         if s.average is not None:
             s.average.update(s.state.params, done)
         _report(s, delayed.push(done, values, began))
+        if s.profiler.took(done, values):
+            s.speed.restart()
         if _is_due(done, s.run.place.eval_every, s.run.train.steps):
             _report(s, delayed.flush())
             _evaluate(s, done)
@@ -221,37 +243,19 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
     if ready is None:
         return
     number, m = ready.step, ready.metrics
-    length = curriculum.length_of(s.run.train, number - 1)
-    flops = float(m.targets) * count.training_flops(s.run.model, length)
-    s.speed.tick(float(m.targets), ready.began, ready.ended, flops)
-    values: dict[str, Any] = {
-        "loss": m.loss,
-        "next_token": m.next_token,
-        "rate": m.rate,
-        "grad_norm": m.grad_norm,
-        "skipped": m.skipped,
-        "targets": m.targets,
-    }
-    loads = np.asarray(m.loads)
-    if loads.size:
-        s.window_loads = loads if s.window_loads is None else s.window_loads + loads
-        values |= {
-            "max_vio": metrics.max_violation(loads).max(),
-            "dead_experts": metrics.dead_experts(loads),
-            "balance": m.balance,
-        }
-    if s.run.parallel.expert > 1:
-        values["extra_rounds"] = m.extra_rounds
-    if m.mtp.size:
-        values |= {"mtp_loss": m.mtp[0], "mtp_accuracy": m.mtp_accuracy[0]}
+    report.tick(s.speed, s.run, ready)
+    if m.loads.size:
+        s.window_loads = m.loads if s.window_loads is None else s.window_loads + m.loads
+    values = report.event(s.run, number, m) | report.pace(s.run, s.speed, s.peak)
+    if values.get("mfu", 0) > 1:
+        s.peak = None
+        values.pop("mfu")
+        s.display.note("faster than the matrix products that were measured at the start, when this "
+                       "machine was busy: no share of the peak is shown")
     s.writer.write(number, "train", values)
-    shown_pace = {}
-    if math.isfinite(speed := s.speed.tok_s):
-        shown_pace = {"tok_s": speed, "mfu": s.peak.share(s.speed.flop_s, s.run.parallel.devices),
-                      "seconds_left": s.speed.seconds_left(s.run.train.steps - number)}
-    hidden = ("targets", "balance", "mtp_accuracy", "next_token")
-    shown = {k: v for k, v in values.items() if k not in hidden}
-    s.display.update(number, shown | {"loss": m.next_token} | shown_pace)
+    left = s.speed.seconds_left(s.run.train.steps - number)
+    s.display.update(number, report.shown(values)
+                     | ({"seconds_left": left} if math.isfinite(left) else {}))
     in_row = int(m.skipped_in_row)
     if in_row:
         s.display.note(f"step {number} skipped: its gradient is not finite")

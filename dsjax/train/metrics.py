@@ -10,7 +10,7 @@ sheet's where `CHIPS` has the chip, otherwise measured here.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import numpy as np
 
 from dsjax.train import lines
 
+CLOCK = ("time", "tok_s", "mfu")
+"""Names of what two runs of the same numbers differ in."""
 CHIPS = {
     # jax's device_kind: dense TFLOP/s in bfloat16 and float8 of one jax device, source
     "TPU v4": (275, None, "cloud.google.com/tpu/docs/v4"),
@@ -47,14 +49,16 @@ class MetricWriter:
         resume_step: int | None = None,
         tensorboard: str | Path | None = None,
         say: lines.Say = print,
+        labels: Sequence[str] = (),
     ) -> None:
         """Open `path`: anew, or keeping the lines up to the step that a run resumes from.
 
-        Refused where another writer has it open. `say` gets a sentence about damaged lines.
+        Refused where another writer has it open. `say` gets a sentence about damaged lines;
+        `labels` name the layers that arrays have a row or a number of.
         """
         self.path = Path(path)
         self._file = lines.LineFile(self.path, resume_step, say)
-        self._board = None
+        self._board, self._labels = None, labels
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
 
@@ -66,12 +70,24 @@ class MetricWriter:
 
         Numbers keep every bit of a float32; those that are not finite become null.
         """
-        line = {"step": step, "kind": kind} | {name: _plain(v) for name, v in values.items()}
-        self._file.append(line)
+        plain = {name: _plain(v) for name, v in values.items()}
+        self._file.append({"step": step, "kind": kind, "time": round(time.time(), 3)} | plain)
         if self._board is not None:
-            for name, value in line.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in plain.items():
+                self._show(f"{kind}/{name}", value, step)
+
+    def _show(self, name: str, value: Any, step: int) -> None:
+        """Give the board a number; of a list a curve, and of a matrix a histogram, each layer."""
+        assert self._board is not None, "the caller has looked"
+        if isinstance(value, int | float):
+            self._board.add_scalar(name, value, step)
+        elif isinstance(value, list):
+            for i, one in enumerate(value):
+                label = self._labels[i].replace(" ", "_") if i < len(self._labels) else str(i)
+                if isinstance(one, list) and one and None not in one:
+                    self._board.add_histogram(f"{name}/{label}", np.asarray(one), step)
+                elif not isinstance(one, list):
+                    self._show(f"{name}/{label}", one, step)
 
     def sync(self) -> None:
         """Have the disk hold what was written: before the checkpoint that continues it."""
@@ -101,11 +117,11 @@ Writer = MetricWriter | Unwritten
 
 
 def open_writer(path: Path, resume_step: int | None, board: Path | None,
-                say: lines.Say = print) -> Writer:
+                say: lines.Say = print, labels: Sequence[str] = ()) -> Writer:
     """The writer of this process."""
     if jax.process_index() > 0:
         return Unwritten()
-    return MetricWriter(path, resume_step, board, say)
+    return MetricWriter(path, resume_step, board, say, labels)
 
 
 def read_metrics(path: str | Path, kind: str | None = None,
@@ -118,8 +134,16 @@ def read_metrics(path: str | Path, kind: str | None = None,
     events, damaged = lines.read(Path(path))
     if damaged and say is not None:
         say(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of {path} left out")
-    last = {(e["step"], e["kind"]): e for e in events if kind in (None, e["kind"])}
+    last = {(e["step"], e["kind"]): _named(e) for e in events if kind in (None, e["kind"])}
     return sorted(last.values(), key=lambda e: e["step"])
+
+
+def _named(event: dict[str, Any]) -> dict[str, Any]:
+    """An event by the present names: `loss` was the total once, and `next_token` what it is now."""
+    if "next_token" not in event:
+        return event
+    renamed = {"loss": "total_loss", "next_token": "loss"}
+    return {renamed.get(name, name): value for name, value in event.items()}
 
 
 def recorded_loads(events: list[dict[str, Any]], layers: int) -> tuple[list[int], np.ndarray]:

@@ -60,15 +60,14 @@ def loss_curve(metrics: str | Path, png: str | Path,
     """
     name = name or Path(metrics).resolve().parent.name
     train, baselines = read_metrics(metrics, "train"), baselines or {}
-    key = "next_token" if any("next_token" in event for event in train) else "loss"
-    loss, rate = _series(train, key), _series(train, "rate")
+    loss, rate = _series(train, "loss"), _series(train, "rate")
     evals, finals = (read_metrics(metrics, kind) for kind in ("eval", "final"))
     bits, final = _series(evals, "bits_per_byte"), _series(finals, "bits_per_byte")
     reached = final if len(final[0]) else bits
     marks = _tokens("while training", evals), _tokens("at the end" if finals else "last", finals)
     skipped = np.array([e["step"] for e in train if e["step"] not in set(loss[0])], np.float64)
     panels = [
-        (3.0, loss, lambda axes: _draw_loss(axes, *loss, key, skipped)),
+        (3.0, loss, lambda axes: _draw_loss(axes, *loss, skipped)),
         (2.2, reached, lambda axes: _draw_bits(axes, bits, reached, marks, baselines)),
         (0.9, rate, lambda axes: _draw_rate(axes, *rate)),
     ]
@@ -213,7 +212,7 @@ def _whole_steps(axes: Axes) -> None:
         MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
-def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray, key: str,
+def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray,
                skipped: np.ndarray) -> None:
     """Each step's loss, smoothed where there are many; skipped steps stand on the lower edge."""
     if len(steps) <= FEW:
@@ -225,7 +224,7 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray, key: str,
     if len(skipped):
         axes.plot(skipped, np.full(len(skipped), 0.03), transform=axes.get_xaxis_transform(),
                   color=RUST, marker="|", markersize=7, linestyle="", label="skipped")
-    axes.set_ylabel(f"training loss{', next token' if key == 'next_token' else ''}\nnats a token")
+    axes.set_ylabel("training loss, next token\nnats a token")
     axes.legend(frameon=False, loc="upper right")
 
 

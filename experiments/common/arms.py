@@ -87,7 +87,7 @@ def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
         "seeds": [arm.run.seed],
         "heldout_nats": {str(e["step"]): round(float(e["nats"]), 5) for e in evaluations},
         "skipped": int(events[-1]["skipped"]),
-        "next_token": [round(float(e["next_token"]), 5) for e in events],
+        "next_token": [round(float(e["loss"]), 5) for e in events],
         "config": config,
     } | record.environment(command)
     records.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def trained(out: Path, words: tuple[str, ...], steps: int) -> np.ndarray:
         subprocess.run([sys.executable, "-m", "dsjax", "train", "tiny", *words, *COMMON,
                         str(steps), "--place.out", str(out)], check=True, env=env,
                        stdout=subprocess.DEVNULL)
-    return np.array([e["next_token"] for e in read_metrics(path, "train")])
+    return np.array([e["loss"] for e in read_metrics(path, "train")])
 
 
 def main(asked: Asked) -> None:

@@ -145,7 +145,7 @@ def curve(run: RunConfig) -> np.ndarray:
     """What a run's steps measured, exactly as written: [steps, numbers]."""
     events = steps(run)
     assert [e["step"] for e in events] == list(range(1, len(events) + 1))
-    names = [n for n in ("next_token", "mtp_loss", "max_vio", "grad_norm") if n in events[0]]
+    names = [n for n in ("loss", "mtp_loss", "max_vio", "grad_norm") if n in events[0]]
     return np.array([[e[n] for n in names] for e in events])
 
 

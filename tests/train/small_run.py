@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import DataConfig, OptimizerConfig, PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
+from dsjax.train.metrics import CLOCK
 
 MODEL = ModelConfig(
     vocab=300,
@@ -44,3 +46,8 @@ def write_text(path: Path) -> Path:
     lines = (" ".join(draw.choice(words) for _ in range(8)) + ".\n" for _ in range(1000))
     path.write_text("".join(lines))
     return path
+
+
+def numbers(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without what depends on the clock."""
+    return [{k: v for k, v in event.items() if k not in CLOCK} for event in events]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,9 @@ def test_every_event_is_a_line_of_valid_json_on_disk_at_once(tmp_path):
     writer.write(2, "eval", {"bits_per_byte": 2.5})
     lines = (tmp_path / "deep" / "metrics.jsonl").read_text().splitlines()  # before close
     assert [json.loads(x)["kind"] for x in lines] == ["train", "train", "eval"]
-    assert json.loads(lines[2]) == {"step": 2, "kind": "eval", "bits_per_byte": 2.5}
+    event = json.loads(lines[2])
+    assert event.pop("time") == pytest.approx(time.time(), abs=60)
+    assert event == {"step": 2, "kind": "eval", "bits_per_byte": 2.5}
     writer.close()
 
 
@@ -84,13 +87,31 @@ def test_an_event_written_twice_is_read_once_as_last_written(tmp_path):
     assert len(read_metrics(tmp_path / "m.jsonl")) == 3
 
 
-def test_tensorboard_gets_the_scalars(tmp_path):
-    writer = _write(tmp_path / "m.jsonl", [1, 2], tensorboard=tmp_path / "board")
-    writer.write(3, "train", {"loss": math.nan, "loads": np.ones((2, 3))})
+def test_tensorboard_gets_scalars_curves_by_layer_and_histograms_of_loads(tmp_path):
+    writer = _write(tmp_path / "m.jsonl", [1, 2], tensorboard=tmp_path / "board",
+                    labels=["layer 1", "MTP 1"])
+    writer.write(3, "train", {"loss": math.nan, "max_vio_by_layer": np.array([0.5, np.nan, 2.0])})
+    writer.write(3, "eval", {"loads": np.array([[1, 2, 0], [3, 0, 4]], np.float32)})
+    uneven = np.array([[1, np.nan], [3, 0]], np.float32)
+    writer.write(4, "eval", {"loads": uneven, "a": [], "b": [[]]})
     writer.close()
     data = b"".join(p.read_bytes() for p in (tmp_path / "board").iterdir())
     assert data.count(b"train/loss") == 2
-    assert b"loads" not in data
+    assert data.count(b"train/max_vio_by_layer/layer_1") == 1
+    assert b"train/max_vio_by_layer/MTP_1" not in data  # not a number
+    assert data.count(b"train/max_vio_by_layer/2") == 1
+    assert data.count(b"eval/loads/layer_1") == 1
+    assert data.count(b"eval/loads/MTP_1") == 2
+    assert b"time" not in data  # the board has its own
+
+
+def test_names_of_older_files_are_read_as_the_present_ones(tmp_path):
+    old = {"step": 1, "kind": "train", "loss": 9.5, "next_token": 8.5, "rate": 0.1}
+    new = {"step": 2, "kind": "train", "loss": 7.5, "total_loss": 8.0, "rate": 0.1}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (old, new)))
+    events = read_metrics(tmp_path / "m.jsonl")
+    assert [(e["loss"], e["total_loss"]) for e in events] == [(8.5, 9.5), (7.5, 8.0)]
+    assert all("next_token" not in e for e in events)
 
 
 def test_the_peak_is_looked_up_by_chip_and_measured_where_the_table_has_none(monkeypatch):

@@ -45,7 +45,7 @@ def test_checkpoints_of_a_pipeline_are_resumed_by_any_other_layout(tmp_path):
                 loss=dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0))
             outcome = loop.train(run, Console(file=io.StringIO()))
         events = read_metrics(outcome.out / "metrics.jsonl", "train")
-        keys = ("next_token", "mtp_loss", "balance", "max_vio", "grad_norm")
+        keys = ("loss", "mtp_loss", "balance", "max_vio", "grad_norm")
         return np.array([[e[key] for key in keys] for e in events])
 
     still = curve_to("still", (8, ParallelConfig(), 1))

@@ -40,7 +40,7 @@ def run_to(folder, text, steps, layout, **train):
 
 def curve(folder):
     events = read_metrics(folder / "metrics.jsonl", "train")
-    return np.array([[e["next_token"], e["mtp_loss"], e["balance"], e["max_vio"], e["grad_norm"]]
+    return np.array([[e["loss"], e["mtp_loss"], e["balance"], e["max_vio"], e["grad_norm"]]
                      for e in events])
 
 
