@@ -4,6 +4,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PY := .venv/bin/python
+# A file's tests run in one process: they share what they compile.
+TESTS = $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 # pip leaves compiling to the first import, which then needs to be allowed to keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,13 +28,13 @@ demo: .venv/ready
 	$(PY) -m dsjax demo
 
 test: .venv/ready
-	$(PY) -m pytest -n $(WORKERS)
+	$(TESTS)
 
 test-fast: .venv/ready
-	$(PY) -m pytest -n $(WORKERS) -m "not slow and not exhaustive"
+	$(TESTS) -m "not slow and not exhaustive"
 
 test-all: .venv/ready
-	$(PY) -m pytest -n $(WORKERS) -m "exhaustive or not exhaustive"
+	$(TESTS) -m "exhaustive or not exhaustive"
 
 check: lint types
 

@@ -1,11 +1,17 @@
 """Tests run on eight virtual CPU devices; no rank or dtype is promoted silently; keys are fixed.
 
+Compiled programs and traces are let go between files once a process holds 2 GB, so that two
+processes stay below 8 GB together.
+
 This is the only place where tests set JAX options. Processes that a test starts inherit none of
 them but the platform: they see the machine as a user's process does.
 """
 
+import ctypes
+import gc
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -27,6 +33,8 @@ import jax
 import pytest
 
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+HELD = 2 * 10**9
+"""Bytes of a process above which it lets its programs go; small ones are shared by many files."""
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,3 +50,20 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def key(request: pytest.FixtureRequest) -> jax.Array:
     """A random key of the test's own, the same in every run and in every order of tests."""
     return jax.random.key(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Let compiled programs go after a file, if there are many."""
+    result = yield
+    if (nextitem is None or nextitem.path != item.path) and resident() > HELD:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+    return result
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
