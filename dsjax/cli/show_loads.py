@@ -107,7 +107,7 @@ def read(path: Path) -> Loads:
 
 def _of_run(folder: Path) -> Loads:
     from dsjax.config.stored import run_from_json
-    from dsjax.train import loop, metrics
+    from dsjax.train import metrics, report
 
     source = folder / "metrics.jsonl"
     events = metrics.read_metrics(source, "eval", _warn) if source.exists() else []
@@ -116,7 +116,7 @@ def _of_run(folder: Path) -> Loads:
             f"{folder} holds no loads of experts (metrics.jsonl has them at every evaluation of a "
             "mixture); train with --place.eval-every, or give a JSON file of loads")
     run = run_from_json(folder / "config.json")
-    labels = loop.layer_labels(run)
+    labels = report.layer_labels(run)
     steps, loads = metrics.recorded_loads(events, len(labels))
     if not steps or run.model.moe is None:
         raise UserError(f"{source} holds no loads of the {len(labels)} layers that the config.json "

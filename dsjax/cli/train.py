@@ -118,9 +118,9 @@ def read(argv: list[str]) -> RunConfig:
 def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],
            console: Console) -> None:
     """Say what a finished run found and where it lies, and draw its pictures."""
-    from dsjax.train import loop
+    from dsjax.train import report as reports
 
-    drawn = loop.pictures(config, outcome, baselines)
+    drawn = reports.pictures(config, outcome.out, baselines)
     if outcome.heldout is not None:
         found = outcome.heldout
         console.print(

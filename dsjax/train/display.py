@@ -39,6 +39,8 @@ FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds_left": ("left", lambda seconds: clock(seconds)),
 }
 ALARMS = {"dead_experts": "yellow", "skipped": "red"}  # colored when above zero
+STYLES = {"warning": "yellow"}  # of rows of the header
+TURN = "|/-\\"
 LABEL, CELL = 13, 28  # columns of a label, and of a label with its value
 BARS, ASCII_BARS = "".join(map(chr, range(0x2581, 0x2589))), "_.-=*#"
 
@@ -51,6 +53,10 @@ class Display(Protocol):
 
     def note(self, text: str) -> None:
         """Show a sentence that stays (a checkpoint saved, a step skipped)."""
+
+    def doing(self, what: str) -> None:
+        """Show what takes long now (compiling, evaluating), until it is called again; "" ends it.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -73,7 +79,7 @@ def header(values: Values, title: str = "dsjax", console: Console | None = None)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(Text(name), Text(str(value)))
+        table.add_row(Text(name), Text(str(value), style=STYLES.get(name, "")))
     console = console or Console()
     console.print(Text(title, style="bold"))
     console.print(table)
@@ -85,6 +91,7 @@ class PlainDisplay:
     def __init__(self, steps: int, every: int, console: Console) -> None:
         self._steps, self._every, self._console = steps, max(every, 1), console
         self._new: dict[str, Any] = {}
+        self._said: set[str] = set()
 
     def update(self, step: int, values: Values) -> None:
         """Print a line when one is due."""
@@ -100,6 +107,12 @@ class PlainDisplay:
         """Print a sentence on a line of its own."""
         self._say(text)
 
+    def doing(self, what: str) -> None:
+        """Print what takes long on a line of its own, the first time."""
+        if what and what not in self._said:
+            self._say(f"{what} ...")
+        self._said.add(what)
+
     def _say(self, line: str) -> None:
         self._console.file.write(printable(line) + "\n")
         self._console.file.flush()
@@ -112,19 +125,23 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A panel that is redrawn in place, a few times a second at most."""
+    """A panel that is redrawn in place a few times a second, by a thread: it moves while the host
+    waits for a compiler.
+    """
 
     def __init__(self, name: str, steps: int, console: Console, redraw_s: float = 0.15) -> None:
         self._name, self._steps, self._console, self._redraw_s = name, steps, console, redraw_s
         self._step, self._values = 0, dict[str, Any]()
         self._losses = Course()
         self._began = self._drawn = time.monotonic()
-        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._doing: tuple[str, float] | None = None  # what, and since when
+        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=5,
+                          vertical_overflow="visible")
 
     def update(self, step: int, values: Values) -> None:
         """Take values in, and redraw when the last drawing is old enough."""
         self._step = step
-        self._values |= values
+        self._values = {**self._values, **values}  # the thread may be reading the former
         if math.isfinite(values.get("loss", math.nan)):
             self._losses.add(float(values["loss"]))
         if time.monotonic() - self._drawn >= self._redraw_s:
@@ -134,21 +151,32 @@ class LiveDisplay:
         """Print a sentence above the panel."""
         self._console.print(Text(text))
 
+    def doing(self, what: str) -> None:
+        """Show what takes long, for how long, on a line of the panel that moves."""
+        if what or self._doing is not None:
+            self._doing = (what, time.monotonic()) if what else None
+            self._redraw()
+
     def _redraw(self) -> None:
-        self._live.update(self.render(), refresh=True)
+        self._live.refresh()
         self._drawn = time.monotonic()
 
     def render(self) -> RenderableType:
         """Lay the panel out for the console's present width."""
         inner = self._console.width - 4
-        parts: list[RenderableType] = [Text("compiling the step", style="dim")]
-        if self._values:
-            parts = [_grid(self._values, max(inner // CELL, 1))]
-        if len(self._losses.points) > 1:
-            parts.append(_curve(self._losses.points, inner, self._console.options.ascii_only))
-        gone = time.monotonic() - self._began
-        left = self._values.get("seconds_left")
-        parts.append(_progress(self._step, self._steps, gone, left))
+        parts: list[RenderableType] = []
+        values, points, now = self._values, list(self._losses.points), time.monotonic()
+        if values:
+            parts.append(_grid(values, max(inner // CELL, 1)))
+        if len(points) > 1:
+            parts.append(_curve(points, inner, self._console.options.ascii_only))
+        if (doing := self._doing) is not None:
+            what, since = doing
+            turn = TURN[int(5 * (now - since)) % len(TURN)]
+            parts.append(Text(f"{turn} {what} {clock(now - since)}", style="cyan", no_wrap=True,
+                              overflow="ellipsis"))
+        left = values.get("seconds_left")
+        parts.append(_progress(self._step, self._steps, now - self._began, left))
         title = Text(self._name, style="bold")
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
 
@@ -158,6 +186,7 @@ class LiveDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._doing = None
         self._redraw()
         self._live.stop()
 

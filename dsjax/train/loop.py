@@ -37,7 +37,6 @@ from dsjax.train import (
     metrics,
     pace,
     platform,
-    plots,
     profile,
     report,
     resume,
@@ -49,7 +48,7 @@ from dsjax.train.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_mo
 from dsjax.train.heldout import Heldout, HeldoutStep
 from dsjax.train.signals import Signals
 from dsjax.train.state import TrainState
-from dsjax.train.step import TrainStep
+from dsjax.train.step import StepMetrics, TrainStep
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,8 @@ def train(
             console.print(report.of_the_corpus(run, corpus))
             step_fn = fit.checked(spread.compile_step(run, backend, mesh), run, mesh, spread.check)
             session = _open(run, out, corpus, backend, mesh, console)
-            with _closing(session):
-                with session.display:
-                    completed = _run(session, step_fn, signals)
+            with _closing(session), session.display:
+                completed = _run(session, step_fn, signals)
                 return _close(session, completed, signals.received, console)
 
 
@@ -180,7 +178,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         store=store,
         proof=proof,
         writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print,
-                                   layer_labels(run)),
+                                   report.layer_labels(run)),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=pace.Throughput(),
         profiler=profile.Profiler(
@@ -199,10 +197,7 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     first = done = int(s.state.step)
     saved = done if s.store.latest() is not None else -1
     while done < s.run.train.steps and not signals.is_told(done):
-        batch = _batch(s, done)
-        began = s.speed.begin(batch.tokens.shape)
-        with s.profiler.step(done + 1):
-            s.state, values = step_fn(s.state, batch)
+        values, began = _step(s, step_fn, _batch(s, done), done + 1)
         if done == first:
             platform.keep_memory()
         done += 1
@@ -223,6 +218,17 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     if saved != done:
         _save(s, done)
     return done >= s.run.train.steps
+
+
+def _step(s: Session, step_fn: TrainStep, batch: Batch,
+          number: int) -> tuple[StepMetrics, float | None]:
+    """Take a step; its metrics, and when it was dispatched, unless it was compiled first."""
+    began = s.speed.begin(batch.tokens.shape)
+    s.display.doing("compiling the step" if began is None else "")
+    with s.profiler.step(number):
+        s.state, values = step_fn(s.state, batch)
+    s.display.doing("")
+    return values, began
 
 
 def _is_due(done: int, every: int, steps: int) -> bool:
@@ -265,7 +271,9 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
 
 
 def _evaluate(s: Session, done: int) -> Heldout:
+    s.display.doing("evaluating on held-out text")
     found = _heldout(s, s.state.params, s.run.place.eval_batches)
+    s.display.doing("")
     values = heldout.values(found)
     written: dict[str, Any] = dict(values)
     if s.window_loads is not None:
@@ -293,6 +301,7 @@ def _heldout(s: Session, params: Any, most: int) -> Heldout:
 
 def _save(s: Session, done: int) -> None:
     """Start an asynchronous checkpoint of the state after `done` steps."""
+    s.display.doing("saving a checkpoint")
     kept: dict[str, Any] = {"train": s.state}
     if s.average is not None:
         kept["ema"] = s.average.arrays()
@@ -301,6 +310,7 @@ def _save(s: Session, done: int) -> None:
     s.writer.sync()
     s.store.save(done, kept, extra, prune=False)
     s.proof.saved(done)
+    s.display.doing("")
     s.speed.restart()
 
 
@@ -309,6 +319,7 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
     found = average = None
     done = int(s.state.step)
     if completed:
+        s.display.doing("evaluating on all held-out text")
         found = _heldout(s, s.state.params, 0)
         if found.targets and not math.isfinite(found.nats):
             raise lost_model(s.proof, done)
@@ -322,24 +333,7 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
     elif received is not None:
         name = signal.Signals(received).name
         console.print(f"{name}: saved after step {done}; the same command goes on from there")
+    s.display.doing("writing the checkpoint")
     s.store.wait()
+    s.display.doing("")
     return Outcome(s.out, done, completed, found, average, received)
-
-
-def layer_labels(run: RunConfig) -> list[str]:
-    """Names of the rows of `loads`: mixture layers of the main model, then MTP modules."""
-    main = [f"layer {i}" for i in range(run.model.dense_layers, run.model.layers)]
-    return main + [f"MTP {k + 1}" for k in range(run.model.mtp_depth)]
-
-
-def pictures(run: RunConfig, outcome: Outcome, baselines: dict[str, float]) -> list[Path]:
-    """Draw the loss curve and the experts' loads of a run's metrics into its folder."""
-    source = outcome.out / "metrics.jsonl"
-    drawn = [outcome.out / "loss.png"]
-    plots.loss_curve(source, drawn[0], baselines, run.name)
-    labels = layer_labels(run)
-    steps, loads = metrics.recorded_loads(metrics.read_metrics(source, "eval"), len(labels))
-    if steps:
-        drawn.append(outcome.out / "experts.png")
-        plots.expert_loads(loads, drawn[-1], run.name, labels, steps)
-    return drawn

@@ -8,6 +8,7 @@ losses, weighted. `tokens` counts those read since the run began; `rate` is the 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
 from dsjax.model import count
-from dsjax.train import metrics
+from dsjax.train import metrics, plots
 from dsjax.train.corpus import Corpus
 from dsjax.train.pace import Ended, Throughput
 from dsjax.train.step import StepMetrics
@@ -92,3 +93,22 @@ def of_the_corpus(run: RunConfig, corpus: Corpus) -> str:
     rows = len(corpus.train) * corpus.train.length
     return (f"corpus: {corpus.train_tokens:,} tokens to learn from; {run.train.steps:,} steps read "
             f"{reads:,}, {reads / max(rows, 1):.3g} epochs")
+
+
+def layer_labels(run: RunConfig) -> list[str]:
+    """Names of the rows of `loads`: mixture layers of the main model, then MTP modules."""
+    main = [f"layer {i}" for i in range(run.model.dense_layers, run.model.layers)]
+    return main + [f"MTP {k + 1}" for k in range(run.model.mtp_depth)]
+
+
+def pictures(run: RunConfig, out: Path, baselines: dict[str, float]) -> list[Path]:
+    """Draw the loss curve and the experts' loads of a run's metrics into its folder."""
+    source = out / "metrics.jsonl"
+    drawn = [out / "loss.png"]
+    plots.loss_curve(source, drawn[0], baselines, run.name)
+    labels = layer_labels(run)
+    steps, loads = metrics.recorded_loads(metrics.read_metrics(source, "eval"), len(labels))
+    if steps:
+        drawn.append(out / "experts.png")
+        plots.expert_loads(loads, drawn[-1], run.name, labels, steps)
+    return drawn

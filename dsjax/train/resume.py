@@ -20,6 +20,7 @@ from dsjax.config.run import CHANGEABLE, IDENTITY, RunConfig, changes, differenc
 from dsjax.config.stored import run_from_json
 from dsjax.data.loader import RowStream
 from dsjax.errors import UserError
+from dsjax.optim import schedule
 from dsjax.train import metrics, spread
 from dsjax.train.state import TrainState
 
@@ -124,6 +125,8 @@ def changed(kept: RunConfig, run: RunConfig, step: int) -> list[str]:
     found = [said for part in CHANGEABLE
              for said in changes(getattr(kept, part), getattr(run, part), part)]
     said = [f"{one} from step {step} on" for one in found]
+    curve = schedule.changed((kept.rate, kept.train.steps), (run.rate, run.train.steps), step)
+    said += [curve] if curve is not None else []
     if run.start_from not in (None, kept.start_from):
         said.append(f"--start-from {run.start_from} is not read: the run goes on from its own "
                     "checkpoint")

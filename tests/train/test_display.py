@@ -2,6 +2,7 @@
 
 import io
 import math
+import time
 
 import numpy as np
 import pytest
@@ -88,6 +89,47 @@ def test_a_live_run_redraws_in_place_and_keeps_notes_above():
     output = console.file.getvalue()
     assert "\x1b[1A" in output  # the cursor went up to draw over the last panel
     assert output.index("saved step 1") < output.index("3/3")
+
+
+@pytest.mark.parametrize("width", [30, 60, 140])
+def test_what_takes_long_is_shown_with_its_time_and_moves(width, monkeypatch):
+    console = _terminal(width)
+    now = [100.0]
+    monkeypatch.setattr("dsjax.train.display.time.monotonic", lambda: now[0])
+    live = LiveDisplay("tiny", 300, console)
+    live.doing("compiling the step")
+    drawn = []
+    for _ in range(2):
+        console.print(live.render())
+        drawn.append(console.export_text())
+        now[0] += 65.2
+    assert all(len(line) <= width for text in drawn for line in text.splitlines())
+    assert "compiling the step 0:00" in drawn[0]
+    assert "compiling the step 1:05" in drawn[1]
+    turns = [next(line for line in text.splitlines() if "compiling" in line)[2] for text in drawn]
+    assert turns[0] != turns[1]
+    live.doing("")
+    console.print(live.render())
+    assert "compiling" not in console.export_text()
+
+
+def test_the_panel_is_drawn_again_while_nothing_is_reported():
+    console = _terminal(60)
+    with LiveDisplay("tiny", 3, console) as live:
+        live.doing("compiling the step")
+        before, began = len(console.file.getvalue()), time.monotonic()
+        while len(console.file.getvalue()) <= before and time.monotonic() - began < 10:
+            time.sleep(0.05)
+        assert len(console.file.getvalue()) > before
+    assert "compiling" not in console.export_text().rpartition("tiny")[2]
+
+
+def test_without_a_terminal_what_takes_long_has_one_line():
+    file = io.StringIO()
+    display = open_display("tiny", 7, console=Console(file=file))
+    for what in ("compiling the step", "", "evaluating", "", "compiling the step", ""):
+        display.doing(what)
+    assert file.getvalue() == "compiling the step ...\nevaluating ...\n"
 
 
 def test_without_a_terminal_lines_are_plain_and_come_every_n_steps():

@@ -35,7 +35,7 @@ def test_a_step_says_its_time_tokens_pace_rate_and_loads(short):
     assert all(a["time"] <= b["time"] for a, b in itertools.pairwise(events))
     for e in train:
         assert e["loss"] < e["total_loss"] < e["loss"] + e["mtp_loss"]
-        assert len(e["max_vio_by_layer"]) == len(loop.layer_labels(run)) == 2
+        assert len(e["max_vio_by_layer"]) == len(report.layer_labels(run)) == 2
         assert max(e["max_vio_by_layer"]) == e["max_vio"]
     assert ["tok_s" in e for e in train] == [False, False, True, True, True]  # two were timed
     assert all(0 < e["mfu"] <= 1 for e in train if "mfu" in e)
