@@ -41,6 +41,7 @@ from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3
 from dsjax.numerics.scaled import Scaled
+from dsjax.plan import fit
 
 Tree = Any
 Say = Callable[[str], None]
@@ -204,7 +205,9 @@ def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> Tr
             wanted[prefix + name] = jax.ShapeDtypeStruct(spec.shape, np.float32)
     _match(manifest, wanted, where, is_whole=False)
     stored = {name: jax.ShapeDtypeStruct(*manifest.leaves[name]) for name in wanted}
-    flat = {name.removeprefix(prefix): a for name, a in _read(where, manifest, stored).items()}
+    with fit.refusing(f"reading the parameters in {where}", {"parameters": _bytes(stored)},
+                      "use a machine with more memory"):
+        flat = {name.removeprefix(prefix): a for name, a in _read(where, manifest, stored).items()}
 
     def leaf(path: Any, spec: trees.Spec) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -215,6 +218,12 @@ def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> Tr
         return scaled.dequantize(held, jnp.dtype(jnp.bfloat16)).reshape(spec.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, specs, is_leaf=trees.is_spec)
+
+
+def _bytes(stored: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """What parameters take once they are read: as they are stored, codes of FP8 twice that."""
+    return sum(math.prod(a.shape) * a.dtype.itemsize * (2 if name.endswith(".codes") else 1)
+               for name, a in stored.items() if not name.endswith(".scales"))
 
 
 def extra(run_dir: Path | str) -> dict[str, Any]:

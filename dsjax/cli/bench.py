@@ -115,14 +115,25 @@ def shape_run(args: Bench) -> RunConfig:
 
 def train(args: Bench) -> dict[str, Any]:
     """Time whole optimizer steps, each until its new state is ready."""
+    from dsjax.plan import fit, needs
+    from dsjax.train import platform
+
+    platform.dispatch_inline()
+    run_config = shape_run(args)
+    rows, length = run_config.train.batch, run_config.train.length
+    with fit.refusing(f"a step on {rows:,} rows of {length:,} tokens",
+                      needs.training(run_config).at_once, "lower --batch or --seq"):
+        return _train(args, run_config)
+
+
+def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
+    """Compile, run and time."""
     import jax
     import jax.numpy as jnp
 
     from dsjax.model.loss import Batch
     from dsjax.train import metrics, platform, state, step
 
-    platform.dispatch_inline()
-    run_config = shape_run(args)
     rows, length = run_config.train.batch, run_config.train.length
     backend = platform.choose_backend(run_config)
     key = jax.random.key(args.seed)

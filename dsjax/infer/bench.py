@@ -17,6 +17,7 @@ from dsjax.infer.sample import Law
 from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
+from dsjax.plan import fit
 
 
 def decode_bench(params: TransformerParams, cfg: ModelConfig, batch: int, context: int, steps: int,
@@ -30,8 +31,18 @@ def decode_bench(params: TransformerParams, cfg: ModelConfig, batch: int, contex
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     backend = backend or default_backend()
-    params, cfg = ready(params, cfg, backend)
     room = context + steps * (repeats + 1) + 1
+    held = batch * room * cache_bytes_per_token(cfg, backend.dtype)
+    with fit.refusing(f"decoding {batch} rows of {room:,} positions",
+                      {"cache": held, "logits": batch * cfg.vocab * 4},
+                      "lower --batch, --seq or --steps"):
+        return _measured(params, cfg, batch, context, steps, repeats, room, backend)
+
+
+def _measured(params: TransformerParams, cfg: ModelConfig, batch: int, context: int, steps: int,
+              repeats: int, room: int, backend: Backend) -> dict[str, Any]:
+    """Compile, run and time."""
+    params, cfg = ready(params, cfg, backend)
     keys = jax.random.split(jax.random.key(0), batch)
     state = State(
         tokens=jax.random.randint(jax.random.key(1), (batch, room), 0, cfg.vocab, jnp.int32),

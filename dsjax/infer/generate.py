@@ -27,6 +27,7 @@ from dsjax.layers.backend import HIGH, Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import products as numerics
+from dsjax.plan import fit
 
 STEPS = 8  # passes of one program: a terminal still looks live, and dispatch is paid once
 ROOM = 64  # caches are multiples of this many positions, so that few programs are compiled
@@ -97,12 +98,25 @@ def generate_with_report(params: TransformerParams, cfg: ModelConfig,
     """Continue each prompt as `generate` does, and say how it went."""
     check(cfg, prompts, sampling, draft, context)
     backend = backend or default_backend()
-    params, cfg = ready(params, cfg, backend)
     depth = cfg.mtp_depth if draft else 0
+    room = _up(max(map(len, prompts)) + sampling.max_new + depth, ROOM)
+    held = len(prompts) * room * cache_bytes_per_token(cfg, backend.dtype, depth)
+    what = f"continuing {len(prompts)} prompts in {room:,} positions each"
+    with fit.refusing(what, {"cache": held, "logits": len(prompts) * cfg.vocab * 4}, REMEDY):
+        return _continue(params, cfg, prompts, sampling, backend, depth, room, on_tokens, steps)
+
+
+REMEDY = "lower --max-new or --context, shorten the prompts, or give fewer of them at once"
+
+
+def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequence[int]],
+              sampling: Sampling, backend: Backend, depth: int, room: int,
+              on_tokens: OnTokens | None, steps: int) -> tuple[list[Completion], Report]:
+    """Prefill, then program after program until every row has ended."""
+    params, cfg = ready(params, cfg, backend)
     static = {"cfg": cfg, "backend": backend, "law": sampling.law}
     start = time.perf_counter()
     tokens, lengths, keys = _inputs(prompts, sampling.seed)
-    room = _up(max(map(len, prompts)) + sampling.max_new + depth, ROOM)
     args = (params, tokens, lengths, keys)
     prefill = programs.compiled(programs.prefill, *args, **static, room=room, depth=depth)
     compile_s, start = _lap(start)

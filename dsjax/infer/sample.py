@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dsjax.config.fields import MOST, shown
 from dsjax.errors import UserError
 from dsjax.numerics.wide import wide
 
@@ -55,6 +56,9 @@ class Sampling:
             raise UserError(f"top_p={self.top_p} is not a share of the mass; use above 0 up to 1")
         if self.max_new < 1:
             raise UserError(f"max_new={self.max_new} generates nothing; use at least 1")
+        if self.max_new > MOST:
+            raise UserError(f"max_new={shown(self.max_new)} is more than any machine has room for; "
+                            f"use at most {MOST}")
         if self.vocab is not None and self.vocab < 1:
             raise UserError(f"vocab={self.vocab} leaves no token to choose; use at least 1")
 

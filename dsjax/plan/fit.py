@@ -2,7 +2,7 @@
 
 Three moments: before anything is made (`refuse_training`, `refuse`), by what is surely needed
 (needs.py); when a step has been compiled (`checked`), by what its compiler asks for; and when
-memory runs out all the same (`explained`).
+memory runs out all the same (`explained`, `refusing`).
 """
 
 from __future__ import annotations
@@ -50,16 +50,33 @@ def refuse_training(run: RunConfig, mesh: Mesh | None, check: Check) -> None:
         raise UserError(_too_much(run, mesh, there, check))
 
 
-def refuse(what: str, parts: Mapping[str, int], remedy: str, there: Room | None = None) -> None:
+def refuse(what: str, parts: Mapping[str, int], remedy: str) -> None:
     """Refuse what surely needs more than is free on this process's first device.
 
     parts: bytes, by name.
     """
-    there = there or room.of(jax.local_devices()[:1])
-    total = sum(parts.values())
-    if there is not None and total > there.free:
-        raise UserError(f"{what} needs at least {said(total)} of memory and {said(there.free)} are "
-                        f"{there.whose}: {_listed(parts)}; {remedy}")
+    there = _here(None)
+    if there is not None and sum(parts.values()) > there.free:
+        raise UserError(_sentence(what, parts, remedy, there))
+
+
+@contextlib.contextmanager
+def refusing(what: str, parts: Mapping[str, int], remedy: str) -> Iterator[None]:
+    """As `refuse`, and the same sentence where memory runs out within the block."""
+    refuse(what, parts, remedy)
+    before = _here(None) or UNKNOWN
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not ran_out(error):
+            raise
+        what = f"{what} ran out of memory: it"
+        raise UserError(_sentence(what, parts, remedy, before)) from error
+
+
+def _sentence(what: str, parts: Mapping[str, int], remedy: str, there: Room) -> str:
+    return (f"{what} needs at least {said(sum(parts.values()))} of memory and {said(there.free)} "
+            f"are {there.whose}: {_listed(parts)}; {remedy}")
 
 
 def checked(step: Step, run: RunConfig, mesh: Mesh | None, check: Check) -> Step:
@@ -135,15 +152,13 @@ def _too_much(run: RunConfig, mesh: Mesh | None, there: Room, check: Check,
               happened: str = "") -> str:
     """Say what a run needs by part, what is free, and what to change."""
     found = needs.training(run, mesh)
-    parts = {"activations": found.activations + found.mtp_activations, "masters": found.masters,
-             "moments": found.moments, "gradients": found.gradients,
-             "logits": found.logits, "the batch": found.batch}
+    parts = found.at_once
     if there.is_host:
         parts["the average of the parameters"] = found.average
     each = f" on each of {there.devices} devices" if there.devices > 1 else ""
     total = _whole(run, mesh, there)
     return (f"training {_named(run)} {happened}needs at least {said(total)} of memory and "
-            f"{said(there.free)} are {there.whose}: {_listed(parts)}{each}, not all at once; "
+            f"{said(there.free)} are {there.whose}: {_listed(parts)}{each}; "
             f"{advice(run, mesh, there, check)}")
 
 

@@ -50,10 +50,18 @@ class Training:
     average: int  # on the host, where the run keeps one
 
     @property
+    def at_once(self) -> dict[str, int]:
+        """Parts that are there at the fullest moment, by name; the average is the host's."""
+        rest = {"masters": self.masters, "moments": self.moments, "the batch": self.batch}
+        moments = ({"gradients": self.gradients},
+                   {"activations": self.activations, "gradients": self.first_gradients},
+                   {"activations": self.activations + self.mtp_activations, "logits": self.logits})
+        return rest | max(moments, key=lambda parts: sum(parts.values()))
+
+    @property
     def least(self) -> int:
-        """What a device surely needs; the average is the host's."""
-        turn = self.activations + max(self.first_gradients, self.mtp_activations + self.logits)
-        return self.masters + self.moments + self.batch + max(self.gradients, turn)
+        """What a device surely needs."""
+        return sum(self.at_once.values())
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,6 @@ class Serving:
     weights: int
     cache: int
     logits: int
-
-    @property
-    def least(self) -> int:
-        """What a device surely needs."""
-        return self.weights + self.cache + self.logits
 
 
 def training(run: RunConfig, mesh: Mesh | None = None) -> Training:

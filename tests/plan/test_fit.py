@@ -1,5 +1,6 @@
 """Memory that is not there is refused before it is asked for, in a sentence one can follow."""
 
+import dataclasses
 import re
 import resource
 
@@ -8,13 +9,18 @@ import jax.numpy as jnp
 import pytest
 from jax.errors import JaxRuntimeError
 
+from dsjax import params
+from dsjax.checkpoint.store import Store, load_params
 from dsjax.cli.main import main
 from dsjax.config import load
 from dsjax.errors import UserError
+from dsjax.infer import Sampling, generate
+from dsjax.model import transformer
 from dsjax.parallel import mesh as meshes
 from dsjax.plan import fit, needs, room
 from dsjax.plan.room import Room
 from dsjax.train import spread
+from tests import agreement
 
 GB = 10**9
 NO_GROUP = {"proc/self/cgroup": "0::/\n"}
@@ -111,7 +117,7 @@ def test_what_surely_does_not_fit_is_refused_with_flags_that_save_what_they_say(
     said = str(raised.value)
     assert f"needs at least {fit.said(size)} of memory" in said
     assert f"{fit.said(size - 1)} are available on this machine" in said
-    assert f"{fit.said(counted.activations + counted.mtp_activations)} activations" in said
+    assert f"{fit.said(counted.at_once['activations'])} activations" in said
     assert "\n" not in said
     named = re.findall(r"(--[a-z.-]+) (\S+) saves at least ([\d.]+ \w+)", said)
     assert named
@@ -211,3 +217,44 @@ def test_a_run_is_refused_before_its_folder_is_made(free, tmp_path, capsys):
 def test_sizes_are_said_as_people_say_them():
     assert [fit.said(n) for n in (999, 10**6, 2 * GB, 1.5e12, 1e16)] == [
         "1.0 kB", "1.0 MB", "2.0 GB", "1.5 TB", "10,000.0 TB"]
+
+
+CFG = dataclasses.replace(agreement.TINY, layers=1, dense_layers=1, moe=None, mtp_depth=1,
+                          attention=agreement.GQA)
+
+
+def test_a_generation_that_does_not_fit_is_refused_before_it_is_compiled(free):
+    p = agreement.draw(transformer.specs(CFG), 0)
+    free(10**6)
+    # 2 layers of 2 key-value heads x 4 channels, keys and values, float32; 64 positions a time.
+    room_of_a_row = -(-(3 + 10**6 + 1) // 64) * 64
+    size = 3 * room_of_a_row * 2 * 2 * 2 * 4 * 4 + 3 * 11 * 4
+    with pytest.raises(UserError, match=rf"at least {fit.said(size)} of .* cache; lower --max-new"):
+        generate(p, CFG, [[1, 2, 3], [4], [5]], Sampling(max_new=10**6), draft=True)
+    with pytest.raises(UserError, match="max_new=1000000000000 is more than any machine"):
+        Sampling(max_new=10**12)
+
+
+def test_parameters_that_do_not_fit_are_not_read(free, tmp_path):
+    p = agreement.draw(transformer.specs(CFG), 0)
+    store = Store(tmp_path / "checkpoints", keep=1)
+    store.save(1, {"params": p}, {})
+    store.close()
+    size = 4 * params.size(transformer.specs(CFG))
+    free(size - 1)
+    with pytest.raises(UserError, match=f"parameters in .* needs at least {fit.said(size)} of"):
+        load_params(tmp_path, CFG)
+    free(size)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), load_params(tmp_path, CFG),
+                                     p))
+
+
+@pytest.mark.parametrize(("mode", "flags"), [
+    ("train", ["--batch", "100000"]), ("train", ["--seq", "1000000000"]),
+    ("decode", ["--batch", "1000000"]), ("decode", ["--seq", "1000000000"]),
+    ("decode", ["--steps", "1000000000"])])
+def test_a_benchmark_that_does_not_fit_is_refused(mode, flags, free, capsys):
+    free(10**9)
+    assert main(["bench", mode, *flags]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"needs at least .* 1.0 GB are available .* lower --batch", said)
