@@ -127,8 +127,25 @@ def load(run: str | Path, end: str | None = None, is_begun: bool | None = None) 
         raise UserError(f"{run} {what}; give the folder that `dsjax train` wrote, as runs/tiny")
     config = run_from_json(folder / "config.json")
     words = tokenizer.load(folder / "tokenizer.json", end=end)
+    _hold(words, folder, config.model.vocab)
     params = store.load_params(folder, config.model, say=say)
     return Model(config, params, words, is_begun)
+
+
+def _hold(words: Tokenizer, folder: Path, vocab: int) -> None:
+    """Refuse a tokenizer that the weights of a run do not belong to."""
+    from dsjax.checkpoint import store
+
+    kept = store.tokenizer_of(folder)
+    if kept is not None and not words.has_fingerprint(kept):
+        raise UserError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer that the weights of {folder} belong "
+            f"to (fingerprint {words.fingerprint}, not {kept}), so its ids mean other words; put "
+            "that one back")
+    if words.vocab > vocab:
+        raise UserError(
+            f"{folder / 'tokenizer.json'} has {words.vocab:,} ids, but the model knows {vocab:,}; "
+            "put back the tokenizer it was trained with")
 
 
 def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Console | None,

@@ -182,7 +182,11 @@ class Tokenizer:
         return core
 
     def _guarded(self, call: Callable[[], Returned]) -> Returned:
-        return tokenizer_file.guarded(call, "the tokenizer")
+        try:
+            return tokenizer_file.guarded(call, "the tokenizer")
+        except TypeError:  # what the library says of a str that is no Unicode
+            raise UserError("a text holds half of a surrogate pair, which is no character; take "
+                            "it out") from None
 
 
 def load(path: str | Path, *, end: str | None = None) -> Tokenizer:

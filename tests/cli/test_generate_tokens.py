@@ -2,6 +2,7 @@
 the checkpoint says."""
 
 import json
+import re
 
 import pytest
 from tokenizers import Tokenizer as Library
@@ -69,9 +70,23 @@ def test_an_end_token_that_no_file_names_is_asked_for_by_a_flag_there_is(run, tm
     copy.mkdir()
     for name in ("config.json", "checkpoints"):
         (copy / name).symlink_to(run / name)
-    written(copy, renamed("[A]", "[B]", "[C]"))
+    written(copy, renamed(*NAMES))
     assert main(["generate", str(copy), "--prompt", "to"]) == 2
     assert "--end-token NAME" in capsys.readouterr().err
-    assert said(capsys, copy, "--end-token", "[B]")["tokens"] > 0
-    assert main(["generate", str(copy), "--end-token", "[B]", "--bos", "yes"]) == 2
+    assert said(capsys, copy, "--end-token", "[STOP]")["tokens"] > 0
+    assert main(["generate", str(copy), "--end-token", "[STOP]", "--bos", "yes"]) == 2
     assert "--bos no" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_the_weights_do_not_belong_to_is_refused(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("config.json", "checkpoints"):
+        (copy / name).symlink_to(run / name)
+    other = renamed(*NAMES)
+    words = other["model"]["vocab"]
+    words.update({f"w{i}": i for i in range(300, 311)})
+    written(copy, other, tokenizer_config={"eos_token": "[STOP]"})
+    assert main(["generate", str(copy), "--prompt", "to"]) == 2
+    assert re.search(r"not the tokenizer that the weights|has 311 ids.*knows 310",
+                     capsys.readouterr().err)

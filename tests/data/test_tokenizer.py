@@ -52,6 +52,12 @@ def test_decoding_agrees_with_the_library():
         assert BPE.core.decode(ids, skip_special_tokens=False) == BPE.decode(ids) == text
 
 
+def test_half_of_a_surrogate_pair_is_refused():
+    for encode in (BPE.encode, BPE.prompt, lambda text: BPE.encode_batch([text])):
+        with pytest.raises(UserError, match="half of a surrogate pair"):
+            encode("a\ud83db")
+
+
 def test_a_document_cannot_forge_a_special_token():
     text = f"one{tok.END}two"
     assert BPE.end_id not in BPE.encode(text)
