@@ -10,6 +10,7 @@ class has other defaults (a factor of 1 where transformers has 2.5), so `OPEN` o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from dsjax.config.fields import did_you_mean
@@ -70,6 +71,33 @@ INERT = {
     "tie_encoder_decoder", "finetuning_task", "_commit_hash",
 }  # fmt: skip
 """Attributes that say nothing about the function of tokens."""
+
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**31
+
+
+def _is_list(value: Any, is_one: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_one, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"),
+        (lambda value: _is_id(value) or _is_list(value, _is_id), "an id or a list of ids")),
+    **dict.fromkeys(("torch_dtype", "dtype", "tokenizer_class", "transformers_version"),
+                    (_is_text, "a name")),
+    "architectures": (lambda value: _is_list(value, _is_text), "a list of names"),
+    "use_cache": (lambda value: isinstance(value, bool), "true or false"),
+    "seq_aux": (lambda value: isinstance(value, bool), "true or false"),
+    "max_position_embeddings": (lambda value: type(value) is int and value > 0, "a count"),
+}
+"""Attributes that are carried over, and what they must be where they are there."""
 
 ALIASES = {
     "num_mtp_layers": "num_nextn_predict_layers",
@@ -167,25 +195,38 @@ def unaliased(data: Json, where: str) -> Json:
         known = ALIASES.get(name, name)
         if known in made and made[known] != value:
             raise UserError(
-                f"{where} says {known}={made[known]!r} and {name}={value!r}; remove one of them"
+                f"{where} says {known}={_short(made[known])} and {name}={_short(value)}; remove "
+                "one of them"
             )
         made[known] = value
     return made
 
 
+def refuse_kinds(r: Reader) -> None:
+    """Attributes that are carried over are of their kind."""
+    for name, (is_one, what) in KINDS.items():
+        if r.has(name) and not is_one(r.data[name]):
+            raise r.wrong(f"has {name}={_short(r.data[name])}, which is not {what}; correct it or "
+                          "remove it")
+    if r.has("aux_loss_alpha"):
+        r.number("aux_loss_alpha", 0)
+
+
 def refuse_unknown(r: Reader) -> None:
-    """Every attribute is known, and those that are fixed have their value."""
+    """Every attribute is known and of its kind, and those that are fixed have their value."""
+    refuse_kinds(r)
     for name, value in r.data.items():
         if name in FIXED:
             if value is not None and value != FIXED[name]:
                 raise r.wrong(
-                    f"has {name}={_short(value)}; dsjax computes {name}={FIXED[name]!r} only"
+                    f"has {name}={_short(value)}; dsjax computes {name}={FIXED[name]!r} only, so "
+                    "give another checkpoint"
                 )
         elif name not in READ and name not in INERT and value is not None:
             mean = did_you_mean(name, READ)
             raise r.wrong(
-                f"has the attribute {name}={str(value)[:60]!r}, which dsjax does not know{mean}; "
-                "remove it if it does not change the model"
+                f"has the attribute {name[:100]}={str(value)[:60]!r}, which dsjax does not "
+                f"know{mean}; remove it if it does not change the model"
             )
 
 

@@ -52,7 +52,8 @@ def read(data: Json, where: str = "config.json") -> Released:
     r = Reader(unaliased(data, where), where)
     kind = r.word("model_type")
     if kind not in FAMILIES:
-        raise r.wrong(f"is of model_type {kind!r}; dsjax reads {', '.join(FAMILIES)}")
+        raise r.wrong(f"is of model_type {kind[:60]!r}; dsjax reads {', '.join(FAMILIES)}; "
+                      "give a checkpoint of one of these")
     family = FAMILIES[kind]
     r.defaults = DEFAULTS[family]
     refuse_unknown(r)
@@ -63,7 +64,7 @@ def read(data: Json, where: str = "config.json") -> Released:
     except UserError:
         raise
     except (ValueError, TypeError) as error:
-        raise r.wrong(f"describes no model ({error})") from None
+        raise r.wrong(f"describes no model ({error}); correct it") from None
     remarks = tuple(text for text in (_assumed(r), remark) if text)
     return Released(model, loss, remarks, is_fp8, is_pow2)
 
@@ -113,7 +114,8 @@ def _attention(r: Reader) -> MLAConfig:
     derived = {"num_key_value_heads": heads, "head_dim": rope, "qk_head_dim": nope + rope}
     for name, value in derived.items():
         if r.has(name) and r.count(name) != value:
-            raise r.wrong(f"has {name}={r.data[name]}, but latent attention here means {value}")
+            raise r.wrong(f"has {name}={str(r.data[name])[:60]}, but latent attention here means "
+                          f"{value}; correct one of them")
     return MLAConfig(
         heads=heads,
         kv_rank=r.count("kv_lora_rank", 1),
@@ -185,16 +187,19 @@ def _yarn(r: Reader) -> YarnConfig | None:
     kind = r.word("rope_type" if "rope_type" in r.data else "type")
     names = {k: v for k, v in r.data.items() if k not in ("rope_type", "type")}
     if r.data.get("type", kind) != kind:
-        raise r.wrong(f"says type={r.data['type']!r} and rope_type={kind!r}; remove one of them")
+        raise r.wrong(f"says type={str(r.data['type'])[:60]!r} and rope_type={kind!r}; "
+                      "remove one of them")
     if names.pop("partial_rotary_factor", 1.0) != 1.0 or kind not in ("default", "yarn"):
-        raise r.wrong(f"scales rotary frequencies by {kind!r}; dsjax has 'yarn' and 'default'")
+        raise r.wrong(f"scales rotary frequencies by {kind[:60]!r}; dsjax has 'yarn' and 'default'")
     if kind == "default":
         if names:
-            raise r.wrong(f"gives {sorted(names)} to rotary frequencies of the type 'default'")
+            raise r.wrong(f"gives {str(sorted(names))[:100]} to rotary frequencies of the type "
+                          "'default'; remove them")
         return None
     for name, value in names.items():
         if name not in YARN_NAMES or (name == "truncate" and value is not True):
-            raise r.wrong(f"has {name}={value!r} for YaRN, which dsjax does not compute")
+            raise r.wrong(f"has {name[:60]}={str(value)[:60]!r} for YaRN, which dsjax does not "
+                          "compute; remove it if it does not change the model")
     mscale, all_dim = _mscales(r)
     fast, slow = r.number("beta_fast", 0), r.number("beta_slow", 0)
     if not fast or not slow:
@@ -232,13 +237,16 @@ def _quantization(r: Reader) -> tuple[bool, bool]:
                 "activation_scheme": "dynamic"}
     for name, value in expected.items():
         if (found := given.pop(name, value)) != value:
-            raise r.wrong(f"is quantized with {name}={found!r}; dsjax reads {value!r} only")
+            raise r.wrong(f"is quantized with {name}={str(found)[:60]!r}; dsjax reads {value!r} "
+                          "only")
     form = given.pop("scale_fmt", None)
     if form not in (None, "float", "ue8m0"):
-        raise r.wrong(f"is quantized with scale_fmt={form!r}; dsjax reads 'ue8m0' and none")
+        raise r.wrong(f"is quantized with scale_fmt={str(form)[:60]!r}; dsjax reads "
+                      "'ue8m0' and none")
     given.pop("modules_to_not_convert", None)  # each tensor's dtype says so itself
     if any(v is not None for v in given.values()):
-        raise r.wrong(f"is quantized with {sorted(given)}, which dsjax does not know")
+        raise r.wrong(f"is quantized with {str(sorted(given))[:100]}, which dsjax does not know; "
+                      "remove them if they do not change the numbers")
     return True, form == "ue8m0"
 
 

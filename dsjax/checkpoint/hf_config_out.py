@@ -13,12 +13,15 @@ from dsjax.checkpoint.hf_attributes import (
     INERT,
     Json,
     Reader,
+    refuse_kinds,
     unaliased,
 )
 from dsjax.checkpoint.hf_config import alpha_of, loss_of, rope_of
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from dsjax.errors import UserError
+
+LIKE = "the config.json of the checkpoint to be like"
 
 
 def write(model: ModelConfig, dtype: str, quantized: str | None = None,
@@ -33,12 +36,13 @@ def write(model: ModelConfig, dtype: str, quantized: str | None = None,
     assert isinstance(a, MLAConfig), "placements() refused this"
     _refuse(model, a)
     family = "v2" if model.moe is not None and model.moe.score == "softmax" else "v3"
-    kept = unaliased(like or {}, "config.json")
-    if FAMILIES.get(str(kept.get("model_type")), family) != family:
+    kept = unaliased(like or {}, LIKE)
+    if FAMILIES.get(str(kept.get("model_type", f"deepseek_{family}"))) != family:
         raise UserError(
             f"the model is of the architecture deepseek_{family}, but the checkpoint to be like is "
-            f"{kept['model_type']}; give one of the same architecture"
+            f"{str(kept['model_type'])[:60]}; give one of the same architecture"
         )
+    refuse_kinds(Reader(kept, LIKE))
     made: Json = {
         "architectures": [f"Deepseek{family.upper()}ForCausalLM"],
         "model_type": f"deepseek_{family}",
@@ -46,7 +50,7 @@ def write(model: ModelConfig, dtype: str, quantized: str | None = None,
         "use_cache": True,
     }
     stale = {"dtype", "torch_dtype"}
-    if rope_of(Reader(kept, "config.json", DEFAULTS[family])) != model.rope:
+    if _rope_of(Reader(kept, LIKE, DEFAULTS[family])) != model.rope:
         stale.add("max_position_embeddings")  # a stretched model has another context
     made |= {k: v for k, v in kept.items() if k in INERT - stale}
     made |= {
@@ -82,6 +86,15 @@ def write(model: ModelConfig, dtype: str, quantized: str | None = None,
             "weight_block_size": [128, 128],
         } | ({"scale_fmt": "ue8m0"} if quantized == "ue8m0" else {})
     return dict(sorted(made.items()))
+
+
+def _rope_of(r: Reader) -> RopeConfig:
+    try:
+        return rope_of(r)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise r.wrong(f"describes no frequencies ({error})") from None
 
 
 def _refuse(model: ModelConfig, a: MLAConfig) -> None:

@@ -49,6 +49,8 @@ def checked(path: Path, folder: Path) -> int:
     if not Path(real).is_relative_to(home):
         raise UserError(f"{path} is a link to {real}, outside {home}, whose files alone are "
                         f"copied; {REMEDY}")
+    if not os.path.isfile(real):
+        raise UserError(f"{path} is no regular file; {REMEDY}")
     try:
         with open(real, "rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -106,7 +107,7 @@ def _words(run: Path, made: Path) -> Like | None:
 
     path = run / "tokenizer.json"
     kept = store.tokenizer_of(run) if (run / "checkpoints").is_dir() else None
-    if not path.is_file():
+    if not os.path.lexists(path):
         if kept is not None:
             say(f"{run} has no tokenizer.json: none is written")
         return None
