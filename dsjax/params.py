@@ -89,6 +89,13 @@ def paths(tree: Tree) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in flat]
 
 
+def key_of(seed: int) -> Array:
+    """The random key of a seed from 0 to 2^63 - 1: `jax.random.key`, which reads 32 bits, and no
+    seed like another where there are more."""
+    key = jax.random.key(seed % 2**32)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
 def init(specs: Tree, key: Array, std: float, dtype: jnp.dtype = jnp.float32) -> Tree:
     """Draw start values; each leaf's keys come from its name, so adding a leaf moves no other.
 

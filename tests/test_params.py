@@ -96,3 +96,11 @@ def test_names_are_the_papers_and_absent_parts_have_none():
 def test_a_spec_without_an_axis_for_every_dim_is_refused():
     with pytest.raises(AssertionError, match="differ in length"):
         Spec((3, 2), ("embed",))
+
+
+def test_every_seed_is_a_key_of_its_own_and_small_ones_are_as_they_were():
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**62 + 1, 2**63 - 1]
+    keys = {tuple(jax.random.key_data(params.key_of(seed)).tolist()) for seed in seeds}
+    assert len(keys) == len(seeds)
+    for seed in seeds[:3]:
+        assert (params.key_of(seed) == jax.random.key(seed)).all()

@@ -132,11 +132,12 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from dsjax.model.loss import Batch
+    from dsjax.params import key_of
     from dsjax.train import metrics, platform, state, step
 
     rows, length = run_config.train.batch, run_config.train.length
     backend = platform.choose_backend(run_config)
-    key = jax.random.key(args.seed)
+    key = key_of(args.seed)
     tokens = jax.random.randint(key, (rows, length + 1), 0, run_config.model.vocab)
     batch = Batch(tokens, jnp.ones_like(tokens), jnp.ones(tokens.shape, jnp.float32))
     held = jax.jit(lambda k: state.init(run_config, k))(key)
@@ -171,15 +172,15 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
 
 def decode(args: Bench) -> dict[str, Any]:
     """Time greedy decoding from a latent cache of `seq` tokens."""
-    import jax
 
     from dsjax.infer.bench import decode_bench
     from dsjax.infer.decode import decoding
     from dsjax.model import transformer
+    from dsjax.params import key_of
     from dsjax.train import platform
 
     run_config = shape_run(args)
-    params = transformer.init(run_config.model, jax.random.key(args.seed))
+    params = transformer.init(run_config.model, key_of(args.seed))
     batch, context = args.batch or 1, args.seq or 512
     backend = decoding(platform.choose_backend(run_config))
     found = decode_bench(params, run_config.model, batch, context, args.steps or 64,

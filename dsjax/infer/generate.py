@@ -27,6 +27,7 @@ from dsjax.layers.backend import HIGH, Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import products as numerics
+from dsjax.params import key_of
 from dsjax.plan import fit
 
 STEPS = 8  # passes of one program: a terminal still looks live, and dispatch is paid once
@@ -244,7 +245,7 @@ def _inputs(prompts: Sequence[Sequence[int]], seed: int) -> tuple[Array, Array, 
     tokens = np.zeros((len(prompts), max(16, 1 << (max(lengths) - 1).bit_length())), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_of(seed), jnp.arange(len(prompts)))
     return jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys
 
 

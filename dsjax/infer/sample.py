@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dsjax.config.fields import MOST, shown
+from dsjax.config.fields import MOST, seed_in_range, shown
 from dsjax.errors import UserError
 from dsjax.numerics.wide import wide
 
@@ -59,6 +59,7 @@ class Sampling:
         if self.max_new > MOST:
             raise UserError(f"max_new={shown(self.max_new)} is more than any machine has room for; "
                             f"use at most {MOST}")
+        seed_in_range(self.seed, "seed=")
         if self.vocab is not None and self.vocab < 1:
             raise UserError(f"vocab={self.vocab} leaves no token to choose; use at least 1")
 

@@ -144,7 +144,7 @@ def abstract(run: RunConfig, mesh: Mesh | None) -> TrainState:
 def init(run: RunConfig, mesh: Mesh | None) -> TrainState:
     """Draw the start of a run, each leaf where it rests: the same numbers on every layout."""
     where = None if mesh is None else state_shardings(run, mesh)
-    return jax.jit(lambda key: state.init(run, key), out_shardings=where)(jax.random.key(run.seed))
+    return jax.jit(lambda key: state.init(run, key), out_shardings=where)(params.key_of(run.seed))
 
 
 def begin(run: RunConfig, start: TransformerParams, mesh: Mesh | None) -> TrainState:

@@ -165,7 +165,8 @@ def test_a_model_that_says_nothing_is_refused_and_no_token_is_made_up(temperatur
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("temperature", math.nan), ("temperature", math.inf), ("top_p", math.nan), ("top_p", -1e-46)])
+    ("temperature", math.nan), ("temperature", math.inf), ("top_p", math.nan), ("top_p", -1e-46),
+    ("seed", -1), ("seed", 2**63)])
 def test_no_number_is_refused_as_a_law(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         Sampling(**{field: value})
