@@ -11,6 +11,7 @@ import difflib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -109,7 +110,8 @@ def _interrupted() -> int:
 def _refused(error: Exception, why: str) -> int:
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
-    say(f"dsjax: {why}")
+    short = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", why)
+    say(f"dsjax: {short}")
     return 2
 
 

@@ -117,7 +117,7 @@ def _find(path_or_name: str) -> Path:
             raise UserError(f"{given} is not a config; give a .py file with config(), or the "
                             "folder of a run")
     except OSError as error:
-        raise UserError(f"{path_or_name[:200]!r} cannot be read ({cause(error)}); give a config "
+        raise UserError(f"{path_or_name!r} cannot be read ({cause(error)}); give a config "
                         "that can be") from None
     known = [str(p) for p in sorted(given.parent.glob("*.py"))] if is_path else names()
     mean = did_you_mean(str(given) if is_path else stem, known)

@@ -235,7 +235,7 @@ def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sampling
     if draft and not cfg.mtp_depth:
         raise UserError(
             "drafting needs an MTP module, but the model has mtp_depth=0; "
-            "generate without drafting or train with mtp_depth=1"
+            "leave --draft out, or train with --model.mtp-depth 1"
         )
 
 

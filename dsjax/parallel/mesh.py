@@ -30,6 +30,7 @@ from dsjax.errors import UserError
 PIPE, DATA, FSDP, NODE, EXPERT = "pipe", "data", "fsdp", "node", "expert"
 AXES = (DATA, FSDP, NODE, EXPERT)
 EXPERTS = (NODE, EXPERT)
+SIZES = "--parallel.pipe, --parallel.data, --parallel.fsdp and --parallel.expert"
 
 
 def make_mesh(layout: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -39,14 +40,17 @@ def make_mesh(layout: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     """
     found = list(jax.devices() if devices is None else devices)
     if layout.devices > len(found):
+        makes = ""
+        if devices is None and jax.process_count() == 1 and found[0].platform == "cpu":
+            makes = f"--devices {layout.devices} makes so many of this CPU, to try it; or "
         raise UserError(
             f"the layout {layout} needs {layout.devices} devices and there are {len(found)}; "
-            f"choose sizes whose product is at most {len(found)}"
+            f"{makes}choose {SIZES} whose product is at most {len(found)}"
         )
     if devices is None and jax.process_count() > 1 and layout.devices != len(found):
         raise UserError(
             f"the layout {layout} leaves devices of {jax.process_count()} processes idle; choose "
-            f"--parallel.data, .fsdp and .expert whose product is {len(found)}"
+            f"{SIZES} whose product is {len(found)}"
         )
     shape: tuple[int, ...] = (
         layout.data, layout.fsdp, layout.expert_nodes, layout.expert // layout.expert_nodes,
@@ -68,7 +72,8 @@ def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
           microbatches: int) -> None:
     """Refuse a layout that a run does not divide over. rows: every batch size the run has."""
     if layout.expert > 1 and model.moe is None:
-        raise UserError(f"the model has no experts to share over expert={layout.expert}; use 1")
+        raise UserError("the model has no experts to share over --parallel.expert "
+                        f"{layout.expert}; use 1")
     if model.moe is not None and model.moe.experts % layout.expert:
         raise UserError(
             f"{model.moe.experts} experts do not divide over --parallel.expert {layout.expert}; "
@@ -76,8 +81,8 @@ def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
         )
     if model.d_model % layout.fsdp:
         raise UserError(
-            f"d_model={model.d_model} does not divide over --parallel.fsdp {layout.fsdp}; choose "
-            f"from {choices(model.d_model, layout.fsdp)}"
+            f"--model.d-model {model.d_model} does not divide over --parallel.fsdp {layout.fsdp}; "
+            f"choose from {choices(model.d_model, layout.fsdp)}"
         )
     share = layout.row_devices * microbatches
     for batch in rows:

@@ -59,7 +59,7 @@ def build(name: str, ranks: int, microbatches: int, *, chunks: int | None = None
     if name != "interleaved":
         raise UserError(
             f"chunks={chunks} was given, but {name} fixes the stages a rank; "
-            "leave chunks out or choose schedule interleaved"
+            "leave --chunks out or choose the schedule interleaved"
         )
     return interleaved(ranks, microbatches, chunks)
 

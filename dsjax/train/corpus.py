@@ -90,7 +90,8 @@ def texts(run: RunConfig, say: Callable[[str], None] = lambda sentence: None
         return documents, others
     if data.heldout_fraction == 0:
         raise UserError(
-            "data.heldout_fraction=0 leaves nothing to evaluate on; name data.heldout or use 0.03"
+            "--data.heldout-fraction 0 leaves nothing to evaluate on; name --data.heldout, or use "
+            "0.03"
         )
     return sources.split(documents, data.heldout_fraction)
 
@@ -107,7 +108,7 @@ def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, Tok
     data = run.data
     if data.heldout is None or not shards.exist(data.heldout):
         raise UserError(
-            f"data.train={data.train} is a folder of shards, so data.heldout must be one too; "
+            f"--data.train {data.train} is a folder of shards, so --data.heldout must be one too; "
             f"it is {data.heldout}; prepare both with `dsjax data`"
         )
     assert data.train is not None, "shards are named by data.train"

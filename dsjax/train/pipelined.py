@@ -58,8 +58,9 @@ def check(run: RunConfig) -> None:
     moe = run.model.moe
     if moe is not None and moe.capacity_factor is not None and run.parallel.row_devices > 1:
         raise UserError(
-            f"moe.capacity-factor={moe.capacity_factor} is of a microbatch's tokens, and each of "
-            f"the {run.parallel.row_devices} devices of a pipeline's rank sees its own rows alone; "
+            f"--model.moe.capacity-factor {moe.capacity_factor} is of a microbatch's tokens, and "
+            f"each of the {run.parallel.row_devices} devices of a pipeline's rank sees its own "
+            "rows alone; "
             "choose --model.moe.capacity-factor None, or --parallel.data, .fsdp and .expert 1"
         )
     compile_schedule(run)

@@ -73,7 +73,7 @@ def fp8_operands(place: PlaceConfig, device: jax.Device) -> Operands:
     elif "7x" in device.device_kind:
         kernel = "tpu"
     if place.fp8 == "kernel" and kernel is None:
-        raise UserError(f"place.fp8=kernel is for Hopper GPUs and TPU7x, and this is "
+        raise UserError(f"--place.fp8 kernel is for Hopper GPUs and TPU7x, and this is "
                         f"{device.device_kind}; use auto, codes or values")
     if place.fp8 in ("codes", "values"):
         return place.fp8

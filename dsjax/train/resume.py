@@ -95,7 +95,8 @@ def refuse_another(run: RunConfig, out: Path) -> None:
         again = ["dsjax", "train", str(out), "--place.out", f"{out}-trained"]
         raise UserError(NO_OPTIMIZER.format(out=out, command=shlex.join(again)))
     if not run.place.resume:
-        raise UserError(f"{out} already holds a run; name another --place.out or resume it")
+        raise UserError(f"{out} already holds a run; name another --place.out, or go on with it: "
+                        "leave --place.no-resume out")
     for part in IDENTITY:
         said = difference(getattr(kept, part), getattr(run, part), part)
         if said is not None:

@@ -69,7 +69,7 @@ def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixtu
     assert main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
     others = {"__init__", "main", "arguments", "streams", "tune", "bench_gemm", "bench_layouts",
-              "show_loads", "devices"}
+              "show_loads", "show_bytes", "devices"}
     files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
     assert set(listed) == files
 
@@ -215,3 +215,12 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch) -> None:
     monkeypatch.setattr(command, "_run", work)
     with pytest.raises(TypeError, match="a fault of ours"):
         main(["train"])
+
+
+def test_a_word_that_would_fill_a_page_is_cut(capsys) -> None:
+    for argv in (["x" * 5000], ["show", "x" * 5000], ["generate", "x" * 5000],
+                 ["bench", "x" * 5000]):
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert "x..." in said
+        assert len(said) < 600
