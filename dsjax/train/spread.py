@@ -42,7 +42,8 @@ def open_mesh(run: RunConfig) -> Mesh | None:
 
 
 def check(run: RunConfig) -> None:
-    """Refuse a run that does not divide over its layout."""
+    """Refuse a run that does not divide over its layout, or parts of which could never learn."""
+    _check_learning(run)
     rows = [run.train.batch]
     if run.train.batch_start is not None:
         rows += [run.train.batch_start, run.train.batch_multiple]
@@ -51,6 +52,23 @@ def check(run: RunConfig) -> None:
         _check_halves(run, rows)
     if run.parallel.pipe > 1:
         pipelined.check(run)
+
+
+def _check_learning(run: RunConfig) -> None:
+    """Refuse modules without a target and losses without a gradient."""
+    depth, length, moe = run.model.mtp_depth, run.train.length, run.model.moe
+    if depth >= length:
+        raise UserError(
+            f"MTP module {depth} predicts the token {depth + 1} ahead, and rows of {length} tokens "
+            f"hold none: it would never learn; use --train.length {depth + 1} or more, or "
+            f"--model.mtp-depth {length - 1} or less"
+        )
+    if run.loss.device_balance and moe is not None and moe.groups == 1:
+        raise UserError(
+            f"--loss.device-balance {run.loss.device_balance} balances groups of experts, and of "
+            "one group it is a constant without a gradient; use --model.moe.groups 2 or more, or "
+            "--loss.device-balance 0"
+        )
 
 
 def _check_halves(run: RunConfig, rows: list[int]) -> None:

@@ -58,3 +58,19 @@ def test_an_mtp_module_costs_a_layer_its_projection_and_the_head():
     extra = training_flops(cfg, 256) - count(cfg, 256).flops_per_token
     assert extra > 6 * cfg.d_model * cfg.vocab
     assert extra < count(cfg, 256).flops_per_token
+
+
+@pytest.mark.parametrize("length", [1, 7, 256])
+def test_training_flops_are_those_of_every_product_also_in_short_rows(length):
+    """By hand, of tiny: 6 FLOPs for each number that a token meets but the look-up's, and 6 for
+    each channel of score and value and half the row's keys; a module is a layer more."""
+    d, vocab, heads, channels = 256, 4096, 4, 48 + 32
+    norms = 128 + 64  # of the latents
+    attention = d * 128 + 128 * 4 * 48 + d * 80 + 64 * 4 * 64 + 4 * 32 * d + norms
+    mixture = 5 * 3 * d * 128 + d * 16 + 16  # four of 16 experts and the shared one, the router
+    dense = 3 * d * 768
+    layer = attention + 2 * d
+    main = 4 * layer + dense + 3 * mixture + d + vocab * d
+    module = layer + mixture + 3 * d + 2 * d * d + vocab * d
+    keys = 5 * heads * channels * length / 2
+    assert training_flops(model("tiny"), length) == 6 * (main + module + keys)

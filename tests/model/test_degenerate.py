@@ -122,7 +122,8 @@ HUGE = (2**31, 10**15, 10**30, 10**5000)
     (SMALLEST, "mtp_depth"), (MOE, "experts"), (MOE, "expert_dim"), (MOE, "shared_experts"),
     (MOE, "groups"), (MLA, "heads"), (MLA, "kv_rank"), (YarnConfig(), "original_length")])
 def test_a_size_that_no_machine_has_is_refused_at_once(good, field, size):
-    with pytest.raises(ValueError, match=f"{field}=.* more than any machine has") as caught:
+    said = f"{field}=.* (more than any machine has|more than 63 bits)"
+    with pytest.raises(ValueError, match=said) as caught:
         dataclasses.replace(good, **{field: size})
     assert len(str(caught.value)) < 200
 

@@ -80,3 +80,14 @@ def test_every_size_of_a_batch_ramp_must_divide(tmp_path, text):
     run = dataclasses.replace(run, train=train, parallel=ParallelConfig(data=4))
     with pytest.raises(UserError, match=r"a batch of 2 rows does not divide over 4 devices"):
         spread.open_mesh(run)
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--train.length", "1"], "rows of 1 tokens hold none.*--train.length 2 or more"),
+    (["--model.mtp-depth", "16"], "MTP module 16 .*--model.mtp-depth 15 or less"),
+    (["--loss.device-balance", "0.05", "--model.moe.groups", "1", "--model.moe.groups-per-token",
+      "1"], "constant without a gradient.*--loss.device-balance 0"),
+])
+def test_parts_that_could_never_learn_are_refused(flags, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        spread.check(override(small_run(tmp_path, tmp_path), flags))
