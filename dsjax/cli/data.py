@@ -19,7 +19,7 @@ import tyro
 
 from dsjax import disk
 from dsjax.config.fields import seed_in_range
-from dsjax.data import pack, shards, shards_write, sources, tokenizer
+from dsjax.data import pack, shards, sources, tokenizer
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.data.tokenizer_file import MOST_IDS
 from dsjax.errors import UserError, printable, say
@@ -81,7 +81,7 @@ def main(args: Data) -> int:
         with _progress(size) as tell:
             _write(args, folders, words, tell)
         if left_over is not None:
-            shards_write.remove(left_over)
+            shards.remove(left_over)
     summary: dict[str, Any] = {name: _summary(folder, words) for name, folder in folders.items()}
     summary["seconds"] = round(time.perf_counter() - start, 2)
     _print({**summary, "next": _next(folders, words)}, is_json=args.json)
@@ -153,7 +153,7 @@ def _pieces(args: Data, tell: Tell = lambda read, tokens: None,
 
 
 def _write(args: Data, folders: dict[str, Path], words: Tokenizer, tell: Tell) -> None:
-    with shards_write.writing(folders, words, shard_tokens=args.shard_tokens,
+    with shards.writing(folders, words, shard_tokens=args.shard_tokens,
                               is_overwriting=args.overwrite) as writers:
         documents = 0
         for batch in _batches(_pieces(args, tell, say)):

@@ -3,36 +3,43 @@
 The files in order are one stream: the end token, then every document followed by the end token (the
 leading one makes the first token of the first document a target too). `documents-*.bin` holds, for
 each file, where its documents start (uint64, in tokens of that file). The tokenizer lies beside
-them as tokenizer.json. `shards_write` makes them; a folder with an index is whole.
+them as tokenizer.json. A folder with an index is whole; `shards_index` checks what it says.
 
-An index may come from elsewhere, so nothing in it is believed: kinds, counts, sizes, names and
-dtypes are held against the files, and ids against the vocabulary: all of them on opening where
-there are at most `CHECKED` in a file (a tenth of a second), and in any case those that are read.
+New files are written beside the old ones and exchanged at the end, or nothing is left of them: data
+files get names that the folder does not have yet, and the index, which says what belongs to the
+folder, is replaced last; only then are the files of the index before it removed. A process that is
+killed leaves files that no index names; the next removes them.
 
 Limits: documents do not span files; byte order is little-endian.
 """
 
+import contextlib
 import os
-import stat
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from dsjax import disk
+from dsjax.data import shards_index
+from dsjax.data.shards_index import FORMAT, INDEX, TOKENIZER
 from dsjax.data.tokenizer import Tokenizer
+from dsjax.data.tokenizer_settings import GENERATION, SETTINGS
 from dsjax.errors import UserError
 
-FORMAT = "dsjax tokens 1"
-INDEX = "index.json"
-TOKENIZER = "tokenizer.json"
 PARTS = ("train", "heldout")
 """Folders that `dsjax data` writes into its --out."""
-CHECKED = 2**27
-REMEDY = "prepare it again with `dsjax data`"
-_INDEX_BYTES = 64 << 20
-_DTYPES = ("<u2", "<u4")
+SHARD_TOKENS = 2**28
+_SMALL = (SETTINGS, GENERATION, TOKENIZER, INDEX)
+_DATA = re.compile(r"(?:tokens|documents)(?:-\d+)?-\d{5,}\.bin|\.(?:tokens|documents)-.*\.part")
+_STAGE = re.compile(r"\.new\.\d+")
+
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Shards:
         for file in self.files:
             if start < base + len(file) and stop > base:
                 part = file[max(start - base, 0) : stop - base]
-                _check_ids(part, self.vocab, self.folder)
+                shards_index.check_ids(part, self.vocab, self.folder)
                 parts.append(part)
             base += len(file)
         return np.concatenate(parts)[::step] if parts else np.zeros(0, self.files[0].dtype)
@@ -73,9 +80,9 @@ class Shards:
                 start = int(starts[number])
                 stop = int(starts[number + 1]) if number + 1 < len(starts) else len(file)
                 if not start < stop <= len(file):
-                    raise _broken(self.folder, f"a document from {start:,} to {stop:,}")
+                    raise shards_index.broken(self.folder, f"a document from {start:,} to {stop:,}")
                 document = file[start : stop - 1]
-                _check_ids(document, self.vocab, self.folder)
+                shards_index.check_ids(document, self.vocab, self.folder)
                 return document
             number -= len(starts)
         raise IndexError(f"document {number} past the end of {self.folder}")
@@ -94,105 +101,177 @@ def part(folder: str | Path, name: str) -> Path:
 
 def read(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
     """Open the shards in `folder`; with `tokenizer`, refuse shards made with another."""
-    folder = Path(folder)
-    index = disk.read_object(folder / INDEX, REMEDY, _INDEX_BYTES)
-    if index.get("format") != FORMAT:
-        raise _broken(folder, f"the format {str(index.get('format'))[:40]!r}, not {FORMAT!r}")
-    if index.get("dtype") not in _DTYPES:
-        raise _broken(folder, f"the dtype {str(index.get('dtype'))[:40]!r}, not one of {_DTYPES}")
-    dtype = np.dtype(index["dtype"])
-    vocab = _count(folder, index, "vocab", 1, 2 ** (8 * dtype.itemsize))
-    end_id = _count(folder, index, "end_id", 0, vocab - 1)
-    fingerprint = index.get("tokenizer")
-    if not isinstance(fingerprint, str):
-        raise _broken(folder, "no fingerprint of a tokenizer")
-    if tokenizer is not None:
-        _match(folder, tokenizer, fingerprint, vocab, end_id)
-    listed = index.get("shards")
-    if not isinstance(listed, list) or not listed:
-        raise _broken(folder, "no list of shards")
-    opened = [_open(folder, shard, dtype) for shard in listed]
-    for tokens, starts in opened:
-        if len(tokens) <= CHECKED:
-            _check_ids(tokens, vocab, folder)
-        if len(starts) <= CHECKED:
-            _check_starts(starts, len(tokens), folder)
-    return Shards(
-        folder=folder,
-        vocab=vocab,
-        fingerprint=fingerprint,
-        end_id=end_id,
-        text_bytes=sum(_count(folder, shard, "text_bytes", 0, 2**60) for shard in listed),
-        files=tuple(tokens for tokens, _ in opened),
-        document_starts=tuple(starts for _, starts in opened),
-    )
+    opened = shards_index.read(Path(folder), tokenizer)
+    return Shards(folder=Path(folder), **vars(opened))
 
 
-def _match(folder: Path, tokenizer: Tokenizer, fingerprint: str, vocab: int, end_id: int) -> None:
-    """Refuse shards of another tokenizer than the one at hand."""
-    if not tokenizer.has_fingerprint(fingerprint):
-        raise UserError(
-            f"{folder} was made with tokenizer {fingerprint}, not {tokenizer.fingerprint}; "
-            "use the tokenizer.json written beside it"
-        )
-    if vocab != tokenizer.vocab:
-        raise UserError(f"{folder} was made with {vocab:,} ids, but its tokenizer has "
-                        f"{tokenizer.vocab:,}; {REMEDY}")
-    if end_id != tokenizer.end_id:
-        name = tokenizer.core.id_to_token(end_id)
-        raise UserError(f"{folder} ends its documents with {name} (id {end_id}), but the tokenizer "
-                        f"says {tokenizer.core.id_to_token(tokenizer.end_id)} (id "
-                        f"{tokenizer.end_id}); name the end token with --data.end-token, or "
-                        f"{REMEDY}")
+class Writer:
+    """Writes shards into a folder as documents come; use as a context, which closes the index.
+
+    with Writer(folder, tokenizer) as writer: writer.add(ids, text_bytes)
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        *,
+        shard_tokens: int = SHARD_TOKENS,
+        is_overwriting: bool = False,
+    ):
+        self._folder = Path(folder)
+        if shard_tokens < 1:
+            raise UserError(f"--shard-tokens {shard_tokens} makes no files; use at least 1")
+        if exist(folder) and not is_overwriting:
+            raise UserError(f"{folder} holds shards; choose another --out, or use --overwrite")
+        self._stage, self._is_committed = self._folder / f".new.{os.getpid()}", False
+        self._made = [p for p in (self._folder, *self._folder.parents) if not os.path.lexists(p)]
+        disk.make_folder(self._folder, "name another --out")
+        if not exist(folder):
+            _remove(self._folder, keep=set())
+        self._stem = _free_stem(self._folder)
+        self._tokenizer, self._limit = tokenizer, shard_tokens
+        self._dtype = np.dtype("<u2" if tokenizer.vocab <= 2**16 else "<u4")
+        self._shards: list[dict[str, Any]] = []
+        self._pieces: list[np.ndarray] = [np.array([tokenizer.end_id], self._dtype)]
+        self._starts: list[int] = []
+        self._size, self._text_bytes = 1, 0
+
+    def add(self, ids: Sequence[int] | np.ndarray, text_bytes: int) -> None:
+        """Append one document (without end token) that stands for `text_bytes` bytes of text."""
+        if self._size > self._limit:
+            self._flush()
+        document = np.append(np.asarray(ids, np.int64), self._tokenizer.end_id)
+        if document.min() < 0 or document.max() >= self._tokenizer.vocab:
+            raise ValueError(f"ids outside [0, {self._tokenizer.vocab}) of the tokenizer")
+        self._starts.append(self._size)
+        self._pieces.append(document.astype(self._dtype))
+        self._size += len(document)
+        self._text_bytes += text_bytes
+
+    def finish(self) -> None:
+        """Write what is left; the folder is still what it was."""
+        if self._starts:
+            self._flush()
+        if not self._shards:
+            raise UserError(f"no documents to write into {self._folder}; give more text")
+        index = {
+            "format": FORMAT,
+            "dtype": self._dtype.str,
+            "vocab": self._tokenizer.vocab,
+            "tokenizer": self._tokenizer.fingerprint,
+            "end_id": self._tokenizer.end_id,
+            "shards": self._shards,
+        }
+        disk.make_folder(self._stage, "name another --out")
+        self._tokenizer.save(self._stage / TOKENIZER)
+        disk.write_json(self._stage / INDEX, index)
+
+    def commit(self) -> None:
+        """Make the new shards those of the folder, and remove the old ones; takes no room."""
+        try:
+            for name in _SMALL:  # the index last
+                if (self._stage / name).exists():
+                    os.replace(self._stage / name, self._folder / name)
+                else:
+                    (self._folder / name).unlink(missing_ok=True)
+            self._is_committed = True
+            _remove(self._folder, keep=self._names())
+        except OSError as error:
+            raise UserError(f"the shards in {self._folder} cannot be exchanged "
+                            f"({disk.cause(error)}); name another --out") from None
+
+    def abort(self) -> None:
+        """Take away what was written, and the folders made for it, where it is not committed."""
+        if self._is_committed:
+            return
+        shutil.rmtree(self._stage, ignore_errors=True)
+        for name in self._names():
+            (self._folder / name).unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.finish()
+            self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _names(self) -> set[str]:
+        return {shard[f"{kind}_file"] for shard in self._shards for kind in ("tokens", "documents")}
+
+    def _flush(self) -> None:
+        number = f"{self._stem}{len(self._shards):05d}.bin"
+        shard: dict[str, Any] = {
+            "tokens_file": f"tokens-{number}",
+            "documents_file": f"documents-{number}",
+            "tokens": self._size,
+            "documents": len(self._starts),
+            "text_bytes": self._text_bytes,
+        }
+        self._shards.append(shard)  # before it is written, so that a failure takes it away
+        disk.write_whole(self._folder / shard["tokens_file"], np.concatenate(self._pieces).data)
+        starts = np.array(self._starts, "<u8")
+        disk.write_whole(self._folder / shard["documents_file"], starts.data)
+        self._pieces, self._starts, self._size, self._text_bytes = [], [], 0, 0
 
 
-def _count(folder: Path, of: Any, name: str, least: int, most: int) -> int:
-    """A whole number of an index, within bounds."""
-    value = of.get(name) if isinstance(of, dict) else None
-    if type(value) is not int or not least <= value <= most:
-        raise _broken(folder, f"{str(value)[:40]} as {name}, which is a whole number from {least} "
-                              f"to {most:,}")
-    return value
-
-
-def _open(folder: Path, shard: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Memory maps of the tokens and the starts of documents of one shard."""
-    documents = _count(folder, shard, "documents", 1, 2**48)
-    tokens = _count(folder, shard, "tokens", documents, 2**48)
-    return (
-        _map(folder, shard.get("tokens_file"), dtype, tokens),
-        _map(folder, shard.get("documents_file"), np.dtype("<u8"), documents),
-    )
-
-
-def _map(folder: Path, name: Any, dtype: np.dtype, count: int) -> np.ndarray:
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise _broken(folder, f"{str(name)[:60]!r} as a file, which must lie in the folder itself")
-    path, expected = folder / name, count * dtype.itemsize
+@contextmanager
+def writing(
+    folders: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    is_overwriting: bool = False,
+) -> Iterator[dict[str, Writer]]:
+    """A writer a folder; all are exchanged when all are written, or none is."""
+    writers: dict[str, Writer] = {}
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{path} is no regular file; {REMEDY}")
-        if found.st_size != expected:
-            raise UserError(f"{path} has {found.st_size:,} bytes where its index says "
-                            f"{expected:,}; {REMEDY}")
-        return np.memmap(path, dtype, "r")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {REMEDY}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({disk.cause(error)}); {REMEDY}") from None
+        for name, folder in folders.items():
+            writers[name] = Writer(folder, tokenizer, shard_tokens=shard_tokens,
+                                   is_overwriting=is_overwriting)
+        yield writers
+        for writer in writers.values():
+            writer.finish()
+        for writer in writers.values():
+            writer.commit()
+    except BaseException:
+        for writer in writers.values():
+            writer.abort()
+        raise
 
 
-def _check_ids(ids: np.ndarray, vocab: int, folder: Path) -> None:
-    if vocab < 2 ** (8 * ids.dtype.itemsize) and ids.size and (most := int(ids.max())) >= vocab:
-        raise UserError(f"{folder} holds the id {most:,}, outside its vocabulary of {vocab:,}; "
-                        f"{REMEDY}")
+def remove(folder: str | Path) -> None:
+    """Delete the shards in `folder`, finished or not, index first, and nothing else."""
+    (Path(folder) / INDEX).unlink(missing_ok=True)
+    _remove(Path(folder), keep=set())
 
 
-def _check_starts(starts: np.ndarray, tokens: int, folder: Path) -> None:
-    if int(starts[-1]) >= tokens or bool((starts[1:] <= starts[:-1]).any()):
-        raise _broken(folder, f"starts of documents that are not in order within {tokens:,} tokens")
+def _remove(folder: Path, keep: set[str]) -> None:
+    """Delete data files that no index names, and what a killed process staged."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _DATA.fullmatch(path.name) and path.name not in keep:
+            path.unlink()
+        elif _STAGE.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
 
 
-def _broken(folder: Path, what: str) -> UserError:
-    return UserError(f"{folder / INDEX} is no shard index: it has {what}; {REMEDY}")
+def _free_stem(folder: Path) -> str:
+    """What stands before the number in names of data files, so that none is there already."""
+    there = {path.name.split("-")[1] for path in folder.glob("tokens-*-*.bin")}
+    if not any(folder.glob("tokens-?????.bin")):
+        return ""
+    return next(f"{n}-" for n in range(1, len(there) + 2) if str(n) not in there)

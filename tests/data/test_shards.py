@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.data import pack, shards, shards_write
+from dsjax.data import pack, shards
 from dsjax.data import tokenizer as tok
 from dsjax.errors import UserError
 
@@ -21,7 +21,7 @@ def files(folder):
 
 
 def write(folder, documents=DOCUMENTS, tokenizer=BPE, **options):
-    with shards_write.Writer(folder, tokenizer, **options) as writer:
+    with shards.Writer(folder, tokenizer, **options) as writer:
         for document in documents:
             writer.add(document, 2 * len(document))
     return shards.read(folder, tokenizer)
@@ -100,7 +100,7 @@ def test_an_interrupted_writing_leaves_the_old_whole_and_nothing_stale(tmp_path)
         write(tmp_path)
 
     def break_off():
-        with shards_write.Writer(tmp_path, BPE, shard_tokens=3, is_overwriting=True) as writer:
+        with shards.Writer(tmp_path, BPE, shard_tokens=3, is_overwriting=True) as writer:
             writer.add([1, 2, 3, 4], 4)
             writer.add([5], 1)
             raise KeyboardInterrupt
@@ -108,7 +108,7 @@ def test_an_interrupted_writing_leaves_the_old_whole_and_nothing_stale(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         break_off()
     assert files(tmp_path) == before
-    shards_write.remove(tmp_path)
+    shards.remove(tmp_path)
     assert not shards.exist(tmp_path)
     assert write(tmp_path).documents == len(DOCUMENTS)
     names = ["documents-00000.bin", "index.json", "tokenizer.json", "tokens-00000.bin"]

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from dsjax.data import pack, shards, shards_write
+from dsjax.data import pack, shards, shards_index
 from dsjax.data import tokenizer as tok
 from dsjax.errors import UserError
 
@@ -17,7 +17,7 @@ DOCUMENTS = [[5, 6, 7], [], [200] * 20, [9]]
 
 @pytest.fixture
 def folder(tmp_path):
-    with shards_write.Writer(tmp_path, BPE, shard_tokens=7) as writer:
+    with shards.Writer(tmp_path, BPE, shard_tokens=7) as writer:
         for document in DOCUMENTS:
             writer.add(document, 2 * len(document))
     return tmp_path
@@ -113,7 +113,7 @@ def test_ids_outside_the_vocabulary_are_never_handed_out(folder, monkeypatch):
     overwritten(folder, "tokens-00000.bin", 3, 60_000, "<u2")
     with pytest.raises(UserError, match=r"the id 60,000, outside its vocabulary of 260"):
         shards.read(folder)
-    monkeypatch.setattr(shards, "CHECKED", 2)  # too many to look at on opening
+    monkeypatch.setattr(shards_index, "CHECKED", 2)  # too many to look at on opening
     read = shards.read(folder, BPE)
     rows = pack.concat(read, 3, read.end_id)
     with pytest.raises(UserError, match="the id 60,000"):
@@ -127,7 +127,7 @@ def test_starts_of_documents_lie_in_order_inside_their_file(folder, monkeypatch)
     overwritten(folder, "documents-00001.bin", 0, 2**63, "<u8")
     with pytest.raises(UserError, match="starts of documents"):
         shards.read(folder)
-    monkeypatch.setattr(shards, "CHECKED", 0)
+    monkeypatch.setattr(shards_index, "CHECKED", 0)
     read = shards.read(folder)
     with pytest.raises(UserError, match="a document from 9,223"):
         read.document(len(read.document_starts[0]))
@@ -135,7 +135,7 @@ def test_starts_of_documents_lie_in_order_inside_their_file(folder, monkeypatch)
 
 def test_the_folder_above_both_parts_is_understood(tmp_path):
     for name in shards.PARTS:
-        with shards_write.Writer(tmp_path / name, BPE) as writer:
+        with shards.Writer(tmp_path / name, BPE) as writer:
             writer.add([1, 2], 2)
     assert shards.part(tmp_path, "train") == tmp_path / "train"
     assert shards.part(tmp_path, "heldout") == tmp_path / "heldout"

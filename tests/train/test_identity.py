@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsjax.checkpoint.store import Store
-from dsjax.data import shards, shards_write, tokenizer
+from dsjax.data import shards, tokenizer
 from dsjax.errors import UserError
 from dsjax.train import identity
 from dsjax.train.corpus import prepare
@@ -101,7 +101,7 @@ def test_a_start_without_tokenizer_wants_one_named(started, other):
 def test_shards_of_another_tokenizer_are_no_text_for_a_start(started, run, tmp_path):
     words = read(run).tokenizer
     for part in ("train", "heldout"):
-        with shards_write.Writer(tmp_path / part, words) as writer:
+        with shards.Writer(tmp_path / part, words) as writer:
             writer.add(words.encode(text()), 1)
     there = changed(started, train=str(tmp_path / "train"), heldout=str(tmp_path / "heldout"))
     with pytest.raises(UserError, match=r"not the tokenizer.*dsjax data --tokenizer"):
@@ -156,7 +156,7 @@ def test_shards_that_were_exchanged_are_refused(run, other, tmp_path):
 
     def write(seed):
         for part, offset in (("train", 0), ("heldout", 9)):
-            with shards_write.Writer(tmp_path / part, words, is_overwriting=True) as writer:
+            with shards.Writer(tmp_path / part, words, is_overwriting=True) as writer:
                 writer.add(np.random.default_rng(seed + offset).integers(10, 99, 500), 1)
 
     write(0)
@@ -198,7 +198,7 @@ def test_a_tokenizer_left_by_an_abandoned_start_is_no_other_corpus(run, other, t
 def test_the_fingerprint_is_of_the_ids_wherever_they_lie(tmp_path, other, monkeypatch):
     words = tokenizer.load(other)
     ids = np.random.default_rng(0).integers(0, words.vocab, 5000)
-    with shards_write.Writer(tmp_path, words, shard_tokens=1000) as writer:
+    with shards.Writer(tmp_path, words, shard_tokens=1000) as writer:
         for part in np.split(ids, 5):
             writer.add(part, 3)
     there = shards.read(tmp_path)
