@@ -4,7 +4,7 @@ Compiled programs and traces are let go between files once a process holds 2 GB,
 processes stay below 8 GB together.
 
 This is the only place where tests set JAX options. Processes that a test starts inherit none of
-them but the platform: they see the machine as a user's process does.
+them but the platform and XLA's flags: they see the machine as a user's process does.
 """
 
 import ctypes
@@ -15,9 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight devices on two busy cores: a collective may wait long for its slowest member.
+# Eight devices on two busy cores: a collective may wait long for its slowest member. Tests run a
+# program once or twice, so little is spent on making it fast: LLVM's level 0, and XLA's older way
+# to write loops, which gives it less to translate. (An unknown flag ends a process, and is named.)
 os.environ["XLA_FLAGS"] = " ".join(
     [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
