@@ -53,8 +53,9 @@ def read(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[st
                 yield text
                 progress(raw.tell() - told)
                 told = raw.tell()
-        except UserError:
-            raise
+        except MemoryError:
+            raise UserError(f"{path} needs more memory than there is; cut it into smaller files, "
+                            "or write it as JSONL") from None
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{path} is damaged ({error}); fetch it again") from error
         progress(size(path) - told)

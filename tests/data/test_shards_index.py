@@ -1,6 +1,7 @@
 """Nothing in an index of shards is believed: what does not fit its files and its tokenizer is
 refused, and no id outside the vocabulary is ever handed out."""
 
+import hashlib
 import json
 import os
 
@@ -141,3 +142,13 @@ def test_the_folder_above_both_parts_is_understood(tmp_path):
     assert shards.part(tmp_path, "heldout") == tmp_path / "heldout"
     assert shards.part(tmp_path / "train", "train") == tmp_path / "train"
     assert shards.part(tmp_path / "none", "train") == tmp_path / "none"
+
+
+def test_shards_of_earlier_versions_are_read(folder):
+    ids = sorted((i, name) for name, i in BPE.core.get_vocab(True).items())
+    merges = [m.split(" ") if isinstance(m, str) else m
+              for m in json.loads(BPE.source)["model"]["merges"]]
+    old = hashlib.sha256(json.dumps([ids, merges]).encode()).hexdigest()[:16]
+    assert old != BPE.fingerprint
+    edited(folder, tokenizer=old)
+    assert shards.read(folder, BPE).documents == len(DOCUMENTS)

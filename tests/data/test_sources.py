@@ -285,6 +285,15 @@ def test_a_file_that_goes_away_while_it_is_read_is_said(tmp_path):
         list(texts)
 
 
+def test_what_does_not_fit_into_memory_is_said(tmp_path, monkeypatch):
+    def full(*_):
+        yield "a"
+        raise MemoryError
+
+    monkeypatch.setattr(readers, "_plain", full)
+    refused(tmp_path / "a.txt", b"a", "more memory than there is")
+
+
 def test_shards_are_no_text(tmp_path):
     (tmp_path / "index.json").write_text("{}")
     refused(tmp_path / "tokens-00000.bin", b"\1\2\3\4", "token ids.*--data.train")
