@@ -32,6 +32,8 @@ USAGE = """usage: dsjax bench train|decode [--shape tiny|small] [--dtype float32
 Measure training steps or decoding on this machine and print one JSON line: tok_s (median),
 tok_per_cpu_s, ms_median, gflop_s, mfu, compile_s, peak_rss_mib, versions and the load average.
 
+Programs are compiled anew, whatever is kept in caches, so that compile_s is a compilation's.
+
   --shape   tiny: 8.2M parameters, 8 x 256 tokens; small: 108M, 4 x 512
   --dtype   what products read; sums are float32
   --steps   timed steps (train) or new tokens a row (decode)

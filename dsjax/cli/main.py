@@ -160,8 +160,9 @@ def _run(argv: list[str], is_process: bool) -> int:
         raise UserError(_unknown(name))
     if is_process and COMMANDS[name].is_heavy:
         tune_process()
-    if name in KEEPING:
-        rest = compiled.keep(rest) if is_process else [w for w in rest if w != compiled.FLAG]
+    if COMMANDS[name].is_heavy:
+        asked = rest if name in KEEPING else [*rest, compiled.FLAG]
+        rest = compiled.keep(asked) if is_process else [w for w in rest if w != compiled.FLAG]
     module = importlib.import_module(f"dsjax.cli.{name}")
     if hasattr(module, "run"):
         return module.run(rest)

@@ -148,7 +148,8 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "attention": "blocks of 128 queries, probabilities made again in the backward pass",
         "experts": "dropless: one batched product over rows padded to 1.125 x the mean load, "
         "the rest in tiles",
-        "remat": f"{run.place.remat}, {run.place.unroll} layers written out per scan step",
+        "remat": f"{run.place.remat}, {run.place.unroll} layer{'s' * (run.place.unroll > 1)} "
+        "written out per scan step",
     }
     if run.train.precision == "fp8":
         said = {"hopper": "products of 8-bit codes by a kernel, promoted every 128 in registers",
