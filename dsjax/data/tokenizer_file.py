@@ -226,9 +226,12 @@ def _check_added(added: list[Any], vocab: dict[str, int], what: str) -> None:
             raise UserError(f"{what} has an added token {_shown(name)} with the id "
                             f"{_shown(number)}; it needs a name and an id from 0 to below "
                             f"{MOST_IDS:,}")
-        if taken.setdefault(number, name) != name or vocab.get(name, number) != number:
+        if taken.setdefault(number, name) != name:
             raise UserError(f"{what} gives the id {number} to {taken[number][:60]!r} and to the "
                             f"added token {name[:60]!r}; {WHOLE}")
+        if vocab.get(name, number) != number:
+            raise UserError(f"{what} gives {name[:60]!r} the id {vocab[name]} in its vocabulary, "
+                            f"but {number} as an added token; {WHOLE}")
 
 
 # What would change text

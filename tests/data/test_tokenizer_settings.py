@@ -8,7 +8,17 @@ from tokenizers import processors
 
 from dsjax.data import tokenizer as tok
 from dsjax.errors import UserError
-from tests.data.descriptions import BPE, changed, renamed, written
+from tests.data.descriptions import (
+    AWKWARD,
+    BPE,
+    LLAMA,
+    TEXTS,
+    changed,
+    cuts,
+    renamed,
+    split,
+    written,
+)
 
 NAMES = ("[GO]", "[STOP]", "[PAUSE]", "[ROLE]")
 
@@ -175,3 +185,49 @@ def test_a_template_with_ids_from_elsewhere_is_refused(tmp_path):
     words = tok.load(written(tmp_path, hostile, tokenizer_config={"eos_token": "[STOP]"}))
     with pytest.raises(UserError, match=r"1000000.*outside its vocabulary.*--bos no"):
         words.prompt("a")
+
+
+def forms():
+    """Files of the form that released families have, at the small tokenizer's size."""
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+               "special": True}
+
+    def family(names, normalizer, steps, **model):
+        description = changed(lambda d: d.update(normalizer=normalizer, pre_tokenizer=cuts(*steps)))
+        description["model"] |= model
+        vocab = description["model"]["vocab"]
+        vocab["<unused>"] = vocab.pop(tok.END)
+        description["added_tokens"] = [
+            special | {"id": 300 + i, "content": name} for i, name in enumerate(names)]
+        return description
+
+    llama = family(("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"), None, [split(LLAMA)],
+                   ignore_merges=True, unk_token=None, byte_fallback=False)
+    llama["post_processor"] = template("[GO]")["post_processor"]
+    around = llama["post_processor"]["processors"][1]
+    around["single"][0] = {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}
+    around["pair"] = around["single"]
+    around["special_tokens"] = {"<|begin_of_text|>": {
+        "id": "<|begin_of_text|>", "ids": [300], "tokens": ["<|begin_of_text|>"]}}
+    yield "Llama 3", llama, {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}, \
+        [301, 302], 302, (302, 301), [300]
+    qwen = family(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), {"type": "NFC"},
+                  [split(LLAMA)], dropout=None, fuse_unk=False)
+    yield "Qwen", qwen, {"add_bos_token": False, "bos_token": None, "eos_token": "<|im_end|>"}, \
+        [302, 300], 302, (302, 300), []
+    kimi = family(("[BOS]", "[EOS]", "<|im_end|>"), None, [split(
+        r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{M}&&[^\p{Han}]]+|.")])
+    yield "Kimi", kimi, {"bos_token": "[BOS]", "eos_token": "[EOS]"}, 302, 301, (301, 302), []
+
+
+@pytest.mark.parametrize("form", forms(), ids=lambda form: form[0])
+def test_the_forms_of_released_families_are_taken_and_obeyed(tmp_path, form):
+    _, description, settings, ends, end_id, end_ids, before = form
+    words = tok.load(written(tmp_path, description, tokenizer_config=settings,
+                             generation_config={"eos_token_id": ends}))
+    assert (words.end_id, words.end_ids) == (end_id, end_ids)
+    for text in [*TEXTS, AWKWARD]:
+        ids = words.encode(text)
+        assert words.decode(ids) == text
+        assert tok.token_bytes(words)[ids].sum() == len(text.encode())
+    assert words.prompt("to be") == [*before, *words.encode("to be")]
