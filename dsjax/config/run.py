@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsjax.config.fields import choices, counted, seed_in_range, well_typed
+from dsjax.config.fields import between, choices, counted, seed_in_range, well_typed
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
@@ -90,6 +90,9 @@ class OptimizerConfig:
             raise ValueError(
                 f"OptimizerConfig.weight_decay={self.weight_decay} is negative; use 0 for none"
             )
+        # Below, a gradient whose square float32 holds as 0 makes a step of any size.
+        between(self, "eps", 1e-20, 1.0, "1e-8 is usual, and V4 states 1e-20")
+        between(self, "clip", 1e-6, 1e30, "V3 uses 1.0")
 
 
 @dataclass(frozen=True)

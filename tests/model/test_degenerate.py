@@ -14,6 +14,7 @@ import pytest
 from dsjax import params
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig, YarnConfig
+from dsjax.config.run import OptimizerConfig
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
@@ -105,6 +106,8 @@ MOE = MoEConfig(experts=4, experts_per_token=2, expert_dim=5)
     (YarnConfig(), {"original_length": 6}, "original_length=6 is too short.*at least 7"),
     (YarnConfig(), {"factor": float("inf")}, "factor=inf is not a finite number"),
     (LossConfig(), {"bias_speed": 5.0}, "bias_speed=5.0 is not between 0 and 1"),
+    (OptimizerConfig(), {"eps": 1e-30}, "eps=1e-30 is not between 1e-20 and 1; .*V4"),
+    (OptimizerConfig(), {"clip": 1e-9}, r"clip=1e-09 is not between 1e-06 and 1e\+30"),
     (LossConfig(), {"mtp_weight": 1e30}, r"mtp_weight=1e\+30 is not between 0 and 1e\+06"),
 ])
 def test_what_would_never_learn_or_be_no_number_is_refused_by_name(good, change, said):
