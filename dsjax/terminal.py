@@ -29,6 +29,10 @@ class Console(rich.console.Console):
             soft_wrap = all(isinstance(thing, str | Text) for thing in objects)
         super().print(*objects, soft_wrap=soft_wrap, **settings)
 
+    def on_broken_pipe(self) -> None:
+        """Let the command end as after `print`: the reader has left."""
+        raise BrokenPipeError
+
     def render_str(self, text: str, **settings: Any) -> Text:
         """Lay out a plain string, as long as it will be shown."""
         return super().render_str(printable(text), **settings)

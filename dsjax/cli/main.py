@@ -12,21 +12,19 @@ import errno
 import importlib
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
-from dsjax.cli import arguments, streams
+from dsjax.cli import arguments, interrupt, streams
 from dsjax.cli.tune import tune_process
 from dsjax.disk import cause
 from dsjax.errors import UserError, say
 from dsjax.train import compiled
 
-INTERRUPTED = 130
 TRACEBACK = "DSJAX_TRACEBACK"
 """Set to anything, it shows the traceback of what is otherwise one sentence."""
 
@@ -60,12 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dsjax ARGV...`; returns the exit status, and never raises for bad input or ctrl-C."""
     if argv is not None:
         return _answer(list(argv), is_process=False)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    interrupt.listen()
     streams.prepare()
     status = _answer(sys.argv[1:], is_process=True)
-    if status == INTERRUPTED:  # and again, while threads end and files are closed: at once
-        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
+    if status == interrupt.STATUS:
+        interrupt.ignore()
     return status
 
 
@@ -85,26 +82,19 @@ def _answer(argv: list[str], is_process: bool) -> int:
         streams.drop_stdout()
         return 141
     except KeyboardInterrupt:
-        return _interrupted()
+        return interrupt.tell()
     except UserError as error:
         return _refused(error, f"{error}")
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         if isinstance(error, OSError) and error.filename == streams.OUTPUT:
             streams.drop_stdout()
-        if _was_interrupted:
-            return _interrupted()
+        if interrupt.was_received():
+            return interrupt.tell()
         return _refused(error, f"{_unforeseen(error)}; {TRACEBACK}=1 shows where")
     except Exception:  # a library that ctrl-C interrupts while it is loaded raises what it likes
-        if _was_interrupted:
-            return _interrupted()
+        if interrupt.was_received():
+            return interrupt.tell()
         raise
-
-
-def _interrupted() -> int:
-    if sys.stderr is not None and sys.stderr.isatty():
-        say("")  # the terminal's ^C stands on a line of its own
-    say("dsjax: interrupted")
-    return INTERRUPTED
 
 
 def _refused(error: Exception, why: str) -> int:
@@ -130,16 +120,6 @@ def _unforeseen(error: Exception) -> str:
               errno.ENAMETOOLONG: "use shorter names", errno.EROFS: "name another place"}
     return (f"{where or 'a file'} cannot be read or written ({cause(error)}); "
             f"{remedy.get(error.errno or 0, 'look at its rights, or name another place')}")
-
-
-_was_interrupted = False
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    """Ctrl-C; remembered, because an extension module that is being loaded hides what it raises."""
-    global _was_interrupted
-    _was_interrupted = True
-    raise KeyboardInterrupt
 
 
 def available() -> dict[str, Command]:

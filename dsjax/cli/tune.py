@@ -19,6 +19,8 @@ import os
 import sys
 from pathlib import Path
 
+from dsjax.cli import interrupt
+
 TUNABLE = "glibc.malloc.hugetlb=1"
 SINCE = (2, 35)  # the glibc that brought the tunable
 KERNEL_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -40,6 +42,7 @@ def tune_process() -> None:
     os.environ["XLA_FLAGS"] = " ".join(filter(None, [flags, *added]))
     if "GLIBC_TUNABLES" not in os.environ and is_offered():
         environment = {**os.environ, "GLIBC_TUNABLES": TUNABLE}
+        interrupt.hold_back()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -69,7 +69,7 @@ def test_help_lists_every_subcommand_that_has_a_file(capsys: pytest.CaptureFixtu
     assert main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
     others = {"__init__", "main", "arguments", "streams", "tune", "bench_gemm", "bench_layouts",
-              "show_loads", "show_bytes", "devices"}
+              "show_loads", "show_bytes", "devices", "interrupt"}
     files = {p.stem for p in Path(command.__file__).parent.glob("*.py")} - others
     assert set(listed) == files
 
@@ -224,3 +224,58 @@ def test_a_word_that_would_fill_a_page_is_cut(capsys) -> None:
         said = capsys.readouterr().err
         assert "x..." in said
         assert len(said) < 600
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.argv = ["dsjax", "show"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from dsjax.cli import main as m
+
+class Loading:  # a module of C++ that is loaded, in which an exception ends the process
+    def find_spec(self, name, path=None, target=None):
+        if name == "slow_module":
+            os.kill(os.getpid(), signal.SIGINT)
+            print("still there", flush=True)
+
+def work(argv, is_process):
+    if {is_importing}:
+        sys.meta_path.insert(0, Loading())
+        import slow_module
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        print("cleaned up", flush=True)
+        if {is_twice}:
+            os.kill(os.getpid(), signal.SIGINT)
+            print("still there", flush=True)
+
+m._run = work
+sys.exit(m.main())
+"""
+
+
+@pytest.mark.parametrize(("is_importing", "is_twice", "out"), [
+    (True, False, ""), (False, False, "cleaned up"), (False, True, "cleaned up")])
+def test_ctrl_c_ends_an_import_at_once_work_as_an_error_does_and_twice_everything(
+        is_importing, is_twice, out) -> None:
+    found = python(INTERRUPTED.format(is_importing=is_importing, is_twice=is_twice))
+    assert found.returncode == 130
+    assert found.stdout.strip() == out
+    assert found.stderr.strip() == "dsjax: interrupted"
+
+
+def test_ctrl_c_while_the_process_replaces_itself_waits_for_the_second_start() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from dsjax.cli import interrupt, main as m\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "m._run = lambda argv, is_process: 0\n"
+        "interrupt.hold_back()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('alive', flush=True)\n"
+        "sys.exit(m.main())\n"
+    )
+    found = python(code)
+    assert (found.returncode, found.stdout, found.stderr) == (
+        130, "alive\n", "dsjax: interrupted\n")
