@@ -56,6 +56,7 @@ def is_replacing(folder: Path) -> bool:
 def finish(partial: Path, step: int, leaves: dict[str, Any], extra: dict[str, Any]) -> None:
     """List what lies in `partial`, flush it, and make it the folder's checkpoint of `step`."""
     files = {}
+    (partial / MANIFEST).unlink(missing_ok=True)  # of one that was stopped here before
     for path in sorted(p for p in partial.rglob("*") if p.is_file()):
         files[path.relative_to(partial).as_posix()] = (path.stat().st_size, hash_of(path))
         _flush(path)

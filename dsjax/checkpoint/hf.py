@@ -5,9 +5,9 @@
 
 DeepSeek-V2, V2-Lite, V3, V3.1, R1, Moonlight and Kimi-K2, in float32, bfloat16 or FP8 with its
 scales, MTP modules included. Reading order: hf_names (which tensor is which parameter),
-hf_attributes, hf_config and hf_config_out (config.json), hf_files (tensors on disk), hf_plan (what
-goes where, or why not), hf_pieces (the numbers of a piece), hf_devices (onto and from devices),
-hf_write (files), hf_disk (run folders, from disk to disk).
+hf_attributes, hf_config and hf_config_out (config.json), hf_files (tensors on disk), hf_side (the
+files beside them), hf_plan (what goes where, or why not), hf_pieces (the numbers of a piece),
+hf_devices (onto and from devices), hf_write (files), hf_disk (run folders, from disk to disk).
 
 A checkpoint that is loaded as `stored` (or `fp8`) and saved is equal tensor for tensor, bit for
 bit. For FP8 codes and scales this wants fp8=True and every matrix of a linear layer in FP8, as

@@ -74,9 +74,9 @@ def to_run(source: Path, run: Path, dtype: str = "stored", mtp: bool | None = No
         if not finished.exists():
             _write_arrays(plan, arrays, progress)
             leaves = {PREFIX + k: (shape, str(d)) for k, (shape, d) in plan.leaves.items()}
-            (arrays / JOURNAL).unlink()
             extra = {"source": source.absolute().name, store.TOKENIZER: tokenizer}
             files.finish(arrays.parent, 0, leaves, extra)
+        _journal(arrays).unlink(missing_ok=True)
         _write_rest(source, target, plan)
 
 
@@ -137,9 +137,10 @@ def _left(plan: Plan, arrays: Path) -> int:
 
 def _write_arrays(plan: Plan, arrays: Path, progress: Progress) -> None:
     """Every piece of every tensor into its array, those in the journal left out."""
-    journal = arrays / JOURNAL
-    done = set(journal.read_text().split()) if journal.is_file() else None
+    journal = _journal(arrays)
+    done = _done(journal, arrays)
     if done is None:
+        journal.unlink(missing_ok=True)
         shutil.rmtree(arrays, ignore_errors=True)
         _frame(plan, arrays)
     where = state(plain(arrays))
@@ -176,7 +177,22 @@ def _frame(plan: Plan, arrays: Path) -> None:
     for name, (shape, dtype) in plan.leaves.items():
         shutil.rmtree(where / (PREFIX + name))
         create(where / (PREFIX + name), shape, dtype, chunks[name])
-    (arrays / JOURNAL).touch()
+    _journal(arrays).touch()
+
+
+def _done(journal: Path, arrays: Path) -> set[str] | None:
+    """Names of the tensors that are written; None where nothing can be gone on from."""
+    try:
+        names = journal.read_text(encoding="ascii")
+        state(arrays)
+    except (OSError, UnicodeError, UserError):
+        return None
+    return set(names.split())
+
+
+def _journal(arrays: Path) -> Path:
+    """Where the tensors that are done are noted; outside the checkpoint, which lists its files."""
+    return arrays.parent.parent / JOURNAL
 
 
 def _write_rest(source: Path, target: Target, plan: Plan) -> None:

@@ -58,3 +58,13 @@ def test_death_at_any_flush_or_rename_leaves_a_whole_latest(tmp_path, monkeypatc
     assert is_done
     assert lifetime > 6
     assert found == sorted(found, reverse=True)
+
+
+def test_a_save_that_was_stopped_is_finished_with_a_manifest_of_its_own(tmp_path):
+    """A conversion goes on in the folder that it was stopped in, a manifest there or not."""
+    partial = tmp_path / f"{files.PARTIAL}{1:08d}"
+    partial.mkdir()
+    (partial / "a").write_text("a")
+    (partial / "manifest.json").write_text("of a longer list")
+    files.finish(partial, 1, {}, {})
+    assert list(files.verify(tmp_path / files.name(1)).files) == ["a"]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 
 import pytest
@@ -181,6 +182,49 @@ def files_of_at_most(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize("count", [25, 80, 160, 215])
+def test_a_conversion_that_was_stopped_anywhere_goes_on(tmp_path, monkeypatch, count):
+    """Stopped at any call of the system: in the frame, the tensors, the listing or the move."""
+    hf.save(tmp_path / "a", CFG, draw(CFG))
+    for name in ("run", "b"):
+        (tmp_path / name).mkdir()
+    steps = [lambda: hf_disk.to_run(tmp_path / "a", tmp_path / "run", **QUIET),
+             lambda: hf_disk.to_released(tmp_path / "run", tmp_path / "b", **QUIET)]
+    for step in steps:
+        left = iter(range(count))
+
+        def mortal(call, left=left):
+            def calls(*args, **more):
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return call(*args, **more)
+            return calls
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            for name in ("rename", "replace", "open", "fsync", "unlink", "mkdir"):
+                patch.setattr(os, name, mortal(getattr(os, name)))
+            step()
+        with contextlib.suppress(UserError):  # it was whole before it was stopped
+            step()
+    same_files(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == ["a", "b", "run"]
+    assert not list(tmp_path.glob("*/.*"))
+
+
+def test_a_damaged_journal_begins_the_tensors_anew(tmp_path):
+    hf.save(tmp_path / "a", CFG, draw(CFG))
+    for damage in (b"\xff\xfe", b"lm_head.weight"):
+        with files_of_at_most(1500), pytest.raises(UserError):
+            hf_disk.to_run(tmp_path / "a", tmp_path / "run", **QUIET)
+        kept = tmp_path / ".run.partial" / "checkpoints"
+        for path in kept.glob(".saving-*/arrays"):
+            shutil.rmtree(path)
+        (kept / ".done").write_bytes(damage)
+        hf_disk.to_run(tmp_path / "a", tmp_path / "run", **QUIET)
+        same(store.load_params(tmp_path / "run", CFG), draw(CFG))
+        shutil.rmtree(tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed")  # orbax, see orbax_quiet
