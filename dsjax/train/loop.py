@@ -160,7 +160,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
     else:
         start = resume.begin(run, console.print, mesh)
     if jax.process_index() == 0 and (resumed or 0) < run.train.steps:
-        run_to_json(run, out / "config.json")
+        run_to_json(profile.once(run), out / "config.json")
     host = None
     if run.optimizer.ema_decay:
         host = HostEMA(start.params, run.optimizer.ema_decay, run.optimizer.ema_every, average)

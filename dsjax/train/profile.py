@@ -9,13 +9,14 @@ plugin. Where several processes train, the first one traces itself.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from dsjax.config.run import profiled
+from dsjax.config.run import RunConfig, profiled
 
 Say = Callable[[str], Any]
 WARMING = 2
@@ -73,6 +74,11 @@ class Profiler:
         options.python_tracer_level = 0  # a line for every call of Python would bury the programs
         jax.profiler.start_trace(str(self._folder), profiler_options=options)
         self._began = number
+
+
+def once(run: RunConfig) -> RunConfig:
+    """The run as its folder keeps it: the next start traces what it is asked to, not this again."""
+    return dataclasses.replace(run, place=dataclasses.replace(run.place, profile=None))
 
 
 def chosen(text: str | None, done: int, steps: int) -> tuple[int, int] | None:

@@ -1,12 +1,13 @@
 """A trace of the steps that were asked for lies under the run, and nothing it meets ends a run."""
 
+import dataclasses
 import gzip
 import io
 import json
 
 import pytest
 
-from dsjax.config.load import load, override
+from dsjax.config.load import load, override, run_from_json
 from dsjax.config.run import PlaceConfig, profiled
 from dsjax.errors import UserError
 from dsjax.terminal import Console
@@ -25,7 +26,7 @@ def test_a_number_of_steps_comes_after_the_first_two_or_before_the_end(text, don
 
 
 @pytest.mark.parametrize("text", [
-    "", "0", "-3", "3:", ":3", "0:3", "5:3", "1:2:3", "a", "1.5", "10-13", "\u00b2", "9" * 5000,
+    "0", "-3", "3:", ":3", "0:3", "5:3", "1:2:3", "a", "1.5", "10-13", "\u00b2", "9" * 5000,
     "1 2",
 ])
 def test_what_names_no_steps_is_refused_with_the_two_forms(text):
@@ -54,6 +55,9 @@ def test_the_trace_of_a_run_shorter_than_asked_is_there_and_holds_its_steps(tmp_
     marks = [e for e in events if e.get("name") == "train"]
     assert sorted(int(e["args"]["step_num"]) for e in marks) == [3, 4]
     assert any("jit_train_step" in str(e) for e in events)
+    kept = run_from_json(tmp_path / "o[u]t" / "config.json")
+    assert kept.place.profile is None  # the next start does not trace again
+    assert dataclasses.replace(kept, place=run.place) == run
 
 
 def test_steps_that_never_come_are_told_of(tmp_path):
