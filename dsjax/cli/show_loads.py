@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from dsjax import disk
 from dsjax.config import flags
-from dsjax.errors import UserError, printable
+from dsjax.errors import UserError, say
 from dsjax.parallel import balance
 from dsjax.terminal import Console
 
@@ -126,7 +125,7 @@ def _of_run(folder: Path) -> Loads:
 
 
 def _warn(said: str) -> None:
-    print(f"dsjax: {printable(said)}", file=sys.stderr)
+    say(f"dsjax: {said}")
 
 
 def _array(data: Any, path: Path) -> np.ndarray:

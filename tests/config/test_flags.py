@@ -66,6 +66,22 @@ def test_numbers_are_digits_within_their_range():
     ("bench links --tokens 0", "--tokens 0"),
     ("bench links tiny more", "more is not understood"),
     ("bench layouts --devices=99999", "up to 4,096"),
+    ("pipeline nope --ranks 2 --microbatches 4", "nope"),
+    ("pipeline 1f1b --ranks 0 --microbatches 4", "ranks"),
+    ("pipeline 1f1b --ranks 2 --microbatches -1", "microbatches"),
+    ("pipeline 1f1b --ranks 1000 --microbatches 1000000", "cells"),
+    ("pipeline interleaved --ranks 2 --microbatches 4 --chunks -1", "chunks"),
+    ("pipeline 1f1b --ranks 2 --microbatches 4 --chunks 3", "leave --chunks out"),
+    ("pipeline 1f1b --ranks 2 --microbatches 4 --times.forward nan", "forward"),
+    ("pipeline 1f1b --ranks 2 --microbatches 4 --svg .", "--svg"),
+    ("convert hf-to-dsjax nowhere x --mtp maybe", "--mtp is 'maybe'"),
+    ("convert hf-to-dsjax nowhere x", "nowhere"),
+    ("generate nowhere --temperature=\u00b2", "--temperature takes FLOAT"),
+    ("generate nowhere --top-p", "--top-p needs a value"),
+    ("train tiny --", "there is no flag --"),
+    ("train tiny extra", "belong to no flag: extra"),
+    ("train --train.steps 5 tiny", "stands where a CONFIG should"),
+    ("demo --place.out=", "--place.out '' is empty"),
 ])
 def test_every_command_answers_in_a_sentence(line, words, capsys):
     assert main(line.split()) == 2
