@@ -24,6 +24,8 @@ from typing import Any
 
 from dsjax.checkpoint import manifest
 from dsjax.checkpoint.manifest import MANIFEST, Manifest, hash_of
+from dsjax.disk import cause
+from dsjax.errors import UserError
 
 PARTIAL, REPLACED, REMOVED = ".saving-", ".replaced-", ".removing-"
 
@@ -41,8 +43,11 @@ def steps(folder: Path) -> list[int]:
     """Steps of the finished checkpoints in a folder, oldest first; bytes are not looked at."""
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read ({cause(error).lower()}); let it be read, or "
+                        "give another run") from None
     found = (re.fullmatch("step-([0-9]{8,10})", text) for text in names)
     numbers = {int(match[1]) for match in found if match}
     return sorted(step for step in numbers if name(step) in names and step < 2**31)

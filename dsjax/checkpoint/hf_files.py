@@ -133,9 +133,7 @@ def open_file(path: Path) -> list[Tensor]:
         raise UserError(f"{path} is no regular file, or a link to what is not there; download it "
                         "again")
     try:
-        with safe_open(path, framework="np"):
-            pass
-        with path.open("rb") as file:
+        with path.open("rb") as file, safe_open(path, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             header = disk.parse_json(file.read(length), "its header", "")
     except PermissionError as error:

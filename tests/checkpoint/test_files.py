@@ -1,11 +1,13 @@
 """A checkpoint comes into being at one moment: whoever dies before leaves the former one."""
 
+import errno
 import os
 import types
 
 import pytest
 
 from dsjax.checkpoint import files
+from dsjax.errors import UserError
 
 
 class Killed(BaseException):
@@ -68,3 +70,13 @@ def test_a_save_that_was_stopped_is_finished_with_a_manifest_of_its_own(tmp_path
     (partial / "manifest.json").write_text("of a longer list")
     files.finish(partial, 1, {}, {})
     assert list(files.verify(tmp_path / files.name(1)).files) == ["a"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_empty(tmp_path, monkeypatch):
+    def forbidden(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    assert files.steps(tmp_path / "absent") == []
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(UserError, match="permission denied"):
+        files.steps(tmp_path)
