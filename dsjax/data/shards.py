@@ -14,6 +14,8 @@ Limits: documents do not span files; byte order is little-endian.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -53,6 +55,8 @@ class Shards:
     text_bytes: int
     files: tuple[np.ndarray, ...]
     document_starts: tuple[np.ndarray, ...]
+    made: str | None = None
+    """What shards that were exchanged together have in common."""
 
     def __len__(self) -> int:
         return sum(map(len, self.files))
@@ -149,18 +153,27 @@ class Writer:
         self._size += len(document)
         self._text_bytes += text_bytes
 
-    def finish(self) -> None:
-        """Write what is left; the folder is still what it was."""
+    def finish(self) -> str:
+        """Write what is left; the folder is still what it was. Returns what tells it from others.
+
+        That is a digest of counts and sizes, not of ids.
+        """
         if self._starts:
             self._flush()
         if not self._shards:
             raise UserError(f"no documents to write into {self._folder}; give more text")
+        told = json.dumps([self._tokenizer.fingerprint, self._shards])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def stage(self, made: str | None = None) -> None:
+        """Write tokenizer and index beside the old ones; `made` is of all exchanged at once."""
         index = {
             "format": FORMAT,
             "dtype": self._dtype.str,
             "vocab": self._tokenizer.vocab,
             "tokenizer": self._tokenizer.fingerprint,
             "end_id": self._tokenizer.end_id,
+            **({"made": made} if made else {}),
             "shards": self._shards,
         }
         disk.make_folder(self._stage, "name another --out")
@@ -203,6 +216,7 @@ class Writer:
             return
         try:
             self.finish()
+            self.stage()
             self.commit()
         except BaseException:
             self.abort()
@@ -242,8 +256,9 @@ def writing(
             writers[name] = Writer(folder, tokenizer, shard_tokens=shard_tokens,
                                    is_overwriting=is_overwriting)
         yield writers
+        made = "-".join([writer.finish() for writer in writers.values()])
         for writer in writers.values():
-            writer.finish()
+            writer.stage(made)
         for writer in writers.values():
             writer.commit()
     except BaseException:

@@ -35,6 +35,7 @@ class Opened:
     text_bytes: int
     files: tuple[np.ndarray, ...]
     document_starts: tuple[np.ndarray, ...]
+    made: str | None
 
 
 def read(folder: Path, tokenizer: Tokenizer | None = None) -> Opened:
@@ -68,6 +69,7 @@ def read(folder: Path, tokenizer: Tokenizer | None = None) -> Opened:
         text_bytes=sum(_count(folder, shard, "text_bytes", 0, 2**60) for shard in listed),
         files=tuple(tokens for tokens, _ in opened),
         document_starts=tuple(starts for _, starts in opened),
+        made=str(index["made"]) if "made" in index else None,
     )
 
 

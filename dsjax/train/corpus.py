@@ -115,7 +115,14 @@ def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, Tok
     source = Path(data.tokenizer) if data.tokenizer else Path(data.train) / "tokenizer.json"
     words = tokenizer.load(source, end=data.end_token)
     hold(run, out, words, str(source))
-    return words, shards.read(data.train, words), shards.read(data.heldout, words)
+    training, heldout = shards.read(data.train, words), shards.read(data.heldout, words)
+    are_beside = training.folder.parent.resolve() == heldout.folder.parent.resolve()
+    if are_beside and None not in (training.made, heldout.made) and training.made != heldout.made:
+        raise UserError(
+            f"{training.folder} and {heldout.folder} were not made together, so text may be in "
+            "both: `dsjax data` was broken off as it exchanged them, or one was put there; "
+            "prepare both again")
+    return words, training, heldout
 
 
 def _pack(run: RunConfig, words: Tokenizer, training: TokenStream, heldout: TokenStream,

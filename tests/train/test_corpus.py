@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_the_folder_that_holds_both_parts_names_both(run, tmp_path, capsys):
         assert both.tokens == by_parts.tokens
     with pytest.raises(UserError, match=r"data\.heldout must be one too"):
         read(run, train=str(tmp_path / "d/train"), heldout=None)
+
+
+def test_parts_that_were_not_made_together_are_refused(run, tmp_path):
+    assert main(["data", str(tmp_path / "plain.txt"), "--out", str(tmp_path / "d"),
+                 "--vocab", "300"]) == 0
+    words = str(tmp_path / "d/train/tokenizer.json")
+    assert main(["data", str(tmp_path / "plain.txt"), "--heldout-fraction", "0.1",
+                 "--tokenizer", words, "--out", str(tmp_path / "e")]) == 0
+    apart = {"train": str(tmp_path / "d/train"), "heldout": str(tmp_path / "e/heldout")}
+    read(run, **apart)  # what is meant so, in two places
+    shutil.rmtree(tmp_path / "d/heldout")
+    shutil.copytree(tmp_path / "e/heldout", tmp_path / "d/heldout")
+    with pytest.raises(UserError, match=r"not made together.*prepare both again"):
+        read(run, train=str(tmp_path / "d"))
 
 
 def test_an_end_token_that_no_file_names_is_given_by_a_flag_and_kept(run, tmp_path):
