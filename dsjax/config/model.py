@@ -223,14 +223,14 @@ class MoEConfig:
         would reach them, and they would never learn."""
         if self.experts_per_token == 1 and self.is_normalized:
             raise ValueError(
-                "experts_per_token=1 with is_normalized=True divides the one expert's affinity by "
-                "itself, so the router gets no gradient and never learns; use is_normalized=False "
+                "MoEConfig.experts_per_token=1 divides the one expert's affinity by itself, so the "
+                "router gets no gradient and never learns; use is_normalized=False "
                 "(--model.moe.no-is-normalized), or two experts and more per token"
             )
         if self.experts == 1 and self.score == "softmax":
             raise ValueError(
-                "score='softmax' over experts=1 is 1 whatever the router says, so it never learns; "
-                "use more experts, or score='sigmoid' with is_normalized=False"
+                "MoEConfig.experts=1 weighs 1 by softmax, whatever the router says, so it never "
+                "learns; use more experts, or score='sigmoid' (--model.moe.score sigmoid)"
             )
         between(self, "scale", 1e-6, 1e6, "V3 uses 2.5 and V2 16")
 
@@ -283,7 +283,7 @@ class ModelConfig:
             )
         _normed("ModelConfig", d_model=self.d_model)
         if self.vocab == 1:
-            raise ValueError("vocab=1 leaves nothing to predict; use at least 2")
+            raise ValueError("ModelConfig.vocab=1 leaves nothing to predict; use at least 2")
         between(self, "norm_eps", *EPSILONS)
         between(self, "init_std", 1e-6, 100.0, "V3 uses 0.006")
         if self.mtp_depth < 0:
@@ -291,8 +291,8 @@ class ModelConfig:
         counted("ModelConfig", 0, mtp_depth=self.mtp_depth)
         if self.moe is not None and not self.moe_layers + self.mtp_depth:
             raise ValueError(
-                f"dense_layers={self.dense_layers} of layers={self.layers} leave no block for the "
-                f"experts of `moe`; use fewer dense_layers, or moe=None (--model.moe None)"
+                f"ModelConfig.dense_layers={self.dense_layers} of {self.layers} layers leave no "
+                "block for experts; use fewer, or no experts (--model.moe None)"
             )
 
     @property

@@ -83,7 +83,7 @@ MOE = MoEConfig(experts=4, experts_per_token=2, expert_dim=5)
 
 @pytest.mark.parametrize(("good", "change", "said"), [
     (MOE, {"experts_per_token": 1}, r"never learns; use is_normalized=False \(--model.moe.no-is-"),
-    (LONE, {"score": "softmax"}, "experts=1 is 1 whatever the router says"),
+    (LONE, {"score": "softmax"}, "experts=1 weighs 1 by softmax"),
     (LONE, {"score": "softmax", "is_normalized": True}, "experts_per_token=1"),
     (MOE, {"scale": 0.0}, r"scale=0.0 must be above 0; V3 uses 2.5"),
     (MOE, {"scale": -1.0}, r"scale=-1.0 must be above 0"),
@@ -100,7 +100,7 @@ MOE = MoEConfig(experts=4, experts_per_token=2, expert_dim=5)
     (SMALLEST, {"init_std": 1e9}, r"init_std=1000000000.0 is not between 1e-06 and 100"),
     (SMALLEST, {"init_std": 1e-46}, "init_std=1e-46 is not a number that float32 holds"),
     (SMALLEST, {"norm_eps": 1e9}, "norm_eps=1000000000.0 is not between 1e-20 and 1"),
-    (WIDER, {"dense_layers": 1}, r"no block for the experts of `moe`; .*--model.moe None"),
+    (WIDER, {"dense_layers": 1}, r"no block for experts; .*--model.moe None"),
     (YarnConfig(), {"mscale": -20.0}, "mscale=-20.0 is not above 0"),
     (YarnConfig(), {"beta_slow": 0.0}, "beta_slow=0.0 is not above 0"),
     (YarnConfig(), {"original_length": 6}, "original_length=6 is too short.*at least 7"),
