@@ -28,9 +28,10 @@ class HfToDsjax:
     """Make a run folder, which `dsjax generate` reads, of a released checkpoint (safetensors)."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder with config.json and *.safetensors."""
+    """Folder with config.json and *.safetensors. Tokenizer and settings are copied; links that lead
+    out of the checkpoint, or out of its repository in a cache, are followed for weights only."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Run folder to make."""
+    """Run folder to make, or an empty one that is there. Interrupted, the same command goes on."""
     dtype: Literal["stored", "float32", "bfloat16", "fp8"] = "stored"
     """`stored` keeps every number as it is, FP8 with its scales too; others change the dtype."""
     mtp: Literal["auto", "yes", "no"] = "auto"
@@ -44,7 +45,7 @@ class DsjaxToHf:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Run folder."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Folder to make."""
+    """Folder to make, or an empty one that is there. Interrupted, the same command goes on."""
     fp8: bool = False
     """Matrices in FP8 with one scale a 128x128 block, as released; what is FP8 stays as it is."""
     pow2: bool = False
