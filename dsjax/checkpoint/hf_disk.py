@@ -199,7 +199,7 @@ def _write_rest(source: Path, target: Target, plan: Plan) -> None:
     """The run's config, the tokenizer, and the source's own small files."""
     words = source / WORDS
     run = RunConfig(
-        name=target.name,
+        name="".join(c if c.isprintable() else "_" for c in target.name),
         model=plan.cfg,
         train=TrainConfig(length=LENGTH),
         loss=plan.released.loss,
