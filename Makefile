@@ -3,9 +3,11 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+# How tests compile: `fast`, or `full` as a user's run does, which takes half as long again.
+COMPILE ?= fast
 PY := .venv/bin/python
 # A file's tests run in one process: they share what they compile.
-TESTS = $(PY) -m pytest -n $(WORKERS) --dist loadfile
+TESTS = DSJAX_TESTS_COMPILE=$(COMPILE) $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 # pip leaves compiling to the first import, which then needs to be allowed to keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       train a small DeepSeek-V3 on Shakespeare and let it speak (5 minutes)"
-	@echo "make test       the tests, on WORKERS=$(WORKERS) processes"
+	@echo "make test       the tests, on WORKERS=$(WORKERS) processes; COMPILE=full compiles as users do"
 	@echo "make test-fast  all tests but those marked slow"
 	@echo "make test-all   every combination of what make test samples, too"
 	@echo "make check      ruff and mypy"
@@ -33,6 +35,7 @@ test: .venv/ready
 test-fast: .venv/ready
 	$(TESTS) -m "not slow and not exhaustive"
 
+test-all: COMPILE = full
 test-all: .venv/ready
 	$(TESTS) -m "exhaustive or not exhaustive"
 

@@ -4,7 +4,7 @@ Compiled programs and traces are let go between files once a process holds 2 GB,
 processes stay below 8 GB together.
 
 This is the only place where tests set JAX options. Processes that a test starts inherit none of
-them but the platform and XLA's flags: they see the machine as a user's process does.
+them but the platform and XLA's patience: they see the machine as a user's process does.
 """
 
 import ctypes
@@ -15,27 +15,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight devices on two busy cores: a collective may wait long for its slowest member. Tests run a
-# program once or twice, so little is spent on making it fast: LLVM's level 0, and XLA's older way
-# to write loops, which gives it less to translate. (An unknown flag ends a process, and is named.)
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_use_fusion_emitters=false",
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-    ]
-).strip()
+# Eight devices on two busy cores: a collective may wait long for its slowest member.
+PATIENCE = ("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600")
+# Two thirds of a test's time is compiling what runs once or twice: LLVM's level 0, and XLA's older
+# way to write loops, which gives LLVM less to translate. The same tests hold of programs that are
+# compiled as users' are: `make test COMPILE=full`, as CI and `make test-all` do.
+FAST = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false")
+OWN = FAST if os.environ.get("DSJAX_TESTS_COMPILE", "fast") == "fast" else ""
+FOR_CHILDREN = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), PATIENCE]))
+os.environ["XLA_FLAGS"] = " ".join(filter(None, [OWN, FOR_CHILDREN]))
 os.environ.setdefault("MPLBACKEND", "agg")
 # Processes that tests start keep their programs here, not in the user's folder.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache")
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core; NumPy shall not take them all
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import jax
-import pytest
+import jax  # noqa: E402 (it reads the environment when it is imported)
+import pytest  # noqa: E402
 
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 HELD = 2 * 10**9
@@ -49,6 +47,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.devices()  # XLA has read its flags from here on; a user's process has none of ours
+os.environ["XLA_FLAGS"] = FOR_CHILDREN
 
 
 @pytest.fixture
