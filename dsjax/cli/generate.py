@@ -13,6 +13,7 @@ import tyro
 from dsjax import disk
 from dsjax.cli import devices
 from dsjax.config.fields import seed_in_range
+from dsjax.config.typed import Text
 from dsjax.errors import UserError, printable, say
 from dsjax.terminal import Console
 
@@ -35,7 +36,7 @@ class Generate:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder that `dsjax train` or `dsjax demo` wrote."""
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    prompt: tyro.conf.UseAppendAction[tuple[Text, ...]] = ()
     """Text to continue; give it again for more rows of a batch. None, or an empty one, starts a new
     text. Names of the tokenizer's added tokens in it, as <|fim_begin|>, are those tokens."""
     prompt_file: Path | None = None
@@ -225,7 +226,7 @@ def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Compl
 
 def _prompts(args: Generate) -> list[str]:
     """The prompts of the command line; one empty prompt when there is none."""
-    texts = list(args.prompt)
+    texts: list[str] = list(args.prompt)
     for text in texts:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(f"--prompt {text[:40]!r} is not UTF-8; write it in a terminal of "

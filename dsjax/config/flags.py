@@ -21,8 +21,10 @@ def take(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
         if word != flag and not word.startswith(f"{flag}="):
             left.append(word)
             continue
-        value = next(words, "") if word == flag else word.partition("=")[2]
-        if not value or (word == flag and value.startswith("--")):
+        value = next(words, "--") if word == flag else word.partition("=")[2]
+        if not value:
+            raise UserError(f"{flag} needs a value, it is empty; leave it out or name one")
+        if word == flag and value.startswith("--"):
             raise UserError(f"{flag} needs a value; see --help")
     return value, left
 

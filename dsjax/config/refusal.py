@@ -33,6 +33,10 @@ def refusal(box: str) -> str:
         return f"give {_listed(named) or 'what is required'}; see --help"
     if text.startswith("Unrecognized options:"):
         return _unknown(text.partition(": ")[2], " ".join(rest))
+    if found := re.match(r"Error parsing (\S+): (?:.*: )?is empty$", text):
+        return f"{found[1]} is empty; {'leave it out or ' * found[1].startswith('-')}name one"
+    if re.match(r"Error parsing \[.*: Could not find valid parse .*(?<![^\[ ])''(?![^],])", text):
+        return "one of the names is empty; leave it out or name one"
     if found := re.match(r"Error parsing (--\S+): .*?('[^']*')?$", text):
         kind = re.search(re.escape(found[1]) + r" (\S+)", " ".join(rest))
         taken = kind[1].replace("{None}|", "None or ") if kind else "another value"

@@ -1,8 +1,12 @@
-"""How the values of fields are typed: numbers in ASCII digits, stages as FROM_STEP:LENGTH."""
+"""How the values of fields are typed: numbers in ASCII digits, stages as FROM_STEP:LENGTH.
+
+A name or a path has at least one character: Python takes an empty path for the current folder.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from dsjax.config.run import SequenceStage
@@ -12,6 +16,11 @@ NUMBERS = {
     float: re.compile(r"[+-]?(([0-9][0-9_]*(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.I),
 }
 DIGITS = 4000  # Python reads no longer whole numbers
+EMPTY = "is empty"
+
+
+class Text(str):
+    """Words that may be none."""
 
 
 def registry() -> Any:
@@ -21,7 +30,30 @@ def registry() -> Any:
     made = ConstructorRegistry()
     made.primitive_rule(_number)
     made.primitive_rule(_stages)
+    made.primitive_rule(_words)
     return made
+
+
+def _words(info: Any) -> Any:
+    """Names and paths, which are not empty, and texts, which may be."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    kind = info.type
+    if kind not in (str, Path, Text):
+        return None
+
+    def read(words: list[str]) -> Any:
+        if not words[0] and kind is not Text:
+            raise ValueError(EMPTY)
+        return kind(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH" if kind is Path else "STR",
+        instance_from_str=read,
+        is_instance=lambda x: isinstance(x, str if kind is Text else kind),
+        str_from_instance=lambda x: [str(x)],
+    )
 
 
 def _number(info: Any) -> Any:

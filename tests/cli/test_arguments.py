@@ -34,6 +34,42 @@ def test_a_wrong_command_line_is_one_sentence_and_status_2(line, encoding, capsy
     assert capsys.readouterr() == ("", f"dsjax: {REFUSED[line]}\n")
 
 
+EMPTY = {
+    "data": ["", "--tokenizer=", "--out=", "--field=", "--end-token=", "a.txt  b.txt"],
+    "convert hf-to-dsjax": [" run", "given "],
+    "convert dsjax-to-hf": [" given", "run ", "run given --like="],
+    "generate": ["", "run --prompt-file=", "run --end-token="],
+    "pipeline": [" --ranks 2 --microbatches 2", "1f1b --ranks 2 --microbatches 2 --svg="],
+    "compile tiny": ["--text=", "--on="],
+    "show": ["--loads=", "--loads run --out="],
+    "train tiny": ["--place.out=", "--start-from="],
+}
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_an_empty_name_is_refused_and_never_the_current_folder(command, tmp_path, monkeypatch,
+                                                               capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some words\n" * 500)
+    for line in EMPTY[command]:
+        for words in [line.split(" "), line.replace("=", " ").split(" ")]:
+            assert main([*command.split(), *words]) == 2, line
+            out, said = capsys.readouterr()
+            named = line.split(" ")[-1].rstrip("=") if line.endswith("=") else "is empty"
+            assert named in said
+            assert "is empty; " in said
+            assert "name one" in said
+            assert not out
+            assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_empty_prompt_is_one():
+    from dsjax.cli.generate import Generate
+
+    line = ["run", "--prompt", "", "--prompt=", "--prompt", "a"]
+    assert arguments.parse(Generate, line, "dsjax generate").prompt == ("", "", "a")
+
+
 def test_commands_in_one_of_several_forms_are_parsed_alike():
     from dsjax.cli.convert import Convert
 

@@ -81,7 +81,7 @@ def test_numbers_are_digits_within_their_range():
     ("train tiny --", "there is no flag --"),
     ("train tiny extra", "belong to no flag: extra"),
     ("train --train.steps 5 tiny", "stands where a CONFIG should"),
-    ("demo --place.out=", "--place.out '' is empty"),
+    ("demo --place.out=", "--place.out is empty"),
 ])
 def test_every_command_answers_in_a_sentence(line, words, capsys):
     assert main(line.split()) == 2
@@ -107,8 +107,8 @@ def test_help_is_given_wherever_it_is_asked_for(line, capsys):
     ("--rate.peak", "\u0663", "takes FLOAT"),
     ("--rate.peak", "1e400", "--rate.peak inf is not a finite number"),
     ("--model.attention.q-rank", "x", "takes None or INT, not 'x'"),
-    ("--data.train", "", "--data.train '' is empty"),
-    ("--place.out", "", "--place.out '' is empty"),
+    ("--data.train", "", "--data.train is empty"),
+    ("--place.out", "", "--place.out is empty"),
     ("--place.out", "a\0b", "--place.out"),
     ("--lr", "1e-3", "did you mean --rate.peak;"),
     ("--batch-size", "4", "did you mean --train.batch;"),
