@@ -13,6 +13,7 @@ unchanged for `PATIENCE_S` seconds of its own clock takes the folder over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -41,6 +42,16 @@ def cause(error: BaseException) -> str:
 # Reading
 
 
+class UnreadableError(UserError):
+    """A file that the machine does not let be read: nothing is known of what it holds."""
+
+
+def is_absence(error: Exception) -> bool:
+    """Whether a failure says that nothing of that name is or can be there."""
+    return not isinstance(error, OSError) or error.errno in (
+        errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def read_bytes(path: Path | str, remedy: str, limit: int = LIMIT) -> bytes:
     """Return all of a regular file; links are followed.
 
@@ -61,7 +72,8 @@ def read_bytes(path: Path | str, remedy: str, limit: int = LIMIT) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read ({cause(error)}); {remedy}") from None
+        raised = UserError if is_absence(error) else UnreadableError
+        raise raised(f"{path} cannot be read ({cause(error)}); {remedy}") from None
 
 
 def read_json(path: Path | str, remedy: str, limit: int = LIMIT) -> Any:

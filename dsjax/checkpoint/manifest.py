@@ -1,7 +1,9 @@
 """The list of what a checkpoint holds, by which damage, or another kind of list, is told.
 
 `manifest.json` has sizes and SHA-256 of the checkpoint's files, shapes and dtypes of its leaves,
-the caller's own data, and a SHA-256 of itself. Whatever else stands there is damage.
+the caller's own data, and a SHA-256 of itself. Whatever else stands there is damage, and so is what
+is missing; of a file that the machine does not let be read (rights, a failing disk) nothing is
+known, so that it is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dsjax import disk
 from dsjax.errors import UserError
 
 FORMAT = 1
+REMEDY = "let it be read, or move the checkpoint away to do without it"
 MANIFEST = "manifest.json"
 LIMIT = 1 << 30  # bytes of a manifest: one of a million files has 150 MB
 LARGEST = 2**60  # bytes of a leaf, and more than a step is
@@ -54,6 +57,8 @@ def read(path: Path) -> Manifest:
     """The manifest of a checkpoint, checked against the hash of itself."""
     try:
         body = disk.read_object(path / MANIFEST, "", LIMIT)
+    except disk.UnreadableError as error:
+        raise UserError(f"{error}{REMEDY}") from None
     except UserError as error:
         said = str(error).removeprefix(f"{path}/").removesuffix("; ")
         raise Damaged(said) from None
@@ -74,7 +79,10 @@ def read(path: Path) -> Manifest:
 
 
 def check(path: Path, manifest: Manifest) -> None:
-    """Read every byte that a manifest lists; Damaged says what is not as written."""
+    """Read every byte that a manifest lists; Damaged says what is not as written.
+
+    UserError says what may not be read.
+    """
     for file, (size, digest) in manifest.files.items():
         try:
             found = os.stat(path / file)
@@ -87,7 +95,10 @@ def check(path: Path, manifest: Manifest) -> None:
         except FileNotFoundError:
             raise Damaged(f"{file} is missing") from None
         except (OSError, UnicodeError) as error:
-            raise Damaged(f"{file} cannot be read ({disk.cause(error)})") from None
+            if disk.is_absence(error):
+                raise Damaged(f"{file} cannot be read ({disk.cause(error)})") from None
+            raise UserError(f"{path / file} cannot be read ({disk.cause(error).lower()}); "
+                            f"{REMEDY}") from None
 
 
 def _is_step(value: Any) -> bool:

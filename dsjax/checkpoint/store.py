@@ -226,10 +226,14 @@ def _bytes(stored: dict[str, jax.ShapeDtypeStruct]) -> int:
                for name, a in stored.items() if not name.endswith(".scales"))
 
 
-def extra(run_dir: Path | str) -> dict[str, Any]:
-    """What a run's newest checkpoint keeps beside its arrays, none of which is read."""
+def extra(run_dir: Path | str, remedy: str | None = None) -> dict[str, Any]:
+    """What a run's newest checkpoint keeps beside its arrays, none of which is read.
+
+    remedy: what to do where none is as written, if it is not to give another run.
+    """
     folder = Path(run_dir).absolute() / "checkpoints"
-    with together.newest(folder, _silent, is_ours=False, check=manifests.read) as manifest:
+    with together.newest(folder, _silent, is_ours=False, check=manifests.read,
+                         remedy=remedy) as manifest:
         return manifest.extra
 
 

@@ -23,6 +23,8 @@ from dsjax.errors import UserError
 Say = Callable[[str], None]
 T = TypeVar("T")
 TRIES, PAUSE_S = 20, 0.05
+STARTING = "put back a copy of one, or move the folder away to start again"
+READING = "put back a copy of one, or give another run"
 
 
 def read(folder: Path, say: Say, use: Callable[[Manifest, Path], T]) -> T:
@@ -52,16 +54,19 @@ def _is_still(where: Path, manifest: Manifest) -> bool:
 
 @contextlib.contextmanager
 def newest(folder: Path, say: Say, *, is_ours: bool,
-           check: Callable[[Path], Manifest] = files.verify) -> Iterator[Manifest]:
+           check: Callable[[Path], Manifest] = files.verify,
+           remedy: str | None = None) -> Iterator[Manifest]:
     """Manifest of the newest checkpoint that is as written; it stays there while the block runs.
 
     is_ours: the damaged ones after it are moved aside, so that training goes on from it.
     check: reads a checkpoint's manifest, and raises Damaged; `manifest.read` looks at no array.
+    remedy: what to do where none is as written; by default that of training, where `is_ours`.
     """
+    remedy = remedy or (STARTING if is_ours else READING)
     with contextlib.ExitStack() as stack:
         for _ in range(TRIES):
             try:
-                found, damaged = _scan(folder, check, stack)
+                found, damaged = _scan(folder, check, stack, remedy)
                 break
             except Gone:
                 time.sleep(PAUSE_S)
@@ -75,7 +80,7 @@ def newest(folder: Path, say: Say, *, is_ours: bool,
 
 
 def _scan(folder: Path, check: Callable[[Path], Manifest],
-          stack: contextlib.ExitStack) -> tuple[Manifest, dict[int, Damaged]]:
+          stack: contextlib.ExitStack, remedy: str) -> tuple[Manifest, dict[int, Damaged]]:
     """The newest manifest that is as written, held by `stack`, and what is wrong with those after.
 
     Raises Gone where a writer has removed what was just there, UserError where there is none.
@@ -89,9 +94,11 @@ def _scan(folder: Path, check: Callable[[Path], Manifest],
                 manifest = check(path)
                 if manifest.step != step:
                     raise Damaged(f"its {MANIFEST} is of step {manifest.step}")
-            except Damaged as why:
+            except (Damaged, UserError) as why:
                 if not os.path.lexists(path):
                     raise Gone from None
+                if isinstance(why, UserError):  # it may be whole
+                    raise
                 damaged[step] = why
                 continue
             stack.enter_context(mine.pop_all())
@@ -102,7 +109,7 @@ def _scan(folder: Path, check: Callable[[Path], Manifest],
         raise UserError(f"there is no checkpoint in {folder}; train first or give another run")
     reasons = ", ".join(f"checkpoint {bad}: {reason}" for bad, reason in damaged.items())
     raise UserError(
-        f"no checkpoint in {folder} can be read ({reasons}); move the folder away to start again"
+        f"no checkpoint in {folder} can be read ({reasons}); {remedy}"
     )
 
 

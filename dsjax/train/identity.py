@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsjax.checkpoint import files, store
+from dsjax.checkpoint import files, store, together
 from dsjax.config.run import RunConfig
 from dsjax.data.pack import TokenStream
 from dsjax.data.shards import Shards
@@ -62,7 +62,7 @@ def is_going_on(out: Path) -> bool:
 
 def kept(out: Path) -> dict[str, Any]:
     """What the newest checkpoint of a folder keeps beside its arrays; nothing where none is."""
-    return store.extra(out) if is_going_on(out) else {}
+    return store.extra(out, together.STARTING) if is_going_on(out) else {}
 
 
 def extra(words: Tokenizer, tokens: Tokens) -> dict[str, Any]:

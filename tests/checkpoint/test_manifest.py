@@ -1,9 +1,11 @@
 """Whatever stands where a manifest should be is damage: the checkpoint before it is read."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from dsjax.checkpoint import files, together
 from dsjax.checkpoint.manifest import MANIFEST, Damaged, check, read
 from dsjax.checkpoint.store import Store
+from dsjax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,50 @@ def test_what_is_no_regular_file_is_damage(folder):
     shutil.rmtree(path)
     path.write_text("a file of that name")
     goes_back(folder)
+
+
+def refuse_to_open(monkeypatch, refused, number):
+    """Have the machine refuse one file, as its rights or a failing disk would; root may all."""
+    for name in ("open", "read_bytes"):
+        monkeypatch.setattr(Path, name, _refusing(getattr(Path, name), refused, number))
+
+
+def _refusing(method, refused, number):
+    def call(self, *args, **options):
+        if self == refused:
+            raise OSError(number, os.strerror(number), str(self))
+        return method(self, *args, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("is_manifest", [True, False])
+def test_what_may_not_be_read_is_refused_and_stays_where_it_is(folder, monkeypatch, number,
+                                                               is_manifest):
+    path = folder / files.name(2)
+    name = MANIFEST if is_manifest else next(iter(read(path).files))
+    store = Store(folder, keep=2)
+    with monkeypatch.context() as patch:
+        refuse_to_open(patch, path / name, number)
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            store.restore({"w": np.zeros(3, int)}, say=pytest.fail)
+    assert str(path / name) in str(caught.value)
+    assert "let it be read" in str(caught.value)
+    assert files.steps(folder) == [1, 2]
+    assert not list(folder.glob("damaged-*"))
+    assert store.restore({"w": np.zeros(3, int)}, say=pytest.fail)[0] == 2
+    store.close()
+
+
+def test_where_all_are_damaged_only_training_is_told_to_start_again(folder):
+    for step in (1, 2):
+        (folder / files.name(step) / MANIFEST).write_text("{")
+    for is_ours, word in ((True, "start again"), (False, "give another run")):
+        with (pytest.raises(UserError, match=word) as caught,
+              together.newest(folder, pytest.fail, is_ours=is_ours)):
+            pass
+        assert ("start again" in str(caught.value)) is is_ours
 
 
 def test_names_that_are_no_step_are_no_checkpoint(folder):
