@@ -132,6 +132,15 @@ def write_json(path: Path | str, data: Any,
     write_whole(path, json.dumps(data, indent=2) + "\n", remedy)
 
 
+def to_json(data: Any, indent: int | None = None) -> str:
+    """A text that every reader of JSON takes; Infinity and NaN, which JSON lacks, are refused."""
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError:
+        raise UserError("a number of the result is infinite or none at all, for which JSON has no "
+                        "word; give smaller numbers, or leave --json out") from None
+
+
 def free_name(path: Path) -> Path:
     """The path, or the first of `NAME-2.END`, `NAME-3.END`, ... that is not there."""
     number, free = 1, path

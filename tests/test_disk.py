@@ -151,3 +151,10 @@ def test_printable_shows_what_a_terminal_would_obey():
     assert printable("a\x1b[2J\x07\r\x9b\u202e\udc80b\n\tc") == \
         r"a\x1b[2J\x07\r\x9b\u202e\udc80b" + "\n\tc"
     assert printable("caf\u00e9 \u65e5\u672c [red]") == "caf\u00e9 \u65e5\u672c [red]"
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_a_result_is_json_that_every_reader_takes(number):
+    assert disk.to_json({"a": [1.5, None]}) == '{"a": [1.5, null]}'
+    with pytest.raises(UserError, match="infinite or none at all"):
+        disk.to_json({"a": [number]})

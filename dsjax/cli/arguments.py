@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import shlex
 import shutil
@@ -21,8 +22,7 @@ def parse(kind: Any, argv: Sequence[str], prog: str, description: str | None = N
     """
     import tyro
 
-    from dsjax.config import typed
-    from dsjax.config.refusal import refusal
+    from dsjax.config import refusal, typed
 
     said = io.StringIO()
     try:
@@ -32,7 +32,9 @@ def parse(kind: Any, argv: Sequence[str], prog: str, description: str | None = N
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-        raise UserError(refusal(said.getvalue())) from None
+        sentence = refusal.refusal(said.getvalue())
+        named = refusal.flags_of(kind) if dataclasses.is_dataclass(kind) else {}
+        raise UserError(refusal.as_typed(sentence, named)) from None
 
 
 def myself() -> str:

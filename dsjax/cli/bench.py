@@ -10,7 +10,6 @@ in the same process, with operands of the same dtype.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 import time
@@ -23,6 +22,7 @@ from dsjax.config import flags, load
 from dsjax.config.model import MLAConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
+from dsjax.disk import to_json
 from dsjax.errors import UserError
 
 USAGE = """usage: dsjax bench train|decode [--shape tiny|small] [--dtype float32|bfloat16|fp8]
@@ -77,7 +77,7 @@ def run(argv: list[str]) -> int:
                         "layouts or links")
     args = _arguments(flags.take_switch(argv[1:], "--json")[1])
     devices.require()
-    print(json.dumps(modes[argv[0]](args)), flush=True)
+    print(to_json(modes[argv[0]](args)), flush=True)
     return 0
 
 

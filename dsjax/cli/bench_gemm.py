@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from dsjax.cli import devices
 from dsjax.config import flags
+from dsjax.disk import to_json
 
 USAGE = """usage: dsjax bench gemm [--json] [--m ROWS] [--k SUMMED] [--n COLUMNS]
                         [--rounds 5] [--calls 20]
@@ -46,7 +46,7 @@ def gemm(argv: list[str]) -> int:
     for columns in (n,) if n else CPU_COLUMNS if is_cpu else V3_COLUMNS:
         found = compare(n=columns, **given)
         if is_json:
-            print(json.dumps(found), flush=True)
+            print(to_json(found), flush=True)
             continue
         print(f"{found['m']} x {found['k']} x {found['n']} on {found['device']}")
         for name, form in found["forms"].items():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from dsjax.cli import devices
 from dsjax.config import flags
+from dsjax.disk import to_json
 from dsjax.errors import UserError
 
 LAYOUTS = """usage: dsjax bench layouts [--json] [--devices 8]
@@ -51,7 +51,7 @@ def layouts(argv: list[str]) -> int:
         axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
         if is_json:
             more = {"extra_rounds": sum(d.extra_rounds for d in found), "steps": len(found)}
-            print(json.dumps(axes | row | more), flush=True)
+            print(to_json(axes | row | more), flush=True)
         else:
             print(f"{layout.data:>4} {layout.fsdp:>4} {layout.expert:>6}  "
                   + " ".join(f"{row[n]:>9.1e}" for n in names), flush=True)
@@ -72,7 +72,7 @@ def links(argv: list[str]) -> int:
     rows = traffic(config or "deepseek_v3", **given)
     for row in rows:
         if is_json:
-            print(json.dumps(row))
+            print(to_json(row))
         else:
             print(f"{row['hops']} hop{'s' if row['hops'] > 1 else ' '}: a token is on at most "
                   f"{row['most_nodes']} nodes, {row['slow_copies']:.2f} copies over slow links "

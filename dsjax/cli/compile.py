@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
+from dsjax.disk import to_json
 from dsjax.errors import UserError
 from dsjax.terminal import Console
 
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     if text is not None:
         _write(made, Path(text))
     if is_json:
-        print(json.dumps(summary(made)))
+        print(to_json(summary(made)))
     else:
         _print(made)
     return 0 if made.memory.fits else 1

@@ -4,7 +4,6 @@ Writes two folders that training reads, OUT/train and OUT/heldout (dsjax.data.sh
 tokenizer.json.
 """
 
-import json
 import os
 import shlex
 import threading
@@ -22,6 +21,7 @@ from dsjax.config.fields import seed_in_range
 from dsjax.data import pack, shards, sources, tokenizer
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.data.tokenizer_file import MOST_IDS
+from dsjax.disk import to_json
 from dsjax.errors import UserError, printable, say
 
 BATCH_CHARACTERS = 2**22
@@ -207,7 +207,7 @@ def _next(folders: dict[str, Path], words: Tokenizer) -> str:
 
 def _print(summary: dict, *, is_json: bool) -> None:
     if is_json:
-        print(json.dumps(summary))
+        print(to_json(summary))
         return
     for part in (part for part in summary.values() if isinstance(part, dict)):
         print(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from typing import TYPE_CHECKING
 
 from dsjax.cli import devices
 from dsjax.cli.arguments import myself
+from dsjax.disk import to_json
 from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # the loop costs a second to import
@@ -77,4 +77,4 @@ def summarize(outcome: Outcome, five_gram: float, drafted: Report, seconds: floa
         "tokens_per_pass": drafted.tokens_per_pass,
         "seconds": seconds,
     }
-    (outcome.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (outcome.out / "summary.json").write_text(to_json(summary, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from dsjax import disk
 from dsjax.cli import devices
 from dsjax.config.fields import seed_in_range
 from dsjax.config.typed import Text
+from dsjax.disk import to_json
 from dsjax.errors import UserError, printable, say
 from dsjax.terminal import Console
 
@@ -94,7 +94,7 @@ def main(args: Generate) -> int:
     console = None if args.json else Console(highlight=False)
     completions, report = write(model, texts, sampling, console, context, args.draft)
     if args.json:
-        print(json.dumps(_summary(model.words, texts, completions, report)))
+        print(to_json(_summary(model.words, texts, completions, report)))
     return 0
 
 

@@ -1,7 +1,6 @@
 """`dsjax pipeline`: print a pipeline schedule, prove it, and say what it costs."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from dsjax.disk import to_json
 from dsjax.errors import UserError
 from dsjax.parallel import draw
 from dsjax.parallel.program import forms, length
@@ -70,7 +70,7 @@ def main(args: Pipeline) -> int:
                 f"cannot write {args.svg}: {error.strerror}; choose another --svg"
             ) from error
     if args.json:
-        print(json.dumps(summary(proof, timeline)))
+        print(to_json(summary(proof, timeline)))
     else:
         _print(proof, timeline)
     return 0

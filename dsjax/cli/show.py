@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from rich import box
 from rich.table import Table
 
 from dsjax.cli import show_bytes
 from dsjax.config import flags, load
+from dsjax.disk import to_json
 from dsjax.model.count import Count, count
 from dsjax.terminal import Console
 
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
                                "dsjax show CONFIG", ("--length", "--json", "--loads"))
     sizes = count(run_config.model, length)
     if is_json:
-        print(json.dumps({"config": run_config.name, **dataclasses.asdict(sizes),
+        print(to_json({"config": run_config.name, **dataclasses.asdict(sizes),
                           "training_bytes": show_bytes.training(run_config),
                           "serving_bytes": show_bytes.serving(run_config, length)}))
     else:

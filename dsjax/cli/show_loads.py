@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from dsjax import disk
 from dsjax.config import flags
+from dsjax.disk import to_json
 from dsjax.errors import UserError, say
 from dsjax.parallel import balance
 from dsjax.terminal import Console
@@ -83,7 +83,7 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         raise UserError(f"{png} cannot be drawn ({error.strerror}); name another --out") from None
     if is_json:
-        print(json.dumps({
+        print(to_json({
             "name": found.name, "devices": devices, "replicas": replicas, "picture": str(png),
             "layers": [asdict(row) for row in rows], "placement": placement.tolist()}))
     else:

@@ -51,8 +51,8 @@ def whole(text: str, flag: str, least: int = 1, most: int = LARGEST) -> int:
         if least <= number <= most:
             return number
     up = f"up to {most:,}" if most < LARGEST else "on"
-    raise UserError(f"{flag} {text[:40] or repr('')} is not a number for it; use a whole one from "
-                    f"{least} {up}")
+    raise UserError(f"{flag} {text[:40] or repr('')} is not a whole number from {least} {up}; give "
+                    "one")
 
 
 def take_numbers(argv: Sequence[str], defaults: Mapping[str, int]) -> tuple[dict[str, int],

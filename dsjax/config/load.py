@@ -150,8 +150,12 @@ def _blame(path: Path, error: BaseException) -> str:
     said = (str(error).splitlines() or [""])[0][:300]
     if isinstance(error, SystemExit):
         return f"{where}: it leaves Python ({said or 'no status'}); return a RunConfig instead"
-    kind = "" if type(error) in (ValueError, UserError) else f"{type(error).__name__}: "
-    return f"{where}: {kind}{said}"
+    if isinstance(error, ValueError) and ";" in said:  # a config's own sentence, with its remedy
+        return f"{where}: {said}"
+    fix = "correct the file"
+    if isinstance(error, ImportError):
+        fix = "install what it imports, or correct the file"
+    return f"{where}: {type(error).__name__}{': ' * bool(said)}{said}; {fix}"
 
 
 # Command line
@@ -166,8 +170,13 @@ def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFI
     import tyro
 
     run, left = _switch(run, [_dashed(token) for token in argv])
-    for token in left:
-        refusal.unknown(token.partition("=")[0], [*sorted(_flags(run)), "--help"], own)
+    absent = [flag for flag, owner, name, _ in _unions(copy.copy(run), "--")
+              if getattr(owner, name) is None]
+    for flag in (token.partition("=")[0] for token in left):
+        for part in absent:
+            if flag.startswith(f"{part}."):
+                raise UserError(f"{flag} does not exist with {part} None; leave one of them out")
+        refusal.unknown(flag, [*sorted(_flags(run)), "--help"], own)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -184,7 +193,7 @@ def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFI
         if leave.code in (0, None):
             raise
         sentence = refusal.refusal(said.getvalue())
-        raise UserError(refusal.as_typed(sentence, _prefixes(run, "--"))) from None
+        raise UserError(refusal.as_typed(sentence, refusal.flags_of(run))) from None
 
 
 def _dashed(token: str) -> str:
@@ -266,15 +275,6 @@ def _flags(part: Any, prefix: str = "--") -> Iterator[str]:
             yield flag
         if isinstance(held, bool):
             yield prefix + "no-" + f.name.replace("_", "-")
-
-
-def _prefixes(part: Any, prefix: str) -> dict[str, str]:
-    """What the flags of each class in a config begin with."""
-    found = {type(part).__name__: prefix}
-    for f in dataclasses.fields(part):
-        if dataclasses.is_dataclass(held := getattr(part, f.name)):
-            found |= _prefixes(held, prefix + f.name.replace("_", "-") + ".")
-    return found
 
 
 def _description(run: RunConfig) -> str:

@@ -140,7 +140,7 @@ class GQAConfig:
         counted("GQAConfig", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}; "
+                f"GQAConfig.heads={self.heads} is not divisible by kv_heads={self.kv_heads}; "
                 f"choose kv_heads from {choices(self.heads, self.kv_heads)}"
             )
         if self.head_dim % 2:
@@ -192,28 +192,29 @@ class MoEConfig:
         )
         if self.experts % self.groups:
             raise ValueError(
-                f"experts={self.experts} is not divisible by groups={self.groups}; "
+                f"MoEConfig.experts={self.experts} is not divisible by groups={self.groups}; "
                 f"choose groups from {choices(self.experts, self.groups)}"
             )
         if self.groups_per_token > self.groups:
             raise ValueError(
-                f"groups_per_token={self.groups_per_token} exceeds groups={self.groups}; "
+                f"MoEConfig.groups_per_token={self.groups_per_token} exceeds groups={self.groups}; "
                 f"choose at most {self.groups}"
             )
         open_experts = self.experts // self.groups * self.groups_per_token
         if self.experts_per_token > open_experts:
             raise ValueError(
-                f"experts_per_token={self.experts_per_token} exceeds the {open_experts} experts of "
-                f"{self.groups_per_token} of {self.groups} groups; open more groups or choose fewer"
+                f"MoEConfig.experts_per_token={self.experts_per_token} exceeds the {open_experts} "
+                f"experts of {self.groups_per_token} of {self.groups} groups; open more groups or "
+                "choose fewer"
             )
         if self.group_score == "top2" and self.groups > 1 and self.experts // self.groups < 2:
             raise ValueError(
-                f"group_score='top2' needs two experts a group, but experts={self.experts} in "
-                f"groups={self.groups} leaves one; use group_score='max'"
+                f"MoEConfig.group_score='top2' needs two experts a group, but "
+                f"experts={self.experts} in groups={self.groups} leaves one; use group_score='max'"
             )
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             raise ValueError(
-                f"capacity_factor={self.capacity_factor} would drop every token; "
+                f"MoEConfig.capacity_factor={self.capacity_factor} would drop every token; "
                 "use None (drop nothing) or a number above 0"
             )
         self._refuse_constant_weights()
@@ -224,13 +225,13 @@ class MoEConfig:
         if self.experts_per_token == 1 and self.is_normalized:
             raise ValueError(
                 "MoEConfig.experts_per_token=1 divides the one expert's affinity by itself, so the "
-                "router gets no gradient and never learns; use is_normalized=False "
-                "(--model.moe.no-is-normalized), or two experts and more per token"
+                "router gets no gradient and never learns; use "
+                "is_normalized=False, or two experts and more per token"
             )
         if self.experts == 1 and self.score == "softmax":
             raise ValueError(
                 "MoEConfig.experts=1 weighs 1 by softmax, whatever the router says, so it never "
-                "learns; use more experts, or score='sigmoid' (--model.moe.score sigmoid)"
+                "learns; use more experts, or score='sigmoid'"
             )
         between(self, "scale", 1e-6, 1e6, "V3 uses 2.5 and V2 16")
 
@@ -274,12 +275,13 @@ class ModelConfig:
         )
         if not 0 <= self.dense_layers <= self.layers:
             raise ValueError(
-                f"dense_layers={self.dense_layers} is not between 0 and layers={self.layers}"
+                f"ModelConfig.dense_layers={self.dense_layers} is not between 0 and "
+                f"layers={self.layers}; choose one that is"
             )
         if self.moe is None and self.dense_layers != self.layers:
             raise ValueError(
-                f"moe=None leaves {self.layers - self.dense_layers} blocks without a feed-forward; "
-                f"set dense_layers={self.layers} or give a MoEConfig"
+                f"ModelConfig.moe=None leaves {self.layers - self.dense_layers} blocks without a "
+                f"feed-forward; set dense_layers={self.layers} or give them experts"
             )
         _normed("ModelConfig", d_model=self.d_model)
         if self.vocab == 1:
@@ -287,12 +289,12 @@ class ModelConfig:
         between(self, "norm_eps", *EPSILONS)
         between(self, "init_std", 1e-6, 100.0, "V3 uses 0.006")
         if self.mtp_depth < 0:
-            raise ValueError(f"mtp_depth={self.mtp_depth} is negative; use 0 for none")
+            raise ValueError(f"ModelConfig.mtp_depth={self.mtp_depth} is negative; use 0 for none")
         counted("ModelConfig", 0, mtp_depth=self.mtp_depth)
         if self.moe is not None and not self.moe_layers + self.mtp_depth:
             raise ValueError(
                 f"ModelConfig.dense_layers={self.dense_layers} of {self.layers} layers leave no "
-                "block for experts; use fewer, or no experts (--model.moe None)"
+                "block for experts; use fewer, or no experts (moe=None)"
             )
 
     @property

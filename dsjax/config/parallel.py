@@ -52,14 +52,15 @@ class ParallelConfig:
             counted("ParallelConfig", **{name: getattr(self, name)})
         if self.expert % self.expert_nodes:
             raise ValueError(
-                f"expert={self.expert} devices do not divide over expert_nodes="
+                f"ParallelConfig.expert={self.expert} devices do not divide over expert_nodes="
                 f"{self.expert_nodes}; choose expert_nodes from "
                 f"{choices(self.expert, self.expert_nodes)}"
             )
         if self.pipe > 1 and self.fsdp > 1:
             raise ValueError(
-                f"a pipeline's ranks hold their layers whole, but pipe={self.pipe} and fsdp="
-                f"{self.fsdp}; choose fsdp 1 and more pipe, data or expert"
+                f"ParallelConfig.pipe={self.pipe} and fsdp={self.fsdp} exclude each other, as a "
+                "pipeline's ranks hold their layers whole; choose fsdp=1 and more pipe, "
+                "data or expert"
             )
         if self.pipe > 1 and self.interleave:
             raise ValueError(

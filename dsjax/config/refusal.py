@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from dsjax.config.fields import field_types
 from dsjax.errors import UserError
 
 # The frame and the rules between its parts are drawn with characters U+2500 to U+257F, and where
@@ -96,10 +99,35 @@ def unknown(flag: str, flags: Sequence[str], own: Sequence[str]) -> None:
     raise UserError(f"there is no flag {flag[:60]}{mean}; --help lists them all")
 
 
-def as_typed(sentence: str, prefixes: Mapping[str, str]) -> str:
-    """Name fields as flags: `TrainConfig.steps=0 must be` becomes `--train.steps 0 must be`."""
+def as_typed(sentence: str, flags: Mapping[str, str]) -> str:
+    """Name fields as flags: `TrainConfig.steps=0 must be` becomes `--train.steps 0 must be`.
+
+    flags: by `CLASS.field`. Other fields of the class that is named first are named so too where
+    the sentence gives them a value or says `choose FIELD from`.
+    """
+    named = (found[1] for found in re.finditer(r"\b((\w+)\.\w+)=", sentence) if found[1] in flags)
+    owner = next(named, "").partition(".")[0]
 
     def flag(found: re.Match[str]) -> str:
-        return prefixes[found[1]] + found[2].replace("_", "-") + " "
+        known = flags.get(f"{found[1] or owner}.{found[2]}")
+        if known is None or found[3] == "=":
+            return found[0] if known is None else f"{known} "
+        part, _, last = known.rpartition(".") if "." in known else ("-", "", known[2:])
+        switch = f"{part}.no-{last}" if part != "-" else f"--no-{last}"
+        return switch if found[3] == "=False" else known
 
-    return re.sub(rf"\b({'|'.join(prefixes)})\.(\w+)=", flag, sentence)
+    sentence = re.sub(r"(?<![\w.-])(?:(\w+)\.)?(\w+)(=True|=False|=)", flag, sentence)
+    return re.sub(r"(?<=choose )(\w+)(?= from)",
+                  lambda found: flags.get(f"{owner}.{found[1]}", found[1]), sentence)
+
+
+def flags_of(part: Any, prefix: str = "--") -> dict[str, str]:
+    """The flag of each field of a config, or of a class of arguments, by `CLASS.field`."""
+    made, found = part if isinstance(part, type) else type(part), {}
+    for f in dataclasses.fields(made):
+        flag = prefix + f.name.replace("_", "-")
+        found[f"{made.__name__}.{f.name}"] = flag
+        held = field_types(made)[f.name] if part is made else getattr(part, f.name)
+        if dataclasses.is_dataclass(held):
+            found |= flags_of(held, f"{flag}.")
+    return found

@@ -78,7 +78,8 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
-                    f"OptimizerConfig.{name}={getattr(self, name)} must be from 0 to below 1"
+                    f"OptimizerConfig.{name}={getattr(self, name)} must be from 0 to below 1; "
+                    "the default is a good start"
                 )
         for name in ("eps", "clip", "ema_every"):
             if not getattr(self, name) > 0:
@@ -150,32 +151,35 @@ class TrainConfig:
         steps_or_share(self, "batch_ramp_steps")
         if self.batch % self.microbatches:
             raise ValueError(
-                f"batch={self.batch} is not divisible by microbatches={self.microbatches}; "
+                f"TrainConfig.batch={self.batch} is not divisible by "
+                f"microbatches={self.microbatches}; "
                 f"choose microbatches from {choices(self.batch, self.microbatches)}"
             )
         for stage in self.curriculum:
             if self.length % stage.length:
                 raise ValueError(
-                    f"curriculum length {stage.length} does not divide length={self.length}; "
+                    f"TrainConfig.length={self.length} is not a multiple of the curriculum's "
+                    f"{stage.length}; "
                     f"choose a divisor of {self.length}"
                 )
         if self.batch_start is not None and not 1 <= self.batch_start <= self.batch:
             raise ValueError(
-                f"batch_start={self.batch_start} is not between 1 and batch={self.batch}"
+                f"TrainConfig.batch_start={self.batch_start} is not between 1 and "
+                f"batch={self.batch}; start with fewer rows, or leave the ramp out"
             )
         if self.batch_start is not None and (
             self.batch_start % self.batch_multiple or self.batch % self.batch_multiple
         ):
             raise ValueError(
-                f"batch_multiple={self.batch_multiple} does not divide "
+                f"TrainConfig.batch_multiple={self.batch_multiple} does not divide "
                 f"batch_start={self.batch_start} and batch={self.batch}; choose a common divisor"
             )
         ramp = (self.batch_start, self.batch_multiple) if self.batch_start else ()
         for rows in ramp:
             if rows % self.microbatches:
                 raise ValueError(
-                    f"the batch ramp takes steps of {rows} rows, not divisible by "
-                    f"microbatches={self.microbatches}; use multiples of {self.microbatches}"
+                    f"TrainConfig.microbatches={self.microbatches} does not divide the {rows} rows "
+                    "of a step or of the batch ramp's growth; choose a divisor"
                 )
 
 
@@ -220,11 +224,13 @@ class PlaceConfig:
         well_typed(self)
         for name in ("unroll", "keep", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"PlaceConfig.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"PlaceConfig.{name}={getattr(self, name)} must be at least 1; "
+                                 "choose 1 or more")
         for name in ("eval_every", "eval_batches", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(
-                    f"PlaceConfig.{name}={getattr(self, name)} is negative; 0 has its own meaning"
+                    f"PlaceConfig.{name}={getattr(self, name)} is negative; choose a number "
+                    "of steps, or 0, which has its own meaning"
                 )
         if self.profile is not None:
             profiled(self.profile)

@@ -80,7 +80,9 @@ def _explicit(source: str, coordinator: str | None, processes: str | None, proce
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise UserError(f"{names[0]} {coordinator} is not HOST:PORT; an IPv6 address stands in "
                         "brackets, as [::1]:12345")
-    flags.whole(port, f"{names[0]} {host}:", most=65535)
+    if len(port) > 9 or not 1 <= int(port) <= 65535:
+        raise UserError(f"{names[0]} {coordinator[:200]} has the port {port[:40]}; use one from 1 "
+                        "to 65,535")
     count = flags.whole(processes, names[1])
     number = flags.whole(process, names[2], least=0)
     if number >= count:

@@ -36,6 +36,9 @@ from dsjax.parallel.schedules.table import (
 )
 from dsjax.parallel.validate import peak_activations
 
+SHORTEST, LONGEST = 1e-9, 1e9
+"""Of durations but 0: beside longer ones shorter ones vanish from sums, and no sum overflows."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -54,8 +57,9 @@ class Times:
 
     def __post_init__(self) -> None:
         for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value} is not a duration; choose a finite {name} >= 0")
+            if value is not None and not (value == 0 or SHORTEST <= value <= LONGEST):
+                raise ValueError(f"Times.{name}={value} is not a duration; use 0 or a number "
+                                 f"between {SHORTEST:g} and {LONGEST:g}, in any unit")
 
     @property
     def backward(self) -> float:

@@ -33,7 +33,7 @@ def test_numbers_are_digits_within_their_range():
     assert flags.whole("0", "--n", least=0) == 0
     for wrong in ("0", "-1", "1.5", "1e3", "nan", "", " 1", "\u00b2", "\u0663", "1__0", "9" * 5000,
                   str(2**63), "0x10", "1\n"):
-        with pytest.raises(UserError, match=r"(?s)--n .*is not a number.*from 1 on") as caught:
+        with pytest.raises(UserError, match=r"(?s)--n .*is not a whole number from 1 on") as caught:
             flags.whole(wrong, "--n")
         assert len(str(caught.value)) < 200
     with pytest.raises(UserError, match="from 1 up to 4,096"):
@@ -82,6 +82,13 @@ def test_numbers_are_digits_within_their_range():
     ("train tiny extra", "belong to no flag: extra"),
     ("train --train.steps 5 tiny", "stands where a CONFIG should"),
     ("demo --place.out=", "--place.out is empty"),
+    ("pipeline gpipe --ranks 4 --microbatches 8 --times.forward 1e308", "--times.forward 1e+308"),
+    ("pipeline gpipe --ranks 4 --microbatches 8 --times.transfer 1e-300 --json",
+     "--times.transfer 1e-300 is not a duration"),
+    ("show tiny --model.moe None --model.moe.experts 4",
+     "--model.moe.experts does not exist with --model.moe None"),
+    ("train tiny --coordinator localhost:99999 --processes 2 --process 0",
+     "--coordinator localhost:99999 has the port 99999"),
 ])
 def test_every_command_answers_in_a_sentence(line, words, capsys):
     assert main(line.split()) == 2
@@ -129,3 +136,33 @@ def test_values_of_fields_are_held_to_the_same_rules_in_either_form(
 def test_none_and_underscores_are_values(capsys):
     line = "show tiny --json --model.attention.q-rank None --train.steps 1_000 --rate.peak=.5e-3"
     assert main(line.split()) == 0
+
+
+@pytest.mark.parametrize(("flags_typed", "words"), [
+    ("--train.microbatches 3", "choose --train.microbatches from [1, 2, 4, 8]"),
+    ("--train.batch-start 9", "--train.batch-start 9 is not between 1 and --train.batch 8"),
+    ("--train.batch-start 3 --train.batch-multiple 2", "--train.batch-multiple 2"),
+    ("--train.batch-start 6 --train.microbatches 4", "--train.microbatches 4"),
+    ("--train.curriculum 0:100", "--train.length 256"),
+    ("--parallel.expert 4 --parallel.expert-nodes 3", "choose --parallel.expert-nodes from"),
+    ("--parallel.pipe 2 --parallel.fsdp 2", "choose --parallel.fsdp 1"),
+    ("--model.moe.groups 7", "choose --model.moe.groups from [1, 2, 4, 8, 16]"),
+    ("--model.moe.groups-per-token 9", "--model.moe.groups-per-token 9"),
+    ("--model.moe.experts-per-token 1", "use --model.moe.no-is-normalized"),
+    ("--model.moe.capacity-factor 0", "--model.moe.capacity-factor 0.0"),
+    ("--model.dense-layers 99", "--model.layers 4"),
+    ("--model.mtp-depth -1", "--model.mtp-depth -1"),
+    ("--model.rope.yarn.beta-fast 0.1", "--model.rope.yarn.beta-slow 1.0"),
+    ("--optimizer.beta1 1", "--optimizer.beta1 1.0"),
+    ("--place.keep 0", "--place.keep 0"),
+    ("--place.eval-every -1", "--place.eval-every -1"),
+    ("--rate.low 5", "--rate.peak"),
+])
+def test_fields_are_named_as_they_are_typed_and_every_refusal_has_a_remedy(
+        flags_typed, words, capsys):
+    assert main(["show", "tiny", *flags_typed.split()]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "=" not in said
+    assert "; " in said
+    assert "--help" not in said

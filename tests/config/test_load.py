@@ -108,8 +108,9 @@ def test_lengths_of_a_schedule_are_read_as_steps_or_shares():
         (["--model.layers"], ["--model.layers needs a value"]),
         (["--train.precision", "fp9"], ["--train.precision is 'fp9'", "'bf16'"]),
         (["more"], ["no flag: more"]),
-        (["--model.moe.experts", "7"], ["experts=7 is not divisible by groups=3; choose"]),
-        (["--model.moe", "None"], ["moe=None leaves 3 blocks", "dense_layers=4"]),
+        (["--model.moe.experts", "7"],
+         ["--model.moe.experts 7 is not divisible by --model.moe.groups 3; choose"]),
+        (["--model.moe", "None"], ["--model.moe None leaves 3 blocks", "--model.dense-layers 4"]),
     ],
 )
 def test_a_wrong_flag_gets_one_sentence(argv, words):
@@ -159,7 +160,11 @@ def test_every_config_of_the_project_loads_by_its_name():
         ("def config():\n    return 3\n", "returned int"),
         ("def config(:\n", "line 1: "),
         ("\ndef config():\n    return {}['a']\n", "line 3: KeyError: 'a'"),
-        ("from dsjax.config.model import *\nGQAConfig(3, 2, 4)\n", "line 2: heads=3 is not"),
+        ("from dsjax.config.model import *\nGQAConfig(3, 2, 4)\n",
+         "line 2: GQAConfig.heads=3 is not"),
+        ("\nraise ValueError('boo')\n", "line 2: ValueError: boo; correct the file"),
+        ("assert False\n", "line 1: AssertionError; correct the file"),
+        ("import no_such_module\n", "'no_such_module'; install what it imports"),
     ],
 )
 def test_a_broken_config_file_is_named_with_the_line(tmp_path, text, words):

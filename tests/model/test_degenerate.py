@@ -82,7 +82,7 @@ MOE = MoEConfig(experts=4, experts_per_token=2, expert_dim=5)
 
 
 @pytest.mark.parametrize(("good", "change", "said"), [
-    (MOE, {"experts_per_token": 1}, r"never learns; use is_normalized=False \(--model.moe.no-is-"),
+    (MOE, {"experts_per_token": 1}, r"never learns; use is_normalized=False, or two"),
     (LONE, {"score": "softmax"}, "experts=1 weighs 1 by softmax"),
     (LONE, {"score": "softmax", "is_normalized": True}, "experts_per_token=1"),
     (MOE, {"scale": 0.0}, r"scale=0.0 must be above 0; V3 uses 2.5"),

@@ -225,7 +225,8 @@ def test_ranks_that_wait_for_each_other_are_an_error_not_a_hang():
         simulate(with_row(schedule, 0, schedule.table[0][::-1]))
 
 
-@pytest.mark.parametrize("wrong", [{"forward": -1}, {"overlapped": float("nan")}])
+@pytest.mark.parametrize("wrong", [
+    {"forward": -1}, {"overlapped": float("nan")}, {"transfer": 1e308}, {"weight": 1e-300}])
 def test_times_that_are_no_durations_are_refused(wrong):
     with pytest.raises(ValueError, match="is not a duration"):
         Times(**wrong)
