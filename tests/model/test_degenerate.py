@@ -100,7 +100,7 @@ MOE = MoEConfig(experts=4, experts_per_token=2, expert_dim=5)
     (SMALLEST, {"init_std": 1e9}, r"init_std=1000000000.0 is not between 1e-06 and 100"),
     (SMALLEST, {"init_std": 1e-46}, "init_std=1e-46 is not a number that float32 holds"),
     (SMALLEST, {"norm_eps": 1e9}, "norm_eps=1000000000.0 is not between 1e-20 and 1"),
-    (WIDER, {"dense_layers": 1}, r"no block for experts; .*--model.moe None"),
+    (WIDER, {"dense_layers": 1}, r"no block for experts; .*moe=None"),
     (YarnConfig(), {"mscale": -20.0}, "mscale=-20.0 is not above 0"),
     (YarnConfig(), {"beta_slow": 0.0}, "beta_slow=0.0 is not above 0"),
     (YarnConfig(), {"original_length": 6}, "original_length=6 is too short.*at least 7"),
