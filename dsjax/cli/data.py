@@ -197,8 +197,10 @@ def _summary(folder: Path, words: Tokenizer) -> dict:
     }
 
 
-def _next(folders: dict[str, Path], words: Tokenizer) -> str:
-    """The command that trains on what was made."""
+def _next(folders: dict[str, Path], words: Tokenizer) -> str | None:
+    """The command that trains on what was made; None where that alone cannot be trained on."""
+    if "heldout" not in folders:
+        return None
     command = ["dsjax", "train", "tiny", "--model.vocab", str(words.vocab)]
     for name, folder in folders.items():
         command += [f"--data.{name}", str(folder)]
@@ -216,9 +218,13 @@ def _print(summary: dict, *, is_json: bool) -> None:
             f"{part['text_bytes']:,} bytes, {part['bytes_per_token']:.2f} bytes a token"
         )
     print(f"{summary['seconds']:.1f} s")
-    more = "" if "heldout" in summary else (
-        " --data.heldout FOLDER, with held-out text of the same --tokenizer prepared into FOLDER")
-    print(f"train on it: {printable(summary['next'])}{more}")
+    if summary["next"] is None:
+        words = Path(summary["train"]["folder"]) / "tokenizer.json"
+        print("to train on it, held-out text is missing, since --heldout-fraction is 0: prepare "
+              f"some into another --out with --tokenizer {printable(shlex.quote(str(words)))}, and "
+              "name that folder as --data.heldout")
+        return
+    print(f"train on it: {printable(summary['next'])}")
 
 
 @contextmanager

@@ -68,11 +68,15 @@ def slow_text(split: Callable[[str], object], patterns: list[str]) -> str | None
     for piece in sorted(letters)[:256] + sorted(runs)[:64]:
         for length in TRIES:
             text = (piece * length)[:length] + "\x00"
-            began = time.thread_time()
-            split(text)
-            if time.thread_time() - began > SECONDS:
+            if all(_takes(split, text) > SECONDS for _ in range(3)):  # once may be the machine
                 return piece
     return None
+
+
+def _takes(split: Callable[[str], object], text: str) -> float:
+    began = time.thread_time()
+    split(text)
+    return time.thread_time() - began
 
 
 class _Reader:

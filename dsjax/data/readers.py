@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 from dsjax import disk
 from dsjax.errors import UserError
 
+MEND = "mend the line or take it out"
+NAME_FIELD = "name the text's field with `dsjax data --field` and train on the shards it makes"
 RATIO, FREE = 200, 2**30
 WINDOW = 2**31
 _PACK = 2**13  # bytes of Zstandard at a time: they may stand for 30,000 times as many
@@ -177,8 +179,11 @@ def _is_ids(path: Path) -> bool:
 
 def _lines(stream: _Stream, path: Path, field: str, kind: str) -> Iterator[str]:
     rows = _rows(stream, path)
+    remedy = NAME_FIELD
     for where, text in _checked(rows, path) if kind == ".json" else rows:
-        value = _value(disk.parse_json(text, where, "mend the line or take it out"), where, field)
+        row = disk.parse_json(text, where, MEND)
+        value = _value(row, where, field, remedy)
+        remedy = MEND  # the field is the right one
         if value.strip():
             yield value
 
@@ -207,8 +212,8 @@ def _checked(rows: Iterator[tuple[str, str]], path: Path) -> Iterator[tuple[str,
     return chain(first, rows)
 
 
-def _value(row: Any, where: str, field: str) -> str:
-    """The document of a line."""
+def _value(row: Any, where: str, field: str, remedy: str) -> str:
+    """The document of a line; `remedy` where it lacks the field."""
     value = row.get(field) if isinstance(row, dict) else None
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
@@ -220,10 +225,7 @@ def _value(row: Any, where: str, field: str) -> str:
         raise UserError(f"{where} has {has} in field '{field}', which is no text; fill it or take "
                         "the line out")
     found = sorted(row) if isinstance(row, dict) else type(row).__name__
-    raise UserError(
-        f"{where} has no text in field '{field}', it has {str(found)[:300]}; name the text's field "
-        "with `dsjax data --field` and train on the shards it makes"
-    )
+    raise UserError(f"{where} has no text in field '{field}', it has {str(found)[:300]}; {remedy}")
 
 
 def _decode(data: bytes, offset: int, where: str) -> str:

@@ -77,8 +77,9 @@ def _match(folder: Path, tokenizer: Tokenizer, fingerprint: str, vocab: int, end
     """Refuse shards of another tokenizer than the one at hand."""
     if not tokenizer.has_fingerprint(fingerprint):
         raise UserError(
-            f"{folder} was made with tokenizer {fingerprint}, not {tokenizer.fingerprint}; "
-            "use the tokenizer.json written beside it"
+            f"{folder} was made with tokenizer {fingerprint}, not {tokenizer.fingerprint}, so its "
+            "ids mean other words; prepare training and held-out text in one `dsjax data`, or the "
+            "second with --tokenizer TRAIN/tokenizer.json, and leave --data.tokenizer out"
         )
     if vocab != tokenizer.vocab:
         raise UserError(f"{folder} was made with {vocab:,} ids, but its tokenizer has "

@@ -22,6 +22,7 @@ from dsjax.errors import UserError
 
 EMBEDDED = "shakespeare"
 BLOCK = 8192
+FLAG = "--heldout-fraction"
 
 
 def shakespeare() -> list[str]:
@@ -118,24 +119,25 @@ def _inside(path: Path) -> list[Path]:
 
 
 def split(
-    texts: Iterable[str], fraction: float, *, block: int | None = None
+    texts: Iterable[str], fraction: float, *, block: int | None = None, flag: str = FLAG
 ) -> tuple[list[str], list[str]]:
     """Return (training documents, held-out documents); no character is in both, none is lost."""
-    pieces = list(split_stream(texts, fraction, block=block))
+    pieces = list(split_stream(texts, fraction, block=block, flag=flag))
     return [t for held, t in pieces if not held], [t for held, t in pieces if held]
 
 
 def split_stream(
-    texts: Iterable[str], fraction: float, *, block: int | None = None
+    texts: Iterable[str], fraction: float, *, block: int | None = None, flag: str = FLAG
 ) -> Iterator[tuple[bool, str]]:
     """Yield (is held out, piece): every n-th block of all documents is held out, 1/n = `fraction`.
 
     Both sides thus have the same distribution. A block is about `block` characters, cut after a
     line end; a document keeps what lies between its held-out blocks as pieces. By default 8 KiB,
-    or less where the whole text would make fewer than four held-out blocks.
+    or less where the whole text would make fewer than four held-out blocks. flag: how the fraction
+    is typed.
     """
     if not 0 <= fraction < 1:
-        raise UserError(f"held-out fraction {fraction} is outside [0, 1)")
+        raise UserError(f"{flag} {fraction} is outside [0, 1); use 0.03, or 0 for none")
     texts = iter(texts)
     if fraction == 0:
         yield from ((False, text) for text in texts)
@@ -158,8 +160,9 @@ def split_stream(
             yield False, text[kept:]
     if not held_out:
         raise UserError(
-            f"{count} blocks of text are too few to hold out {fraction:g} of them; "
-            "give more text or a larger fraction"
+            f"the text is too short to hold out a share of {fraction:g} (it makes {count} "
+            f"block{'s' * (count != 1)}, of which whole ones are held out); give more text, or a "
+            f"larger {flag}, up to 0.5"
         )
 
 

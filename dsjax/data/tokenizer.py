@@ -207,7 +207,7 @@ def train_bpe(texts: Iterable[str], vocab: int, special: tuple[str, ...] = SPECI
     """Train a byte-level BPE of `vocab` ids, special ones first; equal texts give equal ids.
 
     Splits numbers as V3's tokenizer does (three digits at most), the rest as GPT-2's. A text with
-    too few pairs that occur twice gives a smaller vocabulary: read it from the result.
+    too few pairs that occur twice gives a smaller vocabulary, and a remark.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Core
@@ -233,7 +233,11 @@ def train_bpe(texts: Iterable[str], vocab: int, special: tuple[str, ...] = SPECI
     core.train_from_iterator(long_words.cut(texts), trainer)
     source, what = core.to_str(), "the trained tokenizer"
     end = special[0] if special and END not in special else None
-    return _made(source, tokenizer_file.parse(source, what), what, Settings(), end)
+    made = _made(source, tokenizer_file.parse(source, what), what, Settings(), end)
+    if made.vocab == vocab:
+        return made
+    few = f"the text is too short for {vocab:,} ids: it gives a tokenizer of {made.vocab:,} ids"
+    return dataclasses.replace(made, remarks=(*made.remarks, few))
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:

@@ -93,7 +93,7 @@ def texts(run: RunConfig, say: Callable[[str], None] = lambda sentence: None
             "--data.heldout-fraction 0 leaves nothing to evaluate on; name --data.heldout, or use "
             "0.03"
         )
-    return sources.split(documents, data.heldout_fraction)
+    return sources.split(documents, data.heldout_fraction, flag="--data.heldout-fraction")
 
 
 def _joined(documents: Sequence[str], words: Tokenizer, fim_rate: float, seed: int) -> np.ndarray:
@@ -107,10 +107,12 @@ def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, Tok
     """Open prepared shards; held-out shards lie in `data.heldout`."""
     data = run.data
     if data.heldout is None or not shards.exist(data.heldout):
-        raise UserError(
-            f"--data.train {data.train} is a folder of shards, so --data.heldout must be one too; "
-            f"it is {data.heldout}; prepare both with `dsjax data`"
-        )
+        beside = Path(data.train or "").parent / "heldout"
+        has = "is not given" if data.heldout is None else f"is {data.heldout}, which holds none"
+        remedy = (f"use --data.heldout {beside}" if shards.exist(beside)
+                  else "prepare both with `dsjax data`")
+        raise UserError(f"--data.train {data.train} is a folder of shards, so --data.heldout must "
+                        f"be one too; it {has}; {remedy}")
     assert data.train is not None, "shards are named by data.train"
     source = Path(data.tokenizer) if data.tokenizer else Path(data.train) / "tokenizer.json"
     words = tokenizer.load(source, end=data.end_token)

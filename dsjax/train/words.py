@@ -19,6 +19,7 @@ from dsjax.config.run import RunConfig
 from dsjax.data import tokenizer
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.errors import UserError
+from dsjax.plan import fit
 from dsjax.train import identity
 
 Say = Callable[[str], None]
@@ -104,8 +105,8 @@ def _trained(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> To
             words = tokenizer.load(own)
             if words.fingerprint == left.get("tokenizer"):
                 return words
-    size = sum(map(len, training)) / 1e6
-    say(f"training a byte-level BPE of {run.model.vocab:,} ids on {size:.1f} MB of text")
+    size = fit.said(sum(map(len, training)))
+    say(f"training a byte-level BPE of {run.model.vocab:,} ids on {size} of text")
     words = tokenizer.train_bpe(training, run.model.vocab)
     if not identity.is_going_on(out):
         disk.make_folder(out, "name another --place.out")

@@ -102,3 +102,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="choose at least 260"):
         main(Data(vocab=100, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_too_short_for_the_ids_asked_for_is_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("some words\n" * 30)
+    assert main(Data(sources=(str(tmp_path / "a.txt"),), out=tmp_path / "a", vocab=100_000,
+                     heldout_fraction=0.3)) == 0
+    said = capsys.readouterr()
+    made = tok.load(tmp_path / "a/train/tokenizer.json").vocab
+    assert f"too short for 100,000 ids: it gives a tokenizer of {made:,}" in said.err
+    assert f"--model.vocab {made} " in said.out

@@ -159,7 +159,12 @@ def test_the_next_command_is_printed_and_can_be_pasted(here, capsys):
     assert line == ("train on it: dsjax train tiny --model.vocab 300 --data.train 'my data/train' "
                     "--data.heldout 'my data/heldout'")
     assert data("good.txt", "--out", "e", "--vocab", "300", "--heldout-fraction", "0") == 0
-    assert "--data.heldout FOLDER" in capsys.readouterr().out.splitlines()[-1]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "dsjax train" not in line  # which would be refused
+    assert "--tokenizer e/train/tokenizer.json" in line
+    assert data("good.txt", "--out", "g", "--vocab", "300", "--heldout-fraction", "0",
+                "--json") == 0
+    assert json.loads(capsys.readouterr().out)["next"] is None
     assert data("good.txt", "--out", "f", "--vocab", "300", "--json") == 0
     assert json.loads(capsys.readouterr().out)["next"].startswith("dsjax train tiny ")
 

@@ -50,7 +50,7 @@ def edited(folder, **changes):
     ({"end_id": True}, "True as end_id"),
     ({"end_id": 2}, r"ends its documents with <\|fim_hole\|>.*--data\.end-token"),
     ({"tokenizer": 7}, "fingerprint"),
-    ({"tokenizer": "0" * 16}, "made with tokenizer 0000"),
+    ({"tokenizer": "0" * 16}, "made with tokenizer 0000.*in one `dsjax data`.*--tokenizer"),
     ({"shards": {}}, "no list of shards"),
     ({"shards": []}, "no list of shards"),
     ({"shards": [None]}, "None as documents"),

@@ -84,6 +84,8 @@ def test_bad_input_is_refused_with_its_place(tmp_path):
     refused(
         tmp_path / "f.jsonl", good, r"line 1 has no text in field 'body'.*\['text'\]", field="body"
     )
+    refused(tmp_path / "f.jsonl", good, r"dsjax data --field", field="body")
+    refused(tmp_path / "m.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2 .*; mend the line")
     refused(tmp_path / "v.jsonl", b'{"text": 3}', "line 1 has int in field 'text'")
     refused(tmp_path / "0.jsonl", b'{"text": null, "id": 3}', "line 1 has null in field 'text'")
     refused(tmp_path / "n.jsonl", b"[1]", "line 1 has no text in field 'text'")
@@ -144,8 +146,11 @@ def test_small_texts_still_give_held_out_blocks():
     assert 2 <= len(held_out) <= 5
     assert sources.split([text], 0)[1] == []
     assert len(sources.split(["abc"], 0.4)[1]) == 1
-    with pytest.raises(UserError, match="too few to hold out"):
-        sources.split(["abc"], 0.05)
+    with pytest.raises(UserError, match=r"too short to hold out .*0\.05 .*3 blocks") as caught:
+        sources.split(["abc"], 0.05, flag="--data.heldout-fraction")
+    assert "larger --data.heldout-fraction" in str(caught.value)
+    with pytest.raises(UserError, match=r"1 block,.*larger --heldout-fraction"):
+        sources.split(["a"], 0.05)
     with pytest.raises(UserError, match="outside"):
         sources.split([text], 1.0)
     assert sorted(io.StringIO("".join(train + held_out)).readlines()) == sorted(

@@ -40,7 +40,7 @@ def test_the_folder_that_holds_both_parts_names_both(run, tmp_path, capsys):
     for heldout in (None, str(tmp_path / "d"), str(tmp_path / "d/heldout")):
         both = read(run, train=str(tmp_path / "d"), heldout=heldout)
         assert both.tokens == by_parts.tokens
-    with pytest.raises(UserError, match=r"data\.heldout must be one too"):
+    with pytest.raises(UserError, match=r"data\.heldout must be one too.*--data\.heldout .*d/held"):
         read(run, train=str(tmp_path / "d/train"), heldout=None)
 
 
