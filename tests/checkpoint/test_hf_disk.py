@@ -274,7 +274,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(source, tmp_path
         f"from dsjax.cli import main; main.main({command[3:]!r})"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
     first = subprocess.Popen([sys.executable, "-c", slow], cwd=tmp_path, env=env)
-    journal = tmp_path / ".run.partial/checkpoints/.saving-00000000/arrays/.done"
+    journal = tmp_path / ".run.partial/checkpoints/.done"
     until = time.monotonic() + 120
     while time.monotonic() < until and not (journal.exists() and journal.stat().st_size > 500):
         time.sleep(0.05)
