@@ -272,8 +272,8 @@ def profiled(steps: str) -> tuple[int, int] | int:
             return first
         if last and 1 <= first <= last:
             return first, last
-    raise ValueError(f"--profile {str(steps)[:40]!r} names no steps; use a number of them, as 3, "
-                     "or the first and the last, as 10:13")
+    raise ValueError(f"--profile (--place.profile) {str(steps)[:40]!r} names no steps; use a "
+                     "number of them, as 3, or the first and the last, as 10:13")
 
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")

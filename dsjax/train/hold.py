@@ -35,13 +35,15 @@ FINISHED = "finished"
 def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
     """Hold the folder; what it holds is judged before it is touched, and again when it is held."""
     resume.refuse_another(run, out)
-    if resume.final_event(run, out) is not None:
+    if resume.is_finished(run, out):
         return FINISHED
+    resume.refuse_fewer_steps(run, out)
     checkpoints = out / "checkpoints"
     if os.path.lexists(checkpoints):
         disk.make_folder(checkpoints, "move that away, or name another --place.out")
     stack.enter_context(_folder(out))
     resume.refuse_another(run, out)
+    resume.refuse_fewer_steps(run, out)
     return ""
 
 

@@ -119,9 +119,11 @@ def train(
 def _finished(run: RunConfig, out: Path, console: Console) -> Outcome:
     """Say that a run is over, and what it had found."""
     event = resume.final_event(run, out) or {}
-    step = event.get("step", run.train.steps)
-    console.print(f"{out} holds this run finished after step {step} of {run.train.steps}: there is "
-                  "nothing to do (more --train.steps would go on)")
+    step, asked = event.get("step", run.train.steps), run.train.steps
+    so_far = (f"finished after step {step}" if step == asked else
+              f"at step {step}, past --train.steps {asked}")
+    console.print(f"{out} holds this run {so_far}: there is nothing to do (--train.steps above "
+                  f"{step} would go on)")
     return Outcome(out, step, True, *heldout.recorded(event), was_finished=True)
 
 
@@ -326,14 +328,14 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
         if not s.proof.in_row:
             s.proof.proven()
         values = heldout.values(found)
-        if s.average is not None:
+        if s.average is not None and done >= s.average.every:  # before, it is the start values
             average = _heldout(s, s.average.arrays(), 0)
             values["bits_per_byte_average"] = average.bits_per_byte
         s.writer.write(done, "final", values)
-    elif received is not None:
-        name = signal.Signals(received).name
-        console.print(f"{name}: saved after step {done}; the same command goes on from there")
     s.display.doing("writing the checkpoint")
     s.store.wait()
     s.display.doing("")
+    if received is not None and not completed:
+        name = signal.Signals(received).name
+        console.print(f"{name}: saved after step {done}; the same command goes on from there")
     return Outcome(s.out, done, completed, found, average, received)

@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from dsjax.config.model import MoEConfig
 from dsjax.config.run import PlaceConfig, RunConfig
 from dsjax.errors import UserError
 from dsjax.layers import backend as backends
@@ -133,6 +134,15 @@ def is_glibc() -> bool:
     return sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
 
 
+def _experts(moe: MoEConfig | None) -> dict[str, str]:
+    if moe is None:
+        return {}
+    kept = "dropless" if moe.capacity_factor is None else (
+        f"at most {moe.capacity_factor:g} x the mean load each, the rest dropped")
+    return {"experts": f"{kept}: one batched product over rows padded to 1.125 x the mean load, "
+                       "the rest in tiles"}
+
+
 def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
     """The header of a run: devices, versions, precision and each choice made for the platform."""
     devices = jax.devices()
@@ -146,8 +156,7 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "optimizer": f"AdamW, {run.optimizer.moments} moments, float32 masters",
         "rate": schedule.describe(run.rate, run.train.steps),
         "attention": "blocks of 128 queries, probabilities made again in the backward pass",
-        "experts": "dropless: one batched product over rows padded to 1.125 x the mean load, "
-        "the rest in tiles",
+        **_experts(run.model.moe),
         "remat": f"{run.place.remat}, {run.place.unroll} layer{'s' * (run.place.unroll > 1)} "
         "written out per scan step",
     }

@@ -106,6 +106,16 @@ def refuse_another(run: RunConfig, out: Path) -> None:
             )
 
 
+def refuse_fewer_steps(run: RunConfig, out: Path) -> None:
+    """Refuse to end a run before the checkpoint where it stands."""
+    done = max(files.steps(out / "checkpoints"), default=0)
+    if run.train.steps < done:
+        raise UserError(
+            f"--train.steps {run.train.steps} is below checkpoint {done}, where the run in {out} "
+            f"stands; give at least {done}, or another --place.out"
+        )
+
+
 def kept_config(out: Path) -> RunConfig | None:
     """The config of the run in a folder; None where there are no checkpoints yet."""
     if not files.steps(out / "checkpoints"):
@@ -132,6 +142,18 @@ def changed(kept: RunConfig, run: RunConfig, step: int) -> list[str]:
         said.append(f"--start-from {run.start_from} is not read: the run goes on from its own "
                     "checkpoint")
     return said
+
+
+def is_finished(run: RunConfig, out: Path) -> bool:
+    """Whether a run has taken all its steps, and every byte of its newest checkpoint is there."""
+    if final_event(run, out) is None:
+        return False
+    checkpoints = out / "checkpoints"
+    try:
+        files.verify(checkpoints / files.name(max(files.steps(checkpoints))))
+    except manifest.Damaged:  # the way of a run that goes on, which says so
+        return False
+    return True
 
 
 def final_event(run: RunConfig, out: Path) -> dict[str, Any] | None:

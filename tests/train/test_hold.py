@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from dsjax import disk
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
-from dsjax.train import loop
+from dsjax.train import loop, resume
 from dsjax.train.metrics import read_metrics
 from tests.train import crew
 
@@ -49,7 +50,7 @@ def test_a_finished_run_says_so_and_keeps_everything_as_it_was(run):
     said = io.StringIO()
     other = changed(changed(run, "rate", peak=1.0), "train", microbatches=2)
     outcome = loop.train(other, Console(file=said, width=300))
-    assert "finished after step 2 of 2: there is nothing to do" in said.getvalue()
+    assert "finished after step 2: there is nothing to do" in said.getvalue()
     assert outcome.was_finished
     final = read_metrics(out / "metrics.jsonl", "final")[0]
     assert outcome.heldout.bits_per_byte == final["bits_per_byte"]
@@ -57,9 +58,45 @@ def test_a_finished_run_says_so_and_keeps_everything_as_it_was(run):
     assert content(out) == before
 
 
-def test_a_run_without_its_last_evaluation_or_checkpoint_is_not_finished(run, tmp_path):
-    from dsjax.train import resume
+def test_fewer_steps_than_the_checkpoint_are_refused_before_anything_is_touched(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run.place.out, out)
+    shorter = changed(crew.lasting(run, 1), "place", out=str(out))
+    assert f"{out} holds this run at step 2, past --train.steps 1: there is nothing to do" in (
+        crew.here(shorter))
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(line for line in lines if "final" not in line))
+    before = content(out)
+    with pytest.raises(UserError, match=r"--train.steps 1 is below checkpoint 2.* at least 2, or"):
+        crew.here(shorter)
+    assert content(out) == before
 
+
+def test_a_finished_run_whose_checkpoint_is_damaged_goes_on_or_is_refused(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run.place.out, out)
+    here = changed(run, "place", out=str(out))
+    for path in (out / "checkpoints").rglob("arrays/**/*"):
+        if path.is_file() and path.stat().st_size:
+            data = path.read_bytes()
+            path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read .*is not what was"):
+        crew.here(here)
+    assert not resume.is_finished(here, out)
+
+
+def test_an_average_that_has_not_moved_is_not_told_of(run, tmp_path):
+    for every, is_told in ((3, False), (2, True)):
+        out = tmp_path / str(every)
+        here = changed(changed(run, "place", out=str(out)), "optimizer", ema_decay=0.9,
+                       ema_every=every)
+        outcome = loop.train(here, Console(file=io.StringIO()))
+        final = read_metrics(out / "metrics.jsonl", "final")[0]
+        assert ("bits_per_byte_average" in final) == is_told
+        assert (outcome.heldout_average is not None) == is_told
+
+
+def test_a_run_without_its_last_evaluation_or_checkpoint_is_not_finished(run, tmp_path):
     out = Path(run.place.out)
     assert resume.final_event(run, out)["step"] == 2
     assert resume.final_event(crew.lasting(run, 3), out) is None

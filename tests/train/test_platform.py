@@ -56,6 +56,19 @@ def test_a_backend_is_chosen_for_the_device_it_is_asked_for():
     assert platform.choose_backend(run_with()).products is platform.fp8_products("values")
 
 
+def test_the_header_tells_of_experts_where_there_are_some_and_what_is_dropped():
+    def said(model):
+        run = dataclasses.replace(layouts.RUN, model=model)
+        return platform.describe(run, platform.choose_backend(run))
+
+    model = layouts.RUN.model
+    assert said(model)["experts"].startswith("dropless")
+    limited = dataclasses.replace(model, moe=dataclasses.replace(model.moe, capacity_factor=1.5))
+    assert said(limited)["experts"].startswith("at most 1.5 x the mean load")
+    dense = dataclasses.replace(model, moe=None, dense_layers=model.layers)
+    assert "experts" not in said(dense)
+
+
 def test_the_header_and_the_products_are_of_what_was_chosen():
     for told, kind, words in (("codes", Scaled, "8-bit codes"), ("values", jax.Array, "emulated")):
         run = run_with(fp8=told)

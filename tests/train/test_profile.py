@@ -30,7 +30,7 @@ def test_a_number_of_steps_comes_after_the_first_two_or_before_the_end(text, don
     "1 2",
 ])
 def test_what_names_no_steps_is_refused_with_the_two_forms(text):
-    with pytest.raises(ValueError, match=r"--profile .* names no steps.*10:13"):
+    with pytest.raises(ValueError, match=r"--profile \(--place.profile\) .* names no steps.*10:13"):
         PlaceConfig(profile=text)
 
 
