@@ -40,6 +40,7 @@ END, FIM_BEGIN, FIM_HOLE, FIM_END = (
     tokenizer_settings.FIM_END,
 )
 SPECIAL = (END, FIM_BEGIN, FIM_HOLE, FIM_END)
+SMALLEST = 256 + len(SPECIAL)  # ids of a BPE that is trained
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dsjax.data.tokenizer import Tokenizer
 from dsjax.errors import UserError
 from dsjax.train import identity
 from dsjax.train.identity import Tokens
-from dsjax.train.words import choose, hold, keep
+from dsjax.train.words import choose, hold, keep, refuse_tokenizer
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,36 @@ def prepare(run: RunConfig, out: Path, say: Callable[[str], None]) -> Corpus:
     return _pack(run, words, training, heldout, tokens)
 
 
+def refuse(run: RunConfig, out: Path) -> None:
+    """Refuse what can be refused before the text is read: `prepare` would come to the same."""
+    data = _parts(run.data)
+    if data.train is not None and shards.exist(data.train):
+        _want_heldout_shards(data)
+        return
+    sources.size_on_disk([source for source in (data.train, data.heldout) if source is not None])
+    _want_heldout(data)
+    refuse_tokenizer(run, out)
+
+
+def _want_heldout(data: DataConfig) -> None:
+    if data.heldout is None and data.heldout_fraction == 0:
+        raise UserError(
+            "--data.heldout-fraction 0 leaves nothing to evaluate on; name --data.heldout, or use "
+            "0.03"
+        )
+
+
+def _want_heldout_shards(data: DataConfig) -> str:
+    if data.heldout is None or not shards.exist(data.heldout):
+        beside = Path(data.train or "").parent / "heldout"
+        has = "is not given" if data.heldout is None else f"is {data.heldout}, which holds none"
+        remedy = (f"use --data.heldout {beside}" if shards.exist(beside)
+                  else "prepare both with `dsjax data`")
+        raise UserError(f"--data.train {data.train} is a folder of shards, so --data.heldout must "
+                        f"be one too; it {has}; {remedy}")
+    return data.heldout
+
+
 def _parts(data: DataConfig) -> DataConfig:
     """Name the two folders of shards where --data.train is the folder that holds both."""
     if data.train is None:
@@ -88,11 +118,7 @@ def texts(run: RunConfig, say: Callable[[str], None] = lambda sentence: None
             raise UserError(f"{data.heldout} holds no held-out text; give a file or folder with "
                             "some as --data.heldout")
         return documents, others
-    if data.heldout_fraction == 0:
-        raise UserError(
-            "--data.heldout-fraction 0 leaves nothing to evaluate on; name --data.heldout, or use "
-            "0.03"
-        )
+    _want_heldout(data)
     return sources.split(documents, data.heldout_fraction, flag="--data.heldout-fraction")
 
 
@@ -106,18 +132,12 @@ def _joined(documents: Sequence[str], words: Tokenizer, fim_rate: float, seed: i
 def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, TokenStream]:
     """Open prepared shards; held-out shards lie in `data.heldout`."""
     data = run.data
-    if data.heldout is None or not shards.exist(data.heldout):
-        beside = Path(data.train or "").parent / "heldout"
-        has = "is not given" if data.heldout is None else f"is {data.heldout}, which holds none"
-        remedy = (f"use --data.heldout {beside}" if shards.exist(beside)
-                  else "prepare both with `dsjax data`")
-        raise UserError(f"--data.train {data.train} is a folder of shards, so --data.heldout must "
-                        f"be one too; it {has}; {remedy}")
+    heldout_shards = _want_heldout_shards(data)
     assert data.train is not None, "shards are named by data.train"
     source = Path(data.tokenizer) if data.tokenizer else Path(data.train) / "tokenizer.json"
     words = tokenizer.load(source, end=data.end_token)
     hold(run, out, words, str(source))
-    training, heldout = shards.read(data.train, words), shards.read(data.heldout, words)
+    training, heldout = shards.read(data.train, words), shards.read(heldout_shards, words)
     are_beside = training.folder.parent.resolve() == heldout.folder.parent.resolve()
     if are_beside and None not in (training.made, heldout.made) and training.made != heldout.made:
         raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dsjax import disk
 from dsjax.config.run import RunConfig
-from dsjax.train import fellows, resume
+from dsjax.train import corpus, fellows, resume
 
 REMEDY = "wait for its end, stop it, or name another --place.out"
 
@@ -38,6 +38,7 @@ def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
     if resume.is_finished(run, out):
         return FINISHED
     resume.refuse_fewer_steps(run, out)
+    corpus.refuse(run, out)
     checkpoints = out / "checkpoints"
     if os.path.lexists(checkpoints):
         disk.make_folder(checkpoints, "move that away, or name another --place.out")

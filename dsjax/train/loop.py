@@ -25,6 +25,7 @@ from dsjax.config.load import run_to_json
 from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
+from dsjax.errors import say
 from dsjax.layers.backend import Backend
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
@@ -101,8 +102,8 @@ def train(
     backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
     said = report.of_the_model(run) | platform.describe(run, backend) | spread.describe(run, mesh)
     said |= {"folder": str(out)}
-    header(said, f"dsjax train {run.name}", console)
     with hold.holding(run, out) as is_due:
+        header(said, f"dsjax train {run.name}", console)
         if not is_due:
             return _finished(run, out, console)
         with (fit.explained(run, mesh, spread.check), fellows.watching(out / "processes"),
@@ -111,9 +112,14 @@ def train(
             console.print(report.of_the_corpus(run, corpus))
             step_fn = fit.checked(spread.compile_step(run, backend, mesh), run, mesh, spread.check)
             session = _open(run, out, corpus, backend, mesh, console)
-            with _closing(session), session.display:
+            with signals.writing(console), _closing(session), session.display:
                 completed = _run(session, step_fn, signals)
-                return _close(session, completed, signals.received, console)
+                outcome = _close(session, completed, signals.received, console)
+    if signals.lost is not None and not completed:
+        say(f"the output cannot be written any more: saved after step {outcome.step}; the same "
+            "command goes on from there")
+        raise signals.lost
+    return outcome
 
 
 def _finished(run: RunConfig, out: Path, console: Console) -> Outcome:

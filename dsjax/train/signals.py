@@ -11,11 +11,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NoReturn, cast
 
 import jax
 from jax.experimental import multihost_utils
+
+from dsjax.terminal import Console
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -25,14 +27,30 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.lost: OSError | None = None
+        """Why the output cannot be written: its reader left, as `head` does; a disk is full."""
 
     def _note(self, number: int, _frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT:
             end_at_once()
         self.received = number
 
+    @contextlib.contextmanager
+    def writing(self, console: Console) -> Iterator[None]:
+        """Within the block output that cannot be written is dropped, and is a request to stop.
+
+        A process of several goes on without: the others would not stop with it.
+        """
+        former, console.file = console.file, cast(IO[str], Dropping(console.file, self))
+        try:
+            yield
+        finally:
+            console.file = former
+
     def is_told(self, done: int) -> bool:
         """Whether to stop after `done` steps; the same answer in every process."""
+        if jax.process_count() == 1 and self.lost is not None:
+            return True
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(done):
             self.received = signal.SIGTERM
         return self.received is not None
@@ -54,6 +72,32 @@ class Signals:
             for number, handler in former.items():
                 if self.received != number or number != signal.SIGINT:
                     signal.signal(number, handler)
+
+
+class Dropping:
+    """A text stream that drops what cannot be written, and tells why."""
+
+    def __init__(self, file: IO[str], signals: Signals) -> None:
+        self._file, self._signals = file, signals
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        self._try(lambda: self._file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Have what was written reach the reader, if there is one."""
+        self._try(self._file.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            if self._signals.lost is None:
+                act()
+        except OSError as error:
+            self._signals.lost = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def end_at_once() -> NoReturn:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsjax import disk
-from dsjax.checkpoint import store
+from dsjax.checkpoint import files, store
 from dsjax.config.run import RunConfig
 from dsjax.data import tokenizer
 from dsjax.data.tokenizer import Tokenizer
@@ -41,6 +41,25 @@ def choose(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> Toke
         words, name = _trained(run, out, training, say), "one trained anew on the text"
     hold(run, out, words, name)
     return words
+
+
+def refuse_tokenizer(run: RunConfig, out: Path) -> None:
+    """Refuse what `choose` would refuse, as far as it can be told without the text."""
+    is_going_on = identity.is_going_on(out)
+    is_starting = run.start_from is not None and not is_going_on
+    if is_starting and not files.steps(Path(str(run.start_from)) / "checkpoints"):
+        raise UserError(f"--start-from {run.start_from} is no run: it has no checkpoints; give the "
+                        "folder of a run, or one that dsjax convert has made")
+    if run.data.tokenizer is not None:
+        words = tokenizer.load(run.data.tokenizer, end=run.data.end_token)
+        hold(run, out, words, run.data.tokenizer)
+    elif is_starting:
+        _file_of_start(run)
+    elif not (is_going_on and (out / FILE).exists()) and run.model.vocab < tokenizer.SMALLEST:
+        raise UserError(
+            f"--model.vocab {run.model.vocab} is below the {tokenizer.SMALLEST} ids of a BPE that "
+            f"is trained on text (256 bytes and special tokens); use {tokenizer.SMALLEST} or more, "
+            "or give a --data.tokenizer")
 
 
 def hold(run: RunConfig, out: Path, words: Tokenizer, name: str) -> None:
@@ -70,14 +89,17 @@ def keep(words: Tokenizer, out: Path, say: Say) -> None:
     words.save(own)
 
 
-def _of_start(run: RunConfig, say: Say) -> Tokenizer:
-    start = str(run.start_from)
-    path = Path(start) / FILE
+def _file_of_start(run: RunConfig) -> Path:
+    path = Path(str(run.start_from)) / FILE
     if not path.exists():
-        raise UserError(f"--start-from {start} has no {FILE}, so what its ids mean is not known; "
-                        "name the tokenizer it was trained with as --data.tokenizer")
-    words = tokenizer.load(path, end=run.data.end_token)
-    say(f"reading with the tokenizer of {start}, which its parameters belong to")
+        raise UserError(f"--start-from {run.start_from} has no {FILE}, so what its ids mean is not "
+                        "known; name the tokenizer it was trained with as --data.tokenizer")
+    return path
+
+
+def _of_start(run: RunConfig, say: Say) -> Tokenizer:
+    words = tokenizer.load(_file_of_start(run), end=run.data.end_token)
+    say(f"reading with the tokenizer of {run.start_from}, which its parameters belong to")
     return words
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from dsjax import disk
+from dsjax.checkpoint import files
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
 from dsjax.train import loop, resume
@@ -127,6 +128,48 @@ def test_more_steps_go_on_and_what_is_another_is_said_and_kept(run):
     assert json.loads((out / "config.json").read_text())["rate"]["peak"] == 1e-3
     assert [e["step"] for e in read_metrics(out / "metrics.jsonl", "train")] == [1, 2, 3]
     assert [e["step"] for e in read_metrics(out / "metrics.jsonl", "final")] == [3]
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"data": {"train": "gone.txt"}}, "gone.txt does not exist"),
+    ({"data": {"heldout": "gone.txt"}}, "gone.txt does not exist"),
+    ({"data": {"heldout_fraction": 0.0}}, "--data.heldout-fraction 0 leaves nothing"),
+    ({"data": {"tokenizer": "gone.json"}}, "gone.json is missing"),
+    ({"model": {"vocab": 100}}, "--model.vocab 100 is below the 260"),
+    ({"start_from": "."}, "--start-from . is no run"),
+    ({"data": {"fim_rate": 0.5}, "place": {}}, "made with data.fim_rate=0.0, not 0.5"),
+])
+def test_what_can_be_refused_without_the_text_is_refused_before_the_header(
+        fields, words, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part, changes in ({"place": {"out": "new"}} | fields).items():
+        run = (changed(run, part, **changes) if isinstance(changes, dict)
+               else dataclasses.replace(run, **{part: changes}))
+    said = io.StringIO()
+    with pytest.raises(UserError) as raised:
+        loop.train(run, Console(file=said))
+    assert words in str(raised.value)
+    assert said.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+class Leaving(io.StringIO):
+    """A reader that leaves after the first step."""
+
+    def write(self, text):
+        if " 2/" in self.getvalue() + text:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_run_whose_reader_leaves_saves_and_then_leaves(run, tmp_path, capsys):
+    run = changed(crew.lasting(run, 50), "place", out=str(tmp_path / "run"), log_every=1)
+    with pytest.raises(BrokenPipeError):
+        loop.train(run, Console(file=Leaving()))
+    [step] = files.steps(tmp_path / "run" / "checkpoints")
+    assert 2 <= step < 10
+    assert f"saved after step {step}; the same command" in capsys.readouterr().err
+    assert f"resuming after step {step}" in crew.here(crew.lasting(run, step + 1))
 
 
 def test_input_that_is_refused_leaves_no_folder(run, tmp_path):
