@@ -88,15 +88,20 @@ def run(argv: list[str]) -> int:
 
 def _fingerprint(source: Path) -> str | None:
     """That of a released checkpoint's tokenizer; None, and a sentence, where it cannot be used."""
+    from dsjax.checkpoint import hf_config, hf_files
     from dsjax.data import tokenizer
 
+    config = source / hf_files.CONFIG
+    hf_config.read(hf_files.read_json(config), str(config))  # a wrong one is no tokenizer's fault
     path = source / "tokenizer.json"
     if not path.is_file():
         return None
     try:
         return tokenizer.load(path).fingerprint
     except UserError as error:
-        say(f"dsjax cannot use the checkpoint's tokenizer, which is copied as it is: {error}")
+        say("dsjax cannot use the checkpoint's tokenizer, which is copied as it is; `dsjax "
+            "generate` and `dsjax train` will refuse the run until one that they can use stands in "
+            f"its place: {error}")
         return None
 
 

@@ -78,6 +78,9 @@ def main(args: Generate) -> int:
     from dsjax.infer import Sampling
 
     seed_in_range(args.seed, "--seed ")
+    if args.context is not None and args.context < 2:
+        raise UserError(f"--context {args.context} has no room for a prompt and a new token; it "
+                        "must be at least 2")
     texts = _prompts(args)
     devices.require()
     model = load(args.run, args.end_token, {"auto": None, "yes": True, "no": False}[args.bos])

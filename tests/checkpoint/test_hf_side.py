@@ -119,11 +119,23 @@ def test_a_converted_run_keeps_whose_tokenizer_its_weights_have(released, tmp_pa
 def test_a_tokenizer_that_cannot_be_used_is_said_and_copied(released, tmp_path, capsys):
     (released / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     assert convert("hf-to-dsjax", released, tmp_path / "run") == 0
-    assert "cannot use the checkpoint's tokenizer" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot use the checkpoint's tokenizer" in said
+    assert "`dsjax generate` and `dsjax train` will refuse" in said
     assert store.tokenizer_of(tmp_path / "run") is None
     assert convert("dsjax-to-hf", tmp_path / "run", tmp_path / "out") == 0
     kept = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     assert kept["model"]["type"] == "Unigram"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama"}'])
+def test_a_broken_config_is_not_said_to_be_the_tokenizers(released, tmp_path, capsys, text):
+    (released / "config.json").write_text(text)
+    assert convert("hf-to-dsjax", released, tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "config.json" in said
+    assert "tokenizer" not in said
+    assert said.count("\n") == 1
 
 
 def test_weights_older_than_the_key_take_any_tokenizer(released, tmp_path):
