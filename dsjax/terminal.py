@@ -11,6 +11,7 @@ from typing import Any
 
 import rich.console
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from dsjax.errors import printable
@@ -28,6 +29,15 @@ class Console(rich.console.Console):
         if soft_wrap is None:
             soft_wrap = all(isinstance(thing, str | Text) for thing in objects)
         super().print(*objects, soft_wrap=soft_wrap, **settings)
+
+    def print_whole(self, *tables: Table) -> None:
+        """Print tables as wide as their numbers are: a terminal wraps lines, and cuts none."""
+        there = self.width
+        options = self.options.update(width=100_000)
+        for table in tables:
+            self.width = max(there, self.measure(table, options=options).maximum)
+            super().print(table, crop=False)
+            self.width = there
 
     def on_broken_pipe(self) -> None:
         """Let the command end as after `print`: the reader has left."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from dsjax.cli import bench_gemm, bench_layouts, devices
 from dsjax.config import flags, load
+from dsjax.config.fields import did_you_mean
 from dsjax.config.model import MLAConfig
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
@@ -73,8 +74,12 @@ def run(argv: list[str]) -> int:
         return others[argv[0]](argv[1:])
     modes: dict[str, Callable[[Bench], dict[str, Any]]] = {"train": train, "decode": decode}
     if argv[0] not in modes:
-        raise UserError(f"there is no benchmark {argv[0]!r}; choose train, decode, gemm, "
-                        "layouts or links")
+        known = [*modes, *others]
+        if argv[0].startswith("-"):
+            raise UserError(f"{argv[0]} stands where a benchmark should; begin as in `dsjax bench "
+                            f"train`, with one of {', '.join(known)}")
+        mean = did_you_mean(argv[0], known)
+        raise UserError(f"there is no benchmark {argv[0]!r}{mean}; choose from {', '.join(known)}")
     args = _arguments(flags.take_switch(argv[1:], "--json")[1])
     devices.require()
     print(to_json(modes[argv[0]](args)), flush=True)

@@ -18,6 +18,7 @@ import tyro
 
 from dsjax import disk
 from dsjax.config.fields import seed_in_range
+from dsjax.config.refusal import typed_as
 from dsjax.data import pack, shards, sources, tokenizer
 from dsjax.data.tokenizer import Tokenizer
 from dsjax.data.tokenizer_file import MOST_IDS
@@ -132,7 +133,7 @@ def _tokenizer(args: Data) -> Tokenizer:
         raise UserError(f"--end-token {args.end_token} is of a tokenizer that is given; give "
                         "--tokenizer, or leave it out")
     train = (text for is_held, text in _pieces(args) if not is_held)
-    with _ticker(f"training a byte-level BPE of {args.vocab:,} ids"):
+    with _ticker(f"training a byte-level BPE of {args.vocab:,} ids"), typed_as("vocab"):
         return tokenizer.train_bpe(_first(train, args.tokenizer_characters), args.vocab)
 
 

@@ -12,6 +12,7 @@ import tyro
 from dsjax import disk
 from dsjax.cli import devices
 from dsjax.config.fields import seed_in_range
+from dsjax.config.refusal import typed_as
 from dsjax.config.typed import Text
 from dsjax.disk import to_json
 from dsjax.errors import UserError, printable, say
@@ -86,16 +87,17 @@ def main(args: Generate) -> int:
     model = load(args.run, args.end_token, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.run.train.length if args.context is None else args.context
     longest = max(len(_ids(model, text)) for text in texts)
-    sampling = Sampling(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_new=_room(context, longest) if args.max_new is None else args.max_new,
-        stop_ids=model.words.end_ids,
-        seed=args.seed,
-        vocab=model.words.vocab,
-    )
     console = None if args.json else Console(highlight=False)
-    completions, report = write(model, texts, sampling, console, context, args.draft)
+    with typed_as("temperature", "top_p", "max_new"):
+        sampling = Sampling(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            max_new=_room(context, longest) if args.max_new is None else args.max_new,
+            stop_ids=model.words.end_ids,
+            seed=args.seed,
+            vocab=model.words.vocab,
+        )
+        completions, report = write(model, texts, sampling, console, context, args.draft)
     if args.json:
         print(to_json(_summary(model.words, texts, completions, report)))
     return 0

@@ -175,6 +175,8 @@ def _version() -> str:
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, available(), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(available())}"
-    return f"unknown command {name!r}: {hint}"
+    close = difflib.get_close_matches(name, [*available(), "--help", "--version"], n=1)
+    others = f"choose from {', '.join(available())}, --help or --version"
+    hint = f"did you mean {close[0]!r}?" if close else others
+    what = "flag before a command" if name.startswith("-") else "command"
+    return f"unknown {what} {name!r}: {hint}"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from dsjax.config.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError
 from dsjax.parallel import draw
@@ -59,7 +60,8 @@ def main(args: Pipeline) -> int:
             f"{args.microbatches} microbatches on {args.ranks} ranks of {chunks} stages make "
             f"{cells:,} cells; choose fewer, at most {MOST:,} in all"
         )
-    schedule = build(args.name, args.ranks, args.microbatches, chunks=args.chunks)
+    with typed_as("ranks", "microbatches", "chunks"):
+        schedule = build(args.name, args.ranks, args.microbatches, chunks=args.chunks)
     proof = validate(schedule)
     timeline = simulate(schedule, args.times)
     if args.svg is not None:

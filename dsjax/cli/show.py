@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
                           "training_bytes": show_bytes.training(run_config),
                           "serving_bytes": show_bytes.serving(run_config, length)}))
     else:
-        Console().print(table(run_config.name, sizes), *show_bytes.tables(run_config, length))
+        Console().print_whole(table(run_config.name, sizes), *show_bytes.tables(run_config, length))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -175,4 +176,4 @@ def _with_flags(sentence: str) -> str:
     for name, flag in (("num_gpus", "devices"), ("num_experts", "experts"), *(
             (f"num_{name}", name) for name in NUMBERS)):
         sentence = sentence.replace(name, f"--{flag}" if flag in NUMBERS else flag)
-    return sentence
+    return re.sub(r"(--\w+)=", r"\1 ", sentence)

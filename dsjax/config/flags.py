@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from dsjax.config.fields import did_you_mean
 from dsjax.errors import UserError
 
 LARGEST = 2**63 - 1
@@ -67,4 +68,5 @@ def take_numbers(argv: Sequence[str], defaults: Mapping[str, int]) -> tuple[dict
 def refuse(left: Sequence[str], usage: str) -> None:
     """Refuse words that belong to no flag; `usage` lists the flags."""
     if left:
-        raise UserError(f"{' '.join(left[:2])[:80]} is not understood; use {usage}")
+        mean = did_you_mean(left[0].partition("=")[0], re.findall(r"--[a-z-]+", usage))
+        raise UserError(f"{' '.join(left[:2])[:80]} is not understood{mean}; use {usage}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dsjax.config.fields import field_types
+from dsjax.config.fields import did_you_mean, field_types
 from dsjax.errors import UserError
 
 # The frame and the rules between its parts are drawn with characters U+2500 to U+257F, and where
@@ -59,7 +60,10 @@ def _unknown(words: str, rest: str) -> str:
     """Name the first word that is no flag or belongs to none, and what may have been meant."""
     first = words.split(", ")[0]
     if found := re.search(r"Available subcommands: ([\w-]+(?:, [\w-]+)*)", rest):
-        return f"there is no {first}; choose from {found[1]}"
+        known = found[1].split(", ")
+        begun = [word for word in known if word.startswith(first)]
+        mean = f", did you mean {' or '.join(begun)}" if begun else did_you_mean(first, known)
+        return f"there is no {first}{mean}; choose from {found[1]}"
     if not first.startswith("-"):
         return (f"these words belong to no flag: {words}; a switch takes no value (--NAME or "
                 "--no-NAME); see --help")
@@ -119,6 +123,16 @@ def as_typed(sentence: str, flags: Mapping[str, str]) -> str:
     sentence = re.sub(r"(?<![\w.-])(?:(\w+)\.)?(\w+)(=True|=False|=)", flag, sentence)
     return re.sub(r"(?<=choose )(\w+)(?= from)",
                   lambda found: flags.get(f"{owner}.{found[1]}", found[1]), sentence)
+
+
+@contextlib.contextmanager
+def typed_as(*names: str) -> Iterator[None]:
+    """Name what a function takes by the command's flags: `top_p=0 is` becomes `--top-p 0 is`."""
+    try:
+        yield
+    except UserError as error:
+        flags = {f".{name.rpartition('.')[2]}": f"--{name.replace('_', '-')}" for name in names}
+        raise UserError(as_typed(str(error), flags)) from None
 
 
 def flags_of(part: Any, prefix: str = "--") -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 
+from dsjax.config.fields import did_you_mean
 from dsjax.errors import UserError
 from dsjax.parallel.schedules.dualpipe import dualpipe, dualpipe_v
 from dsjax.parallel.schedules.flush import gpipe, interleaved, one_f_one_b
@@ -45,7 +46,8 @@ def build(name: str, ranks: int, microbatches: int, *, chunks: int | None = None
     Raises `UserError`, with the values that would do, for arguments that the schedule cannot serve.
     """
     if name not in BUILDERS:
-        raise UserError(f"schedule {name!r} is unknown; choose one of {', '.join(NAMES)}")
+        mean = did_you_mean(name, NAMES)
+        raise UserError(f"schedule {name!r} is unknown{mean}; choose one of {', '.join(NAMES)}")
     given = {
         "ranks": ranks,
         "microbatches": microbatches,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dsjax import disk
 from dsjax.checkpoint import files, store
+from dsjax.config import refusal
 from dsjax.config.run import RunConfig
 from dsjax.data import tokenizer
 from dsjax.data.tokenizer import Tokenizer
@@ -129,7 +130,8 @@ def _trained(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> To
                 return words
     size = fit.said(sum(map(len, training)))
     say(f"training a byte-level BPE of {run.model.vocab:,} ids on {size} of text")
-    words = tokenizer.train_bpe(training, run.model.vocab)
+    with refusal.typed_as("model.vocab"):
+        words = tokenizer.train_bpe(training, run.model.vocab)
     if not identity.is_going_on(out):
         disk.make_folder(out, "name another --place.out")
         disk.write_whole(record, json.dumps(made_of | {"tokenizer": words.fingerprint}) + "\n")

@@ -79,7 +79,8 @@ def test_commands_in_one_of_several_forms_are_parsed_alike():
         return str(caught.value)
 
     assert refusal("") == "give hf-to-dsjax or dsjax-to-hf; see --help"
-    assert refusal("hf") == "there is no hf; choose from hf-to-dsjax, dsjax-to-hf"
+    assert refusal("hf") == ("there is no hf, did you mean hf-to-dsjax; choose from hf-to-dsjax, "
+                             "dsjax-to-hf")
     assert refusal("hf-to-dsjax a") == "give DST; see --help"
     assert refusal("hf-to-dsjax a b --dtype fp9").startswith("--dtype is 'fp9'; choose from")
     assert "did you mean --dtype;" in refusal("hf-to-dsjax a b --dtyp fp8")

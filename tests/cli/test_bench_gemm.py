@@ -28,8 +28,8 @@ def test_the_help_names_what_is_compared(capsys):
 
 
 @pytest.mark.parametrize(("words", "answer"), [
-    (["--n", "0"], "--n 0 is not a number"),
-    (["--rows", "5"], "--rows 5 is not understood; use --m NUMBER"),
+    (["--n", "0"], "--n 0 is not a whole number"),
+    (["--rows", "5"], "--rows 5 is not understood, did you mean --rounds; use --m NUMBER"),
     (["--k"], "--k needs a value"),
 ])
 def test_other_words_are_refused(words, answer):

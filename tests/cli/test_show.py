@@ -37,6 +37,16 @@ def test_fields_are_overridden_and_checked(capsys):
     assert "--model.moe.experts 15 is not divisible by --model.moe.groups 4" in said
 
 
+@pytest.mark.parametrize("columns", ["20", "80", "300"])
+def test_numbers_are_shown_whole_at_any_width(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["show", "tiny", "--length", "100000000000000"]) == 0
+    said = capsys.readouterr().out
+    assert "128,000,000,000,000,000" in said
+    assert "activations with remat v3, at least" in said
+    assert "\u2026" not in said
+
+
 def test_length_is_a_number(capsys):
     assert main(["show", "tiny", "--length", "many"]) == 2
     assert "many" in capsys.readouterr().err

@@ -70,8 +70,8 @@ def test_the_table_says_it_in_words(folder, capsys):
 
 
 @pytest.mark.parametrize(("words", "answer"), [
-    (["--devices", "4", "--replicas", "9"], "--replicas=9 is not divisible by --devices=4"),
-    (["--replicas", "many"], "--replicas many is not a number"),
+    (["--devices", "4", "--replicas", "9"], "--replicas 9 is not divisible by --devices 4"),
+    (["--replicas", "many"], "--replicas many is not a whole number"),
     (["--sideways"], "--sideways is not understood"),
     (["--replicas", "5"], "cannot hold 6 experts"),
 ])

@@ -88,16 +88,16 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
         ([str(tmp_path / "nowhere")], "is not a folder; give the folder that `dsjax train` wrote"),
         ([str(tmp_path)], "has no config.json"),
         ([str(run), "--prompt-file", str(binary)], "give a UTF-8 text file"),
-        ([str(run), "--max-new", "0"], "max_new=0 generates nothing"),
+        ([str(run), "--max-new", "0"], "--max-new 0 generates nothing"),
         ([str(run), "--max-new", "50"], "lower --max-new or raise --context"),
         ([str(run), "--context", "0"], "--context 0 has no room"),
         ([str(run), "--context", "1"], "at least 2"),
-        ([str(run), "--temperature", "nan"], "temperature=nan is not a number from 0 on; use 0"),
-        ([str(run), "--temperature", "-1"], "temperature=-1.0 is not a number from 0 on; use 0"),
+        ([str(run), "--temperature", "nan"], "--temperature nan is not a number from 0 on; use 0"),
+        ([str(run), "--temperature", "-1"], "--temperature -1.0 is not a number from 0 on; use 0"),
         ([str(run), "--temperature", "hot"], "--temperature takes FLOAT, not 'hot'; see --help"),
         ([str(run), "--tempera", "1"], "there is no flag --tempera, did you mean --temperature;"),
         ([], "give RUN; see --help"),
-        ([str(run), "--top-p", "0"], "top_p=0.0"),
+        ([str(run), "--top-p", "0"], "--top-p 0.0"),
     ]:
         assert main(["generate", *argv]) == 2
         said, error = capsys.readouterr()
