@@ -31,6 +31,8 @@ LIMIT = 256 << 20
 """Bytes above which a file is not one of ours: a tokenizer of a million ids has 60 MB."""
 BEAT_S, PATIENCE_S = 3.0, 10.0
 LOCK = ".lock"
+# What lies there may have been put there: no link is followed, and no pipe waited for.
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def cause(error: BaseException) -> str:
@@ -110,8 +112,11 @@ def _kind(data: Any) -> str:
 
 def write_whole(path: Path | str, data: bytes | memoryview | str,
                 remedy: str = "make room or name another place") -> None:
-    """Write a file whole or not at all, through links; it has reached the disk on return."""
-    path = Path(os.path.realpath(path))
+    """Write a file whole or not at all; it has reached the disk on return.
+
+    A link of that name is replaced, and what it points to stays as it is.
+    """
+    path = Path(path)
     draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
     try:
         try:
@@ -221,11 +226,15 @@ def _claimed(file: Path, folder: Path | str, remedy: str) -> int:
     """Open and lock the file, which has its name on return: a holder may remove it at its end."""
     while True:
         try:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(file, _OPEN, 0o666)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written to ({cause(error).lower()}); "
-                            f"{remedy}") from None
+            why = f"{file} is a link" if os.path.islink(file) else cause(error).lower()
+            raise UserError(f"{folder} cannot be written to ({why}); {remedy}") from None
         try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise UserError(f"{folder} cannot be written to ({file} is another file's name or "
+                                f"no regular file); {remedy}")
             _claim(handle, file, folder, remedy)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(file)):

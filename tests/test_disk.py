@@ -76,12 +76,28 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_writing_through_a_link_keeps_the_link(tmp_path):
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
     (tmp_path / "there").write_text("old")
     (tmp_path / "link").symlink_to("there")
     disk.write_whole(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "there").read_text() == "new"
+    assert (tmp_path / "there").read_text() == "old"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "broken link", "pipe", "folder"])
+def test_a_lock_that_was_planted_is_refused_and_harms_no_file(tmp_path, kind):
+    mine, lock = tmp_path / "mine", tmp_path / "run" / disk.LOCK
+    mine.write_text("precious")
+    lock.parent.mkdir()
+    {"link": lambda: lock.symlink_to(mine), "hard link": lambda: lock.hardlink_to(mine),
+     "broken link": lambda: lock.symlink_to(tmp_path / "none"), "pipe": lambda: os.mkfifo(lock),
+     "folder": lock.mkdir}[kind]()
+    with pytest.raises(UserError, match="cannot be written to"), \
+            disk.held(lock.parent, "name another --place.out"):
+        pass
+    assert mine.read_text() == "precious"
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_cannot_be_is_refused_with_what_is_in_the_way(tmp_path):

@@ -85,7 +85,9 @@ class Target:
         """Refuse a target that holds more than a conversion has left there."""
         if not os.path.lexists(self._final):
             return
-        if self._is_inside and not set(os.listdir(self._final)) - {INSIDE, *self._moved()}:
+        there = set(os.listdir(self._final)) if self._is_inside else {self._final.name}
+        # The config is moved up last: where it is, the conversion was finished.
+        if hf_files.CONFIG not in there and not there - {INSIDE, *self._moved()}:
             return
         raise UserError(f"{self.named} is already there; move it away or {REMEDY}")
 
@@ -96,9 +98,11 @@ class Target:
         return {}
 
     def _moved(self) -> list[str]:
-        """What an earlier conversion was moving up when it was stopped."""
-        names = self._state().get("moved")
-        names = names if isinstance(names, list) else []
+        """What an earlier conversion of the same source was moving up when it was stopped."""
+        state = self._state()
+        names = state.get("moved")
+        if self._key is None or state.get("key") != self._key or not isinstance(names, list):
+            return []
         return [name for name in names if isinstance(name, str)
                 and name == os.path.basename(name) and name not in ("", ".", "..")]
 

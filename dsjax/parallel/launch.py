@@ -32,6 +32,7 @@ from dsjax.config import flags
 from dsjax.errors import UserError, say
 from dsjax.parallel import meet
 
+LOOPBACK = ("localhost", "ip6-localhost", "ip6-loopback")
 WAIT_S = 120
 """Seconds that a process waits for the others to appear."""
 PORTS = 61440, 4096
@@ -208,7 +209,8 @@ def _bind(coordinator: str, process: int) -> str:
     reach; where they reach it is then not to be found out: it listens everywhere, and says so.
     """
     host, port = meet.address(coordinator)
-    if process or host == "localhost":
+    name = host.lower().rstrip(".")
+    if process or name in LOOPBACK or name.startswith("localhost.") or name.endswith(".localhost"):
         return coordinator
     places = [place[0] for *_, place in meet.resolve(host, port)]
     is_name = host not in places

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 PAGE = resource.getpagesize()
+RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
 KEPT_FREE = 2**60  # bytes: control groups write "no limit" as a number above this
 
 
@@ -68,8 +69,8 @@ def _groups(root: Path) -> Iterator[Room]:
         if not is_second and "memory" not in controllers.split(","):
             continue
         top = root / "sys/fs/cgroup" / ("" if is_second else "memory")
-        names = (("memory.max", "memory.current", "inactive_file") if is_second else
-                 ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+        names = (("memory.max", "memory.current", "") if is_second else
+                 ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
         folder = top / inside.strip("/")
         for at in (folder, *folder.parents):
             yield from _group(at, *names)
@@ -77,11 +78,13 @@ def _groups(root: Path) -> Iterator[Room]:
                 break
 
 
-def _group(folder: Path, limit: str, usage: str, cached: str) -> Iterator[Room]:
+def _group(folder: Path, limit: str, usage: str, prefix: str) -> Iterator[Room]:
+    """What a group has left; pages of files that were read count as used, and can be had."""
     most, used = _read(folder / limit).strip(), _read(folder / usage).strip()
     if most.isdecimal() and used.isdecimal() and int(most) < KEPT_FREE:
         stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-        free = int(most) - int(used) + int(stat.get(cached, 0))
+        kept = sum(int(stat.get(prefix + name, 0)) for name in RECLAIMABLE)
+        free = min(int(most) - int(used) + kept, int(most))
         yield Room(max(free, 0), f"left of the {int(most) / 1e9:.1f} GB of its control group "
                                  "(a container's or a job's limit)")
 

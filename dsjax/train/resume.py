@@ -21,13 +21,15 @@ from dsjax.config.stored import run_from_json
 from dsjax.data.loader import RowStream
 from dsjax.errors import UserError
 from dsjax.optim import schedule
-from dsjax.train import metrics, spread
+from dsjax.train import identity, metrics, spread
 from dsjax.train.state import TrainState
 
 NO_OPTIMIZER = (
     "{out} holds parameters without an optimizer, as converted ones are, which a run starts from "
     "and does not go on with; train in another folder: {command}")
 """A refusal; the command is one that works."""
+DATA_PATHS = ("train", "heldout", "tokenizer")
+"""Fields of a run's data that say where it lies."""
 Say = Callable[[str], Any]
 
 
@@ -97,6 +99,9 @@ def refuse_another(run: RunConfig, out: Path) -> None:
     if not run.place.resume:
         raise UserError(f"{out} already holds a run; name another --place.out, or go on with it: "
                         "leave --place.no-resume out")
+    if kept.data != run.data and _keeps_tokens(out):  # they are held, whatever their paths
+        places = {name: getattr(run.data, name) for name in DATA_PATHS}
+        kept = dataclasses.replace(kept, data=dataclasses.replace(kept.data, **places))
     for part in IDENTITY:
         said = difference(getattr(kept, part), getattr(run, part), part)
         if said is not None:
@@ -104,6 +109,14 @@ def refuse_another(run: RunConfig, out: Path) -> None:
                 f"the run in {out} was made with {said}; give the config it was made with, "
                 "or another --place.out"
             )
+
+
+def _keeps_tokens(out: Path) -> bool:
+    """Whether the newest checkpoint that can be read keeps fingerprints of its data."""
+    try:
+        return identity.DATA in identity.kept(out)
+    except UserError:  # none can be read: the fields of the config are all there is
+        return False
 
 
 def refuse_fewer_steps(run: RunConfig, out: Path) -> None:
@@ -133,7 +146,7 @@ def changed(kept: RunConfig, run: RunConfig, step: int) -> list[str]:
     """What is to be said of settings that are other ones from a step on; places are no settings."""
     here = dataclasses.replace(kept.place, out=run.place.out, resume=run.place.resume)
     kept = dataclasses.replace(kept, place=here)
-    found = [said for part in CHANGEABLE
+    found = [said for part in (*CHANGEABLE, "data")
              for said in changes(getattr(kept, part), getattr(run, part), part)]
     said = [f"{one} from step {step} on" for one in found]
     curve = schedule.changed((kept.rate, kept.train.steps), (run.rate, run.train.steps), step)

@@ -1,6 +1,7 @@
 """A conversion's folder is whole or not there, wherever it is to be and whoever else writes it."""
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -137,9 +138,25 @@ def test_a_move_into_a_folder_that_was_stopped_is_gone_on_from(tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, "one")
     assert names(tmp_path) == [INSIDE, "b"]  # by which nobody takes it for whole
+    if key == "two":  # what another state lists may be anyone's
+        with pytest.raises(UserError, match="already there"):
+            make(tmp_path, key)
+        assert (tmp_path / "b").read_text() == "b one"
+        return
     make(tmp_path, key)
     assert (tmp_path / "b").read_text() == f"b {key}"
     assert names(tmp_path) == ["b", "config.json"]
+
+
+def test_a_conversion_that_only_left_its_hidden_folder_is_whole_and_kept(tmp_path):
+    make(tmp_path, "one")
+    (tmp_path / INSIDE).mkdir()
+    state = {"key": "one", "moved": ["b", "config.json"]}
+    (tmp_path / INSIDE / STATE).write_text(json.dumps(state))
+    for key in ("one", "two", None):
+        with pytest.raises(UserError, match="already there"):
+            make(tmp_path, key)
+    assert (tmp_path / "b").read_text() == "b one"
 
 
 def test_a_second_writer_gets_a_sentence_and_the_first_its_folder(tmp_path):

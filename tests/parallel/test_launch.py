@@ -164,6 +164,8 @@ def test_the_coordinator_listens_where_it_was_told_and_nowhere_else(monkeypatch,
     monkeypatch.delenv(launch.BIND, raising=False)
     for coordinator in ("127.0.0.1:5", "localhost:5", "[::1]:5", "10.1.2.3:5"):
         assert bound(monkeypatch, coordinator) == coordinator
+    for name in ("LOCALHOST:5", "localhost.:5", "ip6-localhost:5", "localhost.localdomain:5"):
+        assert bound(monkeypatch, name, places=["127.0.0.1"]) == name
     assert bound(monkeypatch, "node0:5", places=["10.1.2.3"]) == "node0:5"
     assert not capsys.readouterr().err
     # Debian's name of itself: others reach it elsewhere

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dsjax.checkpoint.store import Store
+from dsjax.config.stored import run_to_json
 from dsjax.data import shards, tokenizer
 from dsjax.errors import UserError
-from dsjax.train import identity
+from dsjax.train import identity, resume
 from dsjax.train.corpus import prepare
 from tests.train.small_run import small_run
 
@@ -149,6 +150,19 @@ def test_another_text_of_as_many_rows_is_refused_by_name(part, run, other, tmp_p
     assert getattr(corpus.tokens, part) in str(raised.value)
     assert "--start-from" in str(raised.value)
     assert content(tmp_path) == before
+
+
+def test_the_same_text_in_another_place_is_the_same_run(run, other, tmp_path):
+    run = changed(run, tokenizer=str(other))
+    saved(tmp_path / "out", read(run).extra())
+    run_to_json(run, tmp_path / "out" / "config.json")
+    (tmp_path / "plain.txt").rename(tmp_path / "moved.txt")
+    moved = changed(run, train=str(tmp_path / "moved.txt"))
+    resume.refuse_another(moved, tmp_path / "out")
+    read(moved)
+    assert any("data.train" in said for said in resume.changed(run, moved, 1))
+    with pytest.raises(UserError, match="fim_rate"):
+        resume.refuse_another(changed(moved, fim_rate=0.5), tmp_path / "out")
 
 
 def test_shards_that_were_exchanged_are_refused(run, other, tmp_path):
