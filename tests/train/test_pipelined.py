@@ -77,12 +77,12 @@ def test_a_capacity_over_rows_of_several_devices_is_refused():
                               parallel=ParallelConfig(pipe=2, schedule="1f1b"))
     pipelined.check(run)
     spreading = dataclasses.replace(run.parallel, data=2)
-    with pytest.raises(UserError, match=r"capacity-factor=1\.25 .* the 2 devices"):
+    with pytest.raises(UserError, match=r"capacity-factor\b.*1\.25\b.* 2 devices"):
         pipelined.check(dataclasses.replace(run, parallel=spreading))
 
 
 def test_a_pipeline_of_cut_matrices_is_refused():
-    with pytest.raises(ValueError, match="choose fsdp 1"):
+    with pytest.raises(ValueError, match=r"pipe=2 .*fsdp=2\b.*choose fsdp=1"):
         dataclasses.replace(ParallelConfig(pipe=2), fsdp=2)
 
 
