@@ -8,11 +8,14 @@ Rooms from the ground up; imports go down only (tests/test_architecture.py holds
     2  ops                           pure functions of arrays
     3  layers                        one section of the paper a file
     4  model                         blocks, stack, MTP, losses, counts
-    5  parallel, plan                schedules and layouts over devices; what they will cost
-    6  checkpoint, data, optim       trees to disk; text to batches; gradients to updates
-    7  train, infer, evaluate        the loop; the sampler; what a model is worth
-    8  rl, interop                   what is built on those three; the seam to Flax NNX
-    9  cli                           the `dsjax` command, one subcommand a file
+    5  parallel, data, optim        layouts over devices; text to batches; gradients to updates
+    6  runtime, pipeline            where a run meets a machine; schedules and what runs them
+       checkpoint, released         trees to disk; released checkpoints in and out
+    7  infer, report                the sampler; metrics, display and plots
+    8  evaluate                     what a model is worth
+    9  train                        state, step, loop, resume
+    10 plan, interop                what a run will cost; the seam to Flax NNX
+    11 cli                          the `dsjax` command, one subcommand a file
 """
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ import numpy as np
 from dsjax import params
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from dsjax.layers.backend import Backend, single
-from dsjax.numerics.products import plain_products
+from dsjax.numerics.precision import plain_products
 from tests.reference import trees
 from tests.reference.config import ReferenceConfig
 

@@ -19,11 +19,13 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("dsjax", "configs", "experiments", "tests")
 
 FLOORS = {
-    **dict.fromkeys(("cli", "experiments", "configs", "__main__"), 9),
-    **dict.fromkeys(("rl", "interop"), 8),
-    **dict.fromkeys(("train", "infer", "evaluate"), 7),
-    **dict.fromkeys(("checkpoint", "data", "optim"), 6),
-    **dict.fromkeys(("parallel", "plan"), 5),
+    **dict.fromkeys(("cli", "experiments", "configs", "__main__"), 11),
+    **dict.fromkeys(("rl", "plan", "interop"), 10),
+    **dict.fromkeys(("train",), 9),
+    **dict.fromkeys(("evaluate", "serve"), 8),
+    **dict.fromkeys(("infer", "report"), 7),
+    **dict.fromkeys(("runtime", "pipeline", "checkpoint", "released"), 6),
+    **dict.fromkeys(("parallel", "data", "optim"), 5),
     **dict.fromkeys(("model",), 4),
     **dict.fromkeys(("layers",), 3),
     **dict.fromkeys(("ops",), 2),
@@ -35,8 +37,9 @@ SIDEWAYS = {
     ("__main__", "cli"),  # `python -m dsjax` is the command
     ("experiments", "configs"),  # an arm is a difference from a config
     ("experiments", "cli"),  # a benchmark command's shapes, measured beside others
-    ("kernels", "numerics"),  # a kernel is the twin of a plain function
-    ("plan", "parallel"),  # what a schedule costs
+    ("kernels", "numerics"),  # a kernel is the fast form of a plain function
+    ("checkpoint", "runtime"),  # what does not fit the memory here is refused before it is read
+    ("released", "checkpoint"),  # a conversion writes a run folder
     ("cli", "__init__"),
     ("config", "errors"),
     ("config", "disk"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SETUP = "import setuptools; setuptools.setup()"
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def built(tmp_path_factory):
     """The folder that pip would copy into site-packages."""
     folder = tmp_path_factory.mktemp("built")
     build = ["egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(folder / "lib")]
-    subprocess.run([sys.executable, "setup.py", "--quiet", *build], cwd=ROOT, check=True,
+    subprocess.run([sys.executable, "-c", SETUP, "--quiet", *build], cwd=ROOT, check=True,
                    capture_output=True, timeout=60)
     return folder / "lib"
 

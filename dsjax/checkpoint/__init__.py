@@ -1,9 +1,8 @@
 """Checkpoints: whole or not there, checked byte by byte when read, on any mesh.
 
 Reading order: `manifest` (what a checkpoint holds, how damage is told), `files` (what a finished
-folder is, how it comes and goes), `together` (which one is read, by all processes and beside a
+folder is, how it comes and goes), `multihost` (which one is read, by all processes and beside a
 writer), `arrays` and `plain` (arrays on disk, in folders of any name), `store` (saving while
 training goes on, restoring, and parameters alone for inference), `target` (the folder that a
-conversion makes), `hf` (released checkpoints in Hugging Face's safetensors, and back; its own page
-names the `hf_` files in order). `orbax_quiet` keeps orbax from the terminal.
+conversion makes). `orbax_quiet` keeps orbax from the terminal.
 """

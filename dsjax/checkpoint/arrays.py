@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from dsjax.checkpoint.hf_devices import Index, bounded
 from dsjax.checkpoint.plain import plain
+from dsjax.checkpoint.sink import Index, bounded
 from dsjax.errors import UserError
 
 

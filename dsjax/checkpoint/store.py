@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsjax import params as trees
-from dsjax.checkpoint import files, together
+from dsjax.checkpoint import files, multihost
 from dsjax.checkpoint import manifest as manifests
 from dsjax.checkpoint.arrays import Arrays
-from dsjax.checkpoint.hf_names import held_shapes
 from dsjax.checkpoint.manifest import Manifest
 from dsjax.checkpoint.orbax_quiet import orbax
 from dsjax.checkpoint.plain import plain
@@ -41,7 +40,7 @@ from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3
 from dsjax.numerics.scaled import Scaled
-from dsjax.plan import fit
+from dsjax.runtime import fit
 
 Tree = Any
 Say = Callable[[str], None]
@@ -85,8 +84,8 @@ class Store:
             if self._is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            plain = together.plain(self.folder)
-            together.meet()
+            plain = multihost.plain(self.folder)
+            multihost.meet()
             _want_room(self.folder, sum(a.nbytes for a in flat.values()))
             host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
             with _chunked():
@@ -119,7 +118,7 @@ class Store:
         about each damaged checkpoint that is passed over; those are moved aside.
         """
         self.wait()
-        manifest = together.agreed(self.folder, say)
+        manifest = multihost.agreed(self.folder, say)
         wanted = _flatten(abstract_state)
         where = self.folder / files.name(manifest.step)
         _match(manifest, wanted, where, is_whole=True)
@@ -188,7 +187,7 @@ def load_params(
     rest as stored. Nothing in the folder is changed.
     """
     folder = Path(run_dir).absolute() / "checkpoints"
-    return together.read(folder, say, lambda manifest, where: _params(manifest, where, cfg, which))
+    return multihost.read(folder, say, lambda manifest, where: _params(manifest, where, cfg, which))
 
 
 def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> TransformerParams:
@@ -198,7 +197,7 @@ def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> Tr
     wanted: dict[str, Any] = {}
     for name, spec in trees.paths(specs):
         if f"{prefix}{name}.codes" in manifest.leaves:  # FP8 as released, see hf_disk
-            codes, scales, _ = held_shapes(name, spec)
+            codes, scales, _ = scaled.resting_shapes(spec)
             wanted[f"{prefix}{name}.codes"] = jax.ShapeDtypeStruct(codes, E4M3.dtype)
             wanted[f"{prefix}{name}.scales"] = jax.ShapeDtypeStruct(scales, np.float32)
         else:
@@ -213,7 +212,7 @@ def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> Tr
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name in flat:
             return flat[name]
-        tile = held_shapes(name, spec)[2]
+        tile = scaled.resting_shapes(spec)[2]
         held = Scaled(flat.pop(f"{name}.codes"), flat.pop(f"{name}.scales"), tile)
         return scaled.dequantize(held, jnp.dtype(jnp.bfloat16)).reshape(spec.shape)
 
@@ -232,7 +231,7 @@ def extra(run_dir: Path | str, remedy: str | None = None) -> dict[str, Any]:
     remedy: what to do where none is as written, if it is not to give another run.
     """
     folder = Path(run_dir).absolute() / "checkpoints"
-    with together.newest(folder, _silent, is_ours=False, check=manifests.read,
+    with multihost.newest(folder, _silent, is_ours=False, check=manifests.read,
                          remedy=remedy) as manifest:
         return manifest.extra
 

@@ -1,6 +1,6 @@
-"""The `dsjax` command: main finds the subcommand, tune sets the process up for speed, streams and
-interrupt make its streams and ctrl-C quiet, arguments reads a command line, devices makes devices
-and misses them, each other file is one subcommand.
+"""The `dsjax` command: main finds the subcommand; process holds what surrounds it (streams, ctrl-C,
+devices, arguments); benches and shown are parts of `bench` and `show`; each other file is one
+subcommand.
 """
 
 import os

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsjax.cli import bench_gemm, bench_layouts, devices
+from dsjax.cli.benches import gemm, layouts
+from dsjax.cli.process import devices
 from dsjax.config import flags, load
 from dsjax.config.fields import did_you_mean
 from dsjax.config.model import MLAConfig
@@ -62,8 +63,8 @@ class Bench:
 
 def run(argv: list[str]) -> int:
     """Measure and print; returns the exit status."""
-    others = {"gemm": bench_gemm.gemm, "layouts": bench_layouts.layouts,
-              "links": bench_layouts.links}
+    others = {"gemm": gemm.gemm, "layouts": layouts.layouts,
+              "links": layouts.links}
     is_other = argv[:1] and argv[0] in others
     if not is_other and ("-h" in argv or "--help" in argv):
         print(USAGE, end="")
@@ -122,8 +123,7 @@ def shape_run(args: Bench) -> RunConfig:
 
 def train(args: Bench) -> dict[str, Any]:
     """Time whole optimizer steps, each until its new state is ready."""
-    from dsjax.plan import fit, needs
-    from dsjax.train import platform
+    from dsjax.runtime import fit, needs, platform
 
     platform.dispatch_inline()
     run_config = shape_run(args)
@@ -140,7 +140,9 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
 
     from dsjax.model.loss import Batch
     from dsjax.params import key_of
-    from dsjax.train import metrics, platform, state, step
+    from dsjax.report import metrics
+    from dsjax.runtime import platform
+    from dsjax.train import state, step
 
     rows, length = run_config.train.batch, run_config.train.length
     backend = platform.choose_backend(run_config)
@@ -184,7 +186,7 @@ def decode(args: Bench) -> dict[str, Any]:
     from dsjax.infer.decode import decoding
     from dsjax.model import transformer
     from dsjax.params import key_of
-    from dsjax.train import platform
+    from dsjax.runtime import platform
 
     run_config = shape_run(args)
     params = transformer.init(run_config.model, key_of(args.seed))

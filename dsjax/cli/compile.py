@@ -14,7 +14,7 @@ from dsjax.errors import UserError
 from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # JAX and the model cost a second to import
-    from dsjax.train.ahead import Plan
+    from dsjax.plan.train_step import Plan
 
 USAGE = """usage: dsjax compile CONFIG --on MACHINE [--json] [--text FILE] [--FIELD VALUE ...]
 
@@ -56,9 +56,9 @@ def run(argv: list[str]) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # a plugin without its machine would look for it
-    from dsjax.train import ahead
+    from dsjax.plan import train_step
 
-    made = ahead.plan(config, found)
+    made = train_step.plan(config, found)
     if text is not None:
         _write(made, Path(text))
     if is_json:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dsjax.cli import arguments
+from dsjax.cli.process import arguments
 from dsjax.errors import UserError, printable, say
 
 if TYPE_CHECKING:  # jax costs a second to import
-    from dsjax.checkpoint.hf import Like
+    from dsjax.released.hf import Like
 
 EVERY = 10.0  # seconds between plain lines where there is no terminal
 
@@ -68,17 +68,17 @@ Convert = (
 def run(argv: list[str]) -> int:
     """Convert; returns the exit status. Interrupted, the same command goes on where it stopped."""
     args = arguments.parse(Convert, argv, "dsjax convert", __doc__)
-    from dsjax.checkpoint import hf_disk
+    from dsjax.released import disk
 
     with progress_bar(args.target.name) as progress:
         if isinstance(args, HfToDsjax):
             mtp = {"auto": None, "yes": True, "no": False}[args.mtp]
-            hf_disk.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress,
+            disk.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress,
                            tokenizer=_fingerprint(args.source))
         else:
             with tempfile.TemporaryDirectory() as made:
                 own = _words(args.source, Path(made))
-                hf_disk.to_released(
+                disk.to_released(
                     args.source, args.target, args.fp8, args.dtype, which=args.which,
                     pow2=args.pow2, like=args.like, own=own, say=say, progress=progress,
                 )
@@ -88,11 +88,12 @@ def run(argv: list[str]) -> int:
 
 def _fingerprint(source: Path) -> str | None:
     """That of a released checkpoint's tokenizer; None, and a sentence, where it cannot be used."""
-    from dsjax.checkpoint import hf_config, hf_files
-    from dsjax.data import tokenizer
+    from dsjax.data.tokenizers import tokenizer
+    from dsjax.released import config as hf_config
+    from dsjax.released import files
 
-    config = source / hf_files.CONFIG
-    hf_config.read(hf_files.read_json(config), str(config))  # a wrong one is no tokenizer's fault
+    config = source / files.CONFIG
+    hf_config.read(files.read_json(config), str(config))  # a wrong one is no tokenizer's fault
     path = source / "tokenizer.json"
     if not path.is_file():
         return None
@@ -107,9 +108,10 @@ def _fingerprint(source: Path) -> str | None:
 
 def _words(run: Path, made: Path) -> Like | None:
     """The run's tokenizer as transformers wants it, and the ids a config names."""
-    from dsjax.checkpoint import hf_side, store
-    from dsjax.checkpoint.hf import Like
-    from dsjax.data import tokenizer
+    from dsjax.checkpoint import store
+    from dsjax.data.tokenizers import tokenizer
+    from dsjax.released import side
+    from dsjax.released.hf import Like
 
     path = run / "tokenizer.json"
     kept = store.tokenizer_of(run) if (run / "checkpoints").is_dir() else None
@@ -117,7 +119,7 @@ def _words(run: Path, made: Path) -> Like | None:
         if kept is not None:
             say(f"{run} has no tokenizer.json: none is written")
         return None
-    hf_side.checked(path, run)
+    side.checked(path, run)
     try:
         words = tokenizer.load(path)
     except UserError:

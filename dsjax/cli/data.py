@@ -19,9 +19,10 @@ import tyro
 from dsjax import disk
 from dsjax.config.fields import seed_in_range
 from dsjax.config.refusal import typed_as
-from dsjax.data import pack, shards, sources, tokenizer
-from dsjax.data.tokenizer import Tokenizer
-from dsjax.data.tokenizer_file import MOST_IDS
+from dsjax.data import pack, shards, sources
+from dsjax.data.tokenizers import tokenizer
+from dsjax.data.tokenizers.file import MOST_IDS
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.disk import to_json
 from dsjax.errors import UserError, printable, say
 

@@ -6,8 +6,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from dsjax.cli import devices
-from dsjax.cli.arguments import myself
+from dsjax.cli.process import devices
+from dsjax.cli.process.arguments import myself
 from dsjax.disk import to_json
 from dsjax.terminal import Console
 
@@ -39,7 +39,8 @@ def run(argv: list[str]) -> int:
     from dsjax.cli.generate import speak
     from dsjax.cli.train import report
     from dsjax.evaluate import ngram
-    from dsjax.train import corpus, loop, platform
+    from dsjax.runtime import platform
+    from dsjax.train import corpus, loop
 
     devices.require()
     platform.dispatch_inline()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from dsjax import disk
-from dsjax.cli import devices
+from dsjax.cli.process import devices
 from dsjax.config.fields import seed_in_range
 from dsjax.config.refusal import typed_as
 from dsjax.config.typed import Text
@@ -20,7 +20,7 @@ from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.config.run import RunConfig
-    from dsjax.data.tokenizer import Tokenizer
+    from dsjax.data.tokenizers.tokenizer import Tokenizer
     from dsjax.infer import Completion, Report, Sampling
     from dsjax.model.transformer import TransformerParams
 
@@ -125,7 +125,7 @@ def load(run: str | Path, end: str | None = None, is_begun: bool | None = None) 
     """
     from dsjax.checkpoint import store
     from dsjax.config.stored import run_from_json
-    from dsjax.data import tokenizer
+    from dsjax.data.tokenizers import tokenizer
 
     folder = Path(run)
     if not (folder / "config.json").is_file():
@@ -157,7 +157,7 @@ def _hold(words: Tokenizer, folder: Path, vocab: int) -> None:
 def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Console | None,
           context: int, is_drafting: bool) -> tuple[list[Completion], Report]:
     """Continue `texts`; to a console, the first as it is decoded, the others after it."""
-    from dsjax.data.tokenizer import StreamDecoder
+    from dsjax.data.tokenizers.tokenizer import StreamDecoder
     from dsjax.infer import check, generate_with_report
 
     prompts = [_ids(model, text) for text in texts]

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from dsjax.cli import arguments, interrupt, streams
-from dsjax.cli.tune import tune_process
+from dsjax.cli.process import arguments, interrupt, streams
+from dsjax.cli.process.tune import tune_process
 from dsjax.disk import cause
 from dsjax.errors import UserError, say
-from dsjax.train import compiled
+from dsjax.runtime import program_cache
 
 TRACEBACK = "DSJAX_TRACEBACK"
 """Set to anything, it shows the traceback of what is otherwise one sentence."""
@@ -141,8 +141,9 @@ def _run(argv: list[str], is_process: bool) -> int:
     if is_process and COMMANDS[name].is_heavy:
         tune_process()
     if COMMANDS[name].is_heavy:
-        asked = rest if name in KEEPING else [*rest, compiled.FLAG]
-        rest = compiled.keep(asked) if is_process else [w for w in rest if w != compiled.FLAG]
+        asked = rest if name in KEEPING else [*rest, program_cache.FLAG]
+        unflagged = [w for w in rest if w != program_cache.FLAG]
+        rest = program_cache.keep(asked) if is_process else unflagged
     module = importlib.import_module(f"dsjax.cli.{name}")
     if hasattr(module, "run"):
         return module.run(rest)

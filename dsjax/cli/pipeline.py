@@ -11,11 +11,10 @@ from rich.table import Table
 from dsjax.config.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError
-from dsjax.parallel import draw
-from dsjax.parallel.program import forms, length
-from dsjax.parallel.schedule import build
-from dsjax.parallel.schedules.table import Op
-from dsjax.parallel.simulate import (
+from dsjax.pipeline.instructions import forms, length
+from dsjax.pipeline.schedules import draw
+from dsjax.pipeline.schedules.build import build
+from dsjax.pipeline.schedules.simulate import (
     Timeline,
     Times,
     formula_activations,
@@ -23,7 +22,8 @@ from dsjax.parallel.simulate import (
     is_in_regime,
     simulate,
 )
-from dsjax.parallel.validate import Proof, validate
+from dsjax.pipeline.schedules.table import Op
+from dsjax.pipeline.schedules.validate import Proof, validate
 from dsjax.terminal import Console
 
 
@@ -84,7 +84,7 @@ def summary(proof: Proof, timeline: Timeline) -> dict[str, Any]:
     A cell is null (idle) or a list of one operation, or of the F and the BW that run overlapped.
     Makespan and bubble are simulated with `times`; activations are in units of one stage of one
     microbatch, `weight_copies` in shares of model / stages, as in the report's table. The formula
-    of the bubble is null where it does not hold (dsjax.parallel.simulate).
+    of the bubble is null where it does not hold (dsjax.pipeline.schedules.simulate).
     """
     schedule, steps = timeline.schedule, proof.certificate
     counts = {str(rank): list(row) for rank, row in enumerate(schedule.steps)}

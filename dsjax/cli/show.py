@@ -7,7 +7,7 @@ import dataclasses
 from rich import box
 from rich.table import Table
 
-from dsjax.cli import show_bytes
+from dsjax.cli.shown import bytes
 from dsjax.config import flags, load
 from dsjax.disk import to_json
 from dsjax.model.count import Count, count
@@ -33,9 +33,9 @@ def run(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     if any(word == "--loads" or word.startswith("--loads=") for word in argv):
-        from dsjax.cli import show_loads
+        from dsjax.cli.shown import loads
 
-        return show_loads.run(argv)
+        return loads.run(argv)
     is_json, argv = flags.take_switch(argv, "--json")
     length, argv = flags.take_number(argv, "--length", 4096)
     run_config = load.override(load.load(load.first(argv, "dsjax show")), argv[1:],
@@ -43,10 +43,10 @@ def run(argv: list[str]) -> int:
     sizes = count(run_config.model, length)
     if is_json:
         print(to_json({"config": run_config.name, **dataclasses.asdict(sizes),
-                          "training_bytes": show_bytes.training(run_config),
-                          "serving_bytes": show_bytes.serving(run_config, length)}))
+                          "training_bytes": bytes.training(run_config),
+                          "serving_bytes": bytes.serving(run_config, length)}))
     else:
-        Console().print_whole(table(run_config.name, sizes), *show_bytes.tables(run_config, length))
+        Console().print_whole(table(run_config.name, sizes), *bytes.tables(run_config, length))
     return 0
 
 

@@ -8,7 +8,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from dsjax.cli import devices
+from dsjax.cli.process import devices
 from dsjax.errors import UserError, say
 from dsjax.terminal import Console
 
@@ -58,13 +58,13 @@ def run(argv: list[str]) -> int:
         devices.make(count)
     joined = launch.find(os.environ, **who)
     launch.join(joined)
-    from dsjax.train import fellows
+    from dsjax.train import heartbeat
 
     try:
         return _train(config)
     except UserError as error:
         if joined is not None:
-            fellows.leave(error)
+            heartbeat.leave(error)
         raise
 
 
@@ -73,7 +73,8 @@ def _train(config: RunConfig) -> int:
     devices.require()
     import jax
 
-    from dsjax.train import loop, platform
+    from dsjax.runtime import platform
+    from dsjax.train import loop
 
     platform.dispatch_inline()
     is_first = jax.process_index() == 0
@@ -99,7 +100,7 @@ def read(argv: list[str]) -> RunConfig:
     folder = load.folder_of(name)
     if folder is None:
         return config
-    from dsjax.train import resume
+    from dsjax.train.folder import resume
 
     is_here = os.path.realpath(resume.folder(config)) == os.path.realpath(folder)
     is_start = resume.is_start(folder)
@@ -118,7 +119,7 @@ def read(argv: list[str]) -> RunConfig:
 def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],
            console: Console) -> None:
     """Say what a finished run found and where it lies, and draw its pictures."""
-    from dsjax.train import report as reports
+    from dsjax.train import step_report as reports
 
     drawn = reports.pictures(config, outcome.out, baselines)
     if outcome.heldout is not None:

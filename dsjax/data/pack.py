@@ -26,7 +26,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dsjax.data.tokenizer import Tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
 
 Row = dict[str, np.ndarray]

@@ -31,8 +31,8 @@ import numpy as np
 from dsjax import disk
 from dsjax.data import shards_index
 from dsjax.data.shards_index import FORMAT, INDEX, TOKENIZER
-from dsjax.data.tokenizer import Tokenizer
-from dsjax.data.tokenizer_settings import GENERATION, SETTINGS
+from dsjax.data.tokenizers.settings import GENERATION, SETTINGS
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
 
 PARTS = ("train", "heldout")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dsjax import disk
-from dsjax.data.tokenizer import Tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
 
 FORMAT = "dsjax tokens 1"

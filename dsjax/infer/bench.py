@@ -17,7 +17,7 @@ from dsjax.infer.sample import Law
 from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
-from dsjax.plan import fit
+from dsjax.runtime import fit
 
 
 def decode_bench(params: TransformerParams, cfg: ModelConfig, batch: int, context: int, steps: int,

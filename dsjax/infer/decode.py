@@ -24,7 +24,7 @@ from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.model import mtp, transformer
 from dsjax.model.block import Cache
 from dsjax.model.transformer import ModelCache, TransformerParams
-from dsjax.numerics.products import Products, value
+from dsjax.numerics.precision import Products, value
 from dsjax.ops import grouped_decode
 
 

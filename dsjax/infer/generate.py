@@ -26,9 +26,9 @@ from dsjax.infer.sample import NONE, Sampling
 from dsjax.layers.backend import HIGH, Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
-from dsjax.numerics import products as numerics
+from dsjax.numerics import precision as numerics
 from dsjax.params import key_of
-from dsjax.plan import fit
+from dsjax.runtime import fit
 
 STEPS = 8  # passes of one program: a terminal still looks live, and dispatch is paid once
 ROOM = 64  # caches are multiples of this many positions, so that few programs are compiled

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dsjax.numerics import products as numerics
-from dsjax.numerics.products import Matrix, Products
+from dsjax.numerics import precision as numerics
+from dsjax.numerics.precision import Matrix, Products
 from dsjax.numerics.wide import wide
 from dsjax.ops import attention, grouped
 from dsjax.ops.linear import linear

@@ -13,7 +13,7 @@ from jax import Array
 
 from dsjax.config.model import GQAConfig, ModelConfig
 from dsjax.layers.backend import Backend
-from dsjax.numerics.products import Weight
+from dsjax.numerics.precision import Weight
 from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.rope import Angles, rotate, softmax_scale

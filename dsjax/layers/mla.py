@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers.backend import Backend
-from dsjax.numerics.products import Matrix, value
+from dsjax.numerics.precision import Matrix, value
 from dsjax.numerics.wide import wide
 from dsjax.ops.attention import NEVER
 from dsjax.ops.norm import rms_norm

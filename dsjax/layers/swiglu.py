@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 
 from dsjax.layers.backend import Backend
-from dsjax.numerics.products import Matrix
+from dsjax.numerics.precision import Matrix
 from dsjax.ops import swiglu as op
 from dsjax.params import spec
 

@@ -33,7 +33,7 @@ from jax.typing import DTypeLike
 
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3, E5M6, UE8M0, Format
-from dsjax.numerics.products import Held, Products, contract, decoded
+from dsjax.numerics.precision import Held, Products, contract, decoded
 from dsjax.numerics.scaled import Scaled
 
 Tile = tuple[int, ...]

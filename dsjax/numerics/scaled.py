@@ -21,6 +21,8 @@ scale of the floor.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
@@ -28,8 +30,10 @@ from jax.typing import DTypeLike
 
 from dsjax.numerics import formats
 from dsjax.numerics.formats import E4M3, UE8M0, Format
+from dsjax.params import Spec
 
 AMAX_FLOOR = 1e-4
+BLOCK = 128  # rows and columns of a weight's tile
 LANES = 8  # float32 of a CPU's register
 WHOLE = 1 << 30  # a tile as long as the dim
 
@@ -151,3 +155,20 @@ def spread(by_tile: Array, tile: tuple[int, ...], shape: tuple[int, ...]) -> Arr
 def _lengths(tile: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
     """Tile lengths, none longer than its dim."""
     return [max(1, min(t, n)) for t, n in zip(tile, shape[len(shape) - len(tile) :])]
+
+
+def resting_shapes(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the codes and scales of a matrix that rests in 8 bits, and its tile.
+
+    A matrix is [..., K, N] in tiles of 128x128; one of `parts` matrices side by side keeps a dim
+    for them, [..., K, parts, N], so that no tile spans two.
+    """
+    batch, rest = spec.shape[: spec.batch_dims], spec.shape[spec.batch_dims :]
+    if spec.parts > 1:
+        tile: tuple[int, ...] = (BLOCK, 1, BLOCK)
+    else:
+        tile = (BLOCK, BLOCK)
+        split = spec.contract_dims
+        rest = (math.prod(rest[:split]), math.prod(rest[split:]))
+    scales = tuple(-(-n // t) for n, t in zip(rest, tile))
+    return (*batch, *rest), (*batch, *scales), tile

@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.numerics.layout import row_major
-from dsjax.numerics.products import contract
+from dsjax.numerics.precision import contract
 from dsjax.numerics.wide import wide
 
 UNROLLED_BLOCKS = 8  # up to this many blocks are written out, each with just the keys it may see

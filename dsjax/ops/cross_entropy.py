@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.products import contract
+from dsjax.numerics.precision import contract
 from dsjax.numerics.wide import wide
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.products import Held, Matrix, Products, name, weight_of
+from dsjax.numerics.precision import Held, Matrix, Products, name, weight_of
 from dsjax.ops import buckets, swiglu
 
 TILE = 64  # rows of one overflow tile

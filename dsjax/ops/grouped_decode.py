@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.products import Held, Matrix, Products, weight_of
+from dsjax.numerics.precision import Held, Matrix, Products, weight_of
 from dsjax.numerics.scaled import Scaled
 
 WRITTEN_OUT = 16  # assignments a program holds at most

@@ -12,7 +12,7 @@ import functools
 import jax
 from jax import Array
 
-from dsjax.numerics.products import Held, Matrix, Products, Weight, weight_of
+from dsjax.numerics.precision import Held, Matrix, Products, Weight, weight_of
 from dsjax.numerics.scaled import Scaled
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dsjax.numerics.products import Held, Products, name
+from dsjax.numerics.precision import Held, Products, name
 
 
 def hidden(gate_up: Array) -> Array:

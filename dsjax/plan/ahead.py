@@ -21,9 +21,10 @@ from typing import Any
 import jax
 
 from dsjax.errors import UserError
-from dsjax.plan import hlo, options
+from dsjax.plan import hlo
 from dsjax.plan.hlo import Collective
 from dsjax.plan.target import Target
+from dsjax.runtime import compiler
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ def compile_for(target: Target, step: Any, *args: Any) -> Compiled | Refused:
     begin = time.perf_counter(), time.process_time()
     platform = target.chip.platform
     lowered = step.trace(*args).lower(lowering_platforms=(platform,))
-    asked = options.ahead(platform)
+    asked = compiler.ahead(platform)
     while True:
         try:
             with trimmed():
                 compiled = lowered.compile(compiler_options=asked)
             break
         except Exception as error:  # of several kinds, by platform
-            unknown = options.unknown(error)
+            unknown = compiler.unknown(error)
             if unknown in asked:
                 asked = {name: value for name, value in asked.items() if name != unknown}
                 continue

@@ -22,8 +22,8 @@ from dsjax.config import load
 from dsjax.config.fields import divisors
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
-from dsjax.numerics import products as numerics
-from dsjax.numerics.products import Products
+from dsjax.numerics import precision as numerics
+from dsjax.numerics.precision import Products
 from dsjax.parallel import rules
 from dsjax.plan.ahead import shard_bytes
 

@@ -1,7 +1,7 @@
-"""A run from its config to its pictures.
+"""A run: state, step and loop.
 
-Reading order: state (what a run carries), step (one pure function from batch to metrics), corpus
-(what is read), heldout (evaluation while training), metrics (written one step late), platform (what
-was chosen for this machine), resume (where a run starts or goes on), display (what a person
-watches), loop (all of it), plots.
+Reading order: state (what a run carries), step (one pure function from batch to metrics), pipelined
+(the gradients of a step under a pipeline), sharding (a run over devices), corpus and tokenizer
+(what is read), folder (how a run begins, goes on and is held), heartbeat (processes that watch each
+other), signals, step_report (what a step tells), loop (all of it).
 """

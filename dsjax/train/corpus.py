@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from dsjax.config.run import DataConfig, RunConfig
-from dsjax.data import pack, shards, sources, tokenizer
+from dsjax.data import pack, shards, sources
 from dsjax.data.pack import Rows, TokenStream
-from dsjax.data.tokenizer import Tokenizer
+from dsjax.data.tokenizers import tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
-from dsjax.train import identity
-from dsjax.train.identity import Tokens
-from dsjax.train.words import choose, hold, keep, refuse_tokenizer
+from dsjax.train.folder import identity
+from dsjax.train.folder.identity import Tokens
+from dsjax.train.tokenizer import choose, hold, keep, refuse_tokenizer
 
 
 @dataclass(frozen=True)

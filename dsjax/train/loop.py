@@ -26,27 +26,19 @@ from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.errors import say
+from dsjax.evaluate import heldout
+from dsjax.evaluate.heldout import Heldout, HeldoutStep
 from dsjax.layers.backend import Backend
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
-from dsjax.plan import fit
+from dsjax.report import metrics, pace, profile
+from dsjax.report.display import Display, header, open_display
+from dsjax.runtime import fit, platform
 from dsjax.terminal import Console
-from dsjax.train import (
-    fellows,
-    heldout,
-    hold,
-    metrics,
-    pace,
-    platform,
-    profile,
-    report,
-    resume,
-    spread,
-)
+from dsjax.train import heartbeat, sharding, step_report
 from dsjax.train.corpus import Corpus, prepare
-from dsjax.train.display import Display, header, open_display
-from dsjax.train.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_model
-from dsjax.train.heldout import Heldout, HeldoutStep
+from dsjax.train.folder import hold, resume
+from dsjax.train.folder.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_model
 from dsjax.train.signals import Signals
 from dsjax.train.state import TrainState
 from dsjax.train.step import StepMetrics, TrainStep
@@ -97,20 +89,21 @@ def train(
     """
     console = console or Console()
     out = resume.folder(run)
-    mesh = spread.open_mesh(run)
-    fit.refuse_training(run, mesh, spread.check)
-    backend = spread.on_mesh(run, backend or platform.choose_backend(run), mesh)
-    said = report.of_the_model(run) | platform.describe(run, backend) | spread.describe(run, mesh)
-    said |= {"folder": str(out)}
+    mesh = sharding.open_mesh(run)
+    fit.refuse_training(run, mesh, sharding.check)
+    backend = sharding.on_mesh(run, backend or platform.choose_backend(run), mesh)
+    said = step_report.of_the_model(run) | platform.describe(run, backend)
+    said |= sharding.describe(run, mesh) | {"folder": str(out)}
     with hold.holding(run, out) as is_due:
         header(said, f"dsjax train {run.name}", console)
         if not is_due:
             return _finished(run, out, console)
-        with (fit.explained(run, mesh, spread.check), fellows.watching(out / "processes"),
+        with (fit.explained(run, mesh, sharding.check), heartbeat.watching(out / "processes"),
               Signals().listening() as signals):
-            corpus = spread.first_alone(lambda: prepare(run, out, console.print))
-            console.print(report.of_the_corpus(run, corpus))
-            step_fn = fit.checked(spread.compile_step(run, backend, mesh), run, mesh, spread.check)
+            corpus = sharding.first_alone(lambda: prepare(run, out, console.print))
+            console.print(step_report.of_the_corpus(run, corpus))
+            step_fn = sharding.compile_step(run, backend, mesh)
+            step_fn = fit.checked(step_fn, run, mesh, sharding.check)
             session = _open(run, out, corpus, backend, mesh, console)
             with signals.writing(console), _closing(session), session.display:
                 completed = _run(session, step_fn, signals)
@@ -186,14 +179,14 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         store=store,
         proof=proof,
         writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print,
-                                   report.layer_labels(run)),
+                                   step_report.layer_labels(run)),
         display=open_display(run.name, run.train.steps, run.place.log_every, console),
         speed=pace.Throughput(),
         profiler=profile.Profiler(
             profile.chosen(run.place.profile, int(start.step), run.train.steps),
             out / "profile", console.print),
         peak=metrics.matmul_peak(dtype),
-        heldout_step=spread.compile_heldout(run, backend, mesh),
+        heldout_step=sharding.compile_heldout(run, backend, mesh),
         mesh=mesh,
         window_loads=loads,
     )
@@ -249,7 +242,7 @@ def _batch(s: Session, done: int) -> Batch:
     drawn = s.stream.next_batch(curriculum.rows_of(train, done) // jax.process_count())
     length = curriculum.length_of(train, done)
     cut = drawn if length == train.length else curriculum.recut(drawn, length)
-    return spread.put_rows(cut, s.mesh)
+    return sharding.put_rows(cut, s.mesh)
 
 
 def _report(s: Session, ready: pace.Ended | None) -> None:
@@ -257,10 +250,10 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
     if ready is None:
         return
     number, m = ready.step, ready.metrics
-    report.tick(s.speed, s.run, ready)
+    step_report.tick(s.speed, s.run, ready)
     if m.loads.size:
         s.window_loads = m.loads if s.window_loads is None else s.window_loads + m.loads
-    values = report.event(s.run, number, m) | report.pace(s.run, s.speed, s.peak)
+    values = step_report.event(s.run, number, m) | step_report.pace(s.run, s.speed, s.peak)
     if values.get("mfu", 0) > 1:
         s.peak = None
         values.pop("mfu")
@@ -268,7 +261,7 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
                        "machine was busy: no share of the peak is shown")
     s.writer.write(number, "train", values)
     left = s.speed.seconds_left(s.run.train.steps - number)
-    s.display.update(number, report.shown(values)
+    s.display.update(number, step_report.shown(values)
                      | ({"seconds_left": left} if math.isfinite(left) else {}))
     in_row = int(m.skipped_in_row)
     if in_row:
@@ -300,7 +293,7 @@ def _heldout(s: Session, params: Any, most: int) -> Heldout:
     host, hosts = jax.process_index(), jax.process_count()
     batches = heldout_batches(s.corpus.heldout, s.run.train.batch // hosts, s.corpus.token_sizes,
                               most=most, host=host, hosts=hosts)
-    put = functools.partial(spread.put_rows, mesh=s.mesh)
+    put = functools.partial(sharding.put_rows, mesh=s.mesh)
     found = heldout.evaluate(s.heldout_step, params, batches, put)
     if (said := heldout.remark(found)) is not None:
         s.display.note(said)

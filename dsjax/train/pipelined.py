@@ -19,11 +19,12 @@ from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, LossParts
 from dsjax.model.transformer import TransformerParams
-from dsjax.numerics import products
-from dsjax.parallel import exchange, pipeline, place, stages
-from dsjax.parallel.pipeline import Pipeline
-from dsjax.parallel.program import Program, compile_table, shortest
-from dsjax.parallel.schedule import build
+from dsjax.numerics import precision
+from dsjax.parallel import exchange, mesh_backend
+from dsjax.pipeline import executor, stage_work
+from dsjax.pipeline.executor import Pipeline
+from dsjax.pipeline.instructions import Program, compile_table, shortest
+from dsjax.pipeline.schedules.build import build
 from dsjax.train import step
 from dsjax.train.step import Gradients
 
@@ -70,7 +71,7 @@ def describe(run: RunConfig) -> str:
     """What the header of a run says of its pipeline."""
     program = compile_schedule(run)
     schedule = program.schedule
-    layers = stages.share(run.model.layers, schedule.stages)
+    layers = stage_work.share(run.model.layers, schedule.stages)
     form = "masked" if program.steps.lanes else "branched"
     few = f"{layers[-1]} or {layers[0]}" if layers[0] != layers[-1] else f"{layers[0]}"
     return (f"{schedule.name}: {schedule.stages} stages of {few} layers, {schedule.chunks} on each "
@@ -88,7 +89,7 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     inside = single(backend.products, backend.dtype)
     if run.model.moe is not None and run.parallel.expert > 1:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
-            place.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
+            mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
             wire=exchange.WIRES[run.train.precision]))
     is_open = mesh.devices.flat[0].platform != "cpu"
     pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.place.remat, is_open)
@@ -98,11 +99,11 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
         specs, count = transformer.specs(run.model), run.train.microbatches
         held = None
         if backend.products.name != "fp32":
-            held = backend.place(products.hold(p, specs, backend.products), specs)
+            held = backend.place(precision.hold(p, specs, backend.products), specs)
         cut = jax.tree.map(
             lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
             batch)
-        found = pipeline.run(pipe, backend.place(p, specs), held, cut, losses.count(batch),
+        found = executor.run(pipe, backend.place(p, specs), held, cut, losses.count(batch),
                              step.schedule_mtp_weight(run, at))
         return backend.settle(found.grads, specs), found.total, found.parts
 

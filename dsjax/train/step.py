@@ -28,7 +28,7 @@ from dsjax.model import transformer
 from dsjax.model.block import BlockParams
 from dsjax.model.loss import Batch, LossParts
 from dsjax.model.transformer import TransformerParams
-from dsjax.numerics import products
+from dsjax.numerics import precision
 from dsjax.optim import schedule
 from dsjax.optim.adamw import global_norm
 from dsjax.params import trainable_mask
@@ -103,11 +103,11 @@ def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
     mtp_weight = schedule_mtp_weight(run, step)
     held = None
     if backend.products.name != "fp32":
-        held = backend.place(products.hold(p, specs, backend.products), specs)
+        held = backend.place(precision.hold(p, specs, backend.products), specs)
     p = backend.place(p, specs)
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
-        tree = p if held is None else products.attach(p, held, specs)
+        tree = p if held is None else precision.attach(p, held, specs)
         return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend,
                            remat=run.place.remat, unroll=run.place.unroll)
 

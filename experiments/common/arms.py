@@ -24,8 +24,8 @@ import numpy as np
 
 from dsjax.config.run import PlaceConfig, RunConfig
 from dsjax.layers.backend import Backend
+from dsjax.report.metrics import read_metrics
 from dsjax.train import loop
-from dsjax.train.metrics import read_metrics
 from experiments.common import record
 
 

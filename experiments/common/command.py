@@ -134,7 +134,7 @@ def _one(study: Study, part: Part, given: dict[str, Any], words: Sequence[str]) 
     if part.devices:
         os.environ["JAX_NUM_CPU_DEVICES"] = str(part.devices)
     if part.is_tuned:
-        from dsjax.cli.tune import tune_process
+        from dsjax.cli.process.tune import tune_process
 
         tune_process()
     folder, runs = study.folder, study.runs

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsjax.train.plots import BLUE, GRAY, INK, RUST, STYLE
+from dsjax.report.plots import BLUE, GRAY, INK, RUST, STYLE
 
 COLORS = (BLUE, RUST, GRAY, INK, "#5b8c2a", "#7b4fa3", "#c08a00", "#1f8a8a")
 

@@ -66,7 +66,7 @@ def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
     """What every record says of its circumstances; began: the tree when measuring began."""
     import jax
 
-    from dsjax.train.platform import versions
+    from dsjax.runtime.platform import versions
 
     now = tree()
     first = began or now

@@ -27,8 +27,8 @@ from dsjax.config.run import RunConfig
 from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.numerics import codes, gemm
-from dsjax.numerics import products as numerics
-from dsjax.numerics.products import Products
+from dsjax.numerics import precision as numerics
+from dsjax.numerics.precision import Products
 from dsjax.ops.grouped import HEADROOM
 from dsjax.train import state
 from experiments.common import command

@@ -10,7 +10,7 @@ from dsjax.layers.backend import Backend, single
 from dsjax.numerics import accumulate, gemm
 from dsjax.numerics.formats import E5M2
 from dsjax.numerics.gemm import Machine, Recipe
-from dsjax.numerics.products import Held, Products
+from dsjax.numerics.precision import Held, Products
 from dsjax.numerics.scaled import WHOLE
 
 TENSOR = (WHOLE, WHOLE)

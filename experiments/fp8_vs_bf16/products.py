@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dsjax.cli.bench_gemm import V3_COLUMNS, V3_SHAPES
-from dsjax.numerics.products import Products
+from dsjax.cli.benches.gemm import V3_COLUMNS, V3_SHAPES
+from dsjax.numerics.precision import Products
 from dsjax.plan import target
 from dsjax.plan.target import Target
-from dsjax.train.platform import Operands, fp8_products
+from dsjax.runtime.platform import Operands, fp8_products
 from experiments.common import command, machines
 from experiments.common.command import Asked
 from experiments.fp8_vs_bf16 import STUDY

@@ -19,7 +19,7 @@ from pathlib import Path
 from configs import small, tiny
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
-from dsjax.numerics import products
+from dsjax.numerics import precision as products
 from experiments.common import arms
 from experiments.common.arms import Arm
 from experiments.common.command import Asked

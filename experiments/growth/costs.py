@@ -19,10 +19,11 @@ from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.layers import router
 from dsjax.layers.moe import moe_specs
 from dsjax.model.loss import Batch
-from dsjax.parallel import exchange, expert, place
+from dsjax.parallel import exchange, expert, mesh_backend
 from dsjax.params import init
 from dsjax.plan import hlo
-from dsjax.train import platform, spread
+from dsjax.runtime import platform
+from dsjax.train import sharding as spread
 from experiments.common.command import Asked
 
 DEVICES, EXPERTS = (2, 4, 8), (16, 32, 64, 128, 256)
@@ -120,7 +121,7 @@ def sent_expected(run: RunConfig) -> int:
     """Bytes a device sends to others in a step whose exchange moves whole buffers, as a CPU's."""
     moe, devices = run.model.moe, run.parallel.expert
     assert moe is not None, "the model of this experiment is a mixture"
-    hop = place.hops(TOKENS, place._nothing, run.parallel, moe,
+    hop = mesh_backend.hops(TOKENS, mesh_backend._nothing, run.parallel, moe,
                      exchange.WIRES[run.train.precision])
     return (devices - 1) * hop.rows * sum(row_bytes(run))
 

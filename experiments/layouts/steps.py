@@ -26,12 +26,12 @@ def one_layout() -> list[dict]:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 2)
+    from dsjax.cli.benches import equal_layouts
     from dsjax.config.parallel import ParallelConfig
-    from dsjax.train import layouts
 
-    kind, layout = layouts.KINDS[0], ParallelConfig(expert=2)
-    alone = layouts.Stepper(ParallelConfig()).take(kind)
-    found = layouts.compare(layout, 1, kind, layouts.Stepper(layout), alone)
+    kind, layout = equal_layouts.KINDS[0], ParallelConfig(expert=2)
+    alone = equal_layouts.Stepper(ParallelConfig()).take(kind)
+    found = equal_layouts.compare(layout, 1, kind, equal_layouts.Stepper(layout), alone)
     axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
     return [axes | {name: getattr(found, name) for name in NUMBERS}
             | {"extra_rounds": found.extra_rounds, "steps": 1}]

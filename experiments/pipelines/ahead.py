@@ -27,14 +27,16 @@ from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
-from dsjax.numerics import products
-from dsjax.parallel import exchange, mesh, pipeline, place, rules
+from dsjax.numerics import precision as products
+from dsjax.parallel import exchange, mesh, mesh_backend, rules
 from dsjax.parallel.mesh import AXES
-from dsjax.parallel.pipeline import Pipeline
-from dsjax.parallel.program import Program, compile_table, shortest
-from dsjax.parallel.schedule import NAMES, build, lockstep
-from dsjax.plan import hlo, options
+from dsjax.pipeline import executor
+from dsjax.pipeline.executor import Pipeline
+from dsjax.pipeline.instructions import Program, compile_table, shortest
+from dsjax.pipeline.schedules.build import NAMES, build, lockstep
+from dsjax.plan import hlo
 from dsjax.plan import target as targets
+from dsjax.runtime import compiler
 from dsjax.train import step
 from experiments.common import machines
 from experiments.common.command import Asked
@@ -75,15 +77,15 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     devices = mesh.make_mesh(layout, targets.devices(target))
     backend = single(products.BF16, jnp.bfloat16)
     backend = dataclasses.replace(backend, dispatch=functools.partial(
-        place.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
+        mesh_backend.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
         wire=exchange.WIRES["bf16"]))
     pipe = Pipeline(program, devices, run.model, run.loss, backend, "none", form != "branched")
     specs = transformer.specs(run.model)
 
-    def take(p: Any, batch: Batch) -> pipeline.Outcome:
+    def take(p: Any, batch: Batch) -> executor.Outcome:
         held = products.hold(p, specs, backend.products)
         cut = jax.tree.map(lambda a: a.reshape(MICROBATCHES, -1, *a.shape[1:]), batch)
-        return pipeline.run(pipe, p, held, cut, losses.count(batch),
+        return executor.run(pipe, p, held, cut, losses.count(batch),
                             step.schedule_mtp_weight(run, jnp.int32(0)))
 
     shapes = jax.eval_shape(lambda: transformer.init(run.model, jax.random.key(0)))
@@ -94,7 +96,7 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
                     for dtype in (jnp.int32, jnp.int32, jnp.float32)))
     platform = target.chip.platform
     lowered = jax.jit(take).trace(p, batch).lower(lowering_platforms=(platform,))
-    asked = options.ahead(platform) | MORE.get(platform, {})
+    asked = compiler.ahead(platform) | MORE.get(platform, {})
     return program, lowered.compile(compiler_options=asked).as_text()
 
 

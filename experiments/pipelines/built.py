@@ -24,12 +24,12 @@ from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
-from dsjax.parallel import pipeline
 from dsjax.parallel.mesh import AXES, PIPE, make_mesh
-from dsjax.parallel.pipeline import Pipeline
-from dsjax.parallel.program import Program, compile_table
-from dsjax.parallel.schedule import Lockstep
-from dsjax.parallel.schedules.table import Kind
+from dsjax.pipeline import executor
+from dsjax.pipeline.executor import Pipeline
+from dsjax.pipeline.instructions import Program, compile_table
+from dsjax.pipeline.schedules.build import Lockstep
+from dsjax.pipeline.schedules.table import Kind
 from dsjax.train import step
 
 LENGTH, ROWS = 128, 1
@@ -64,9 +64,9 @@ def piped(run: RunConfig, program: Program) -> Any:
     pipe = Pipeline(program, mesh, run.model, run.loss, single(), run.place.remat)
     count = run.train.microbatches
 
-    def take(p: Any, batch: Batch) -> pipeline.Outcome:
+    def take(p: Any, batch: Batch) -> executor.Outcome:
         cut = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
-        return pipeline.run(pipe, p, None, cut, losses.count(batch),
+        return executor.run(pipe, p, None, cut, losses.count(batch),
                             step.schedule_mtp_weight(run, jnp.int32(0)))
 
     return jax.jit(take).lower(*inputs(run)).compile()

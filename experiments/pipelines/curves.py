@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsjax.train.metrics import read_metrics
+from dsjax.report.metrics import read_metrics
 from experiments.common import plot
 from experiments.common.command import Asked
 

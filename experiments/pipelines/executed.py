@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 
-from dsjax.parallel import pipeline
-from dsjax.parallel.program import Program, compile_table, length, shortest
-from dsjax.parallel.program import forms as program_forms
-from dsjax.parallel.schedule import NAMES, Lockstep, build, lockstep
-from dsjax.parallel.schedules.table import Kind, Schedule
-from dsjax.parallel.simulate import Times
-from dsjax.parallel.validate import peak_activations
+from dsjax.pipeline import executor
+from dsjax.pipeline.instructions import Program, compile_table, length, shortest
+from dsjax.pipeline.instructions import forms as program_forms
+from dsjax.pipeline.schedules.build import NAMES, Lockstep, build, lockstep
+from dsjax.pipeline.schedules.simulate import Times
+from dsjax.pipeline.schedules.table import Kind, Schedule
+from dsjax.pipeline.schedules.validate import peak_activations
 from experiments.common.command import Asked
 from experiments.pipelines import built
 
@@ -87,7 +87,7 @@ def main(asked: Asked) -> None:
     for name in names:
         program, schedule = chosen[name], build(name, RANKS, MICROBATCHES)
         outcome = jax.device_get(programs[name](p, batch))
-        executed = pipeline.executed_work(program, outcome.executed)
+        executed = executor.executed_work(program, outcome.executed)
         assert executed == program.steps.work, f"{name} did not run its table"
         layers = run.model.layers // schedule.stages
         peak = max(peak_activations(schedule.table))

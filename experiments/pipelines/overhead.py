@@ -13,8 +13,8 @@ import time
 import jax
 
 from configs import tiny
-from dsjax.parallel.program import compile_table, shortest
-from dsjax.parallel.schedule import build
+from dsjax.pipeline.instructions import compile_table, shortest
+from dsjax.pipeline.schedules.build import build
 from experiments.common.command import Asked
 from experiments.pipelines import built
 

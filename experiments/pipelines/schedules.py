@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsjax.parallel import draw
-from dsjax.parallel.program import compile_table, length, shortest
-from dsjax.parallel.schedule import NAMES, build
-from dsjax.parallel.simulate import (
+from dsjax.pipeline.instructions import compile_table, length, shortest
+from dsjax.pipeline.schedules import draw
+from dsjax.pipeline.schedules.build import NAMES, build
+from dsjax.pipeline.schedules.simulate import (
     Timeline,
     Times,
     formula_activations,
@@ -22,7 +22,7 @@ from dsjax.parallel.simulate import (
     simulate,
     v3_step,
 )
-from dsjax.parallel.validate import validate
+from dsjax.pipeline.schedules.validate import validate
 from experiments.common.command import Asked
 
 MICROBATCHES = 24

@@ -18,7 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from dsjax import disk
-from dsjax.checkpoint import hf_config, hf_files, hf_names
+from dsjax.released import config as hf_config
+from dsjax.released import files as hf_files
+from dsjax.released import names as hf_names
 from experiments.common.command import Asked
 
 CONFIG: dict[str, Any] = {
@@ -39,7 +41,7 @@ SHARD = 500_000_000
 QUICK = ("hf-to-dsjax", "dsjax-to-hf")
 IN_MEMORY = """
 import sys
-from dsjax.checkpoint import hf
+from dsjax.released import hf
 import jax
 cfg, params = hf.load(sys.argv[1], dtype="stored")
 jax.block_until_ready(params)
@@ -50,7 +52,7 @@ held = sum(a.nbytes for a in jax.tree.leaves(params))
 TRAIN = """
 import dataclasses, pathlib, sys
 from configs import tiny
-from dsjax.checkpoint import hf
+from dsjax.released import hf
 from dsjax.checkpoint.store import Store
 from dsjax.config.stored import run_to_json
 cfg, params = hf.load(sys.argv[1], dtype="stored")

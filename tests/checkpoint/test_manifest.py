@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsjax.checkpoint import files, together
+from dsjax.checkpoint import files, multihost
 from dsjax.checkpoint.manifest import MANIFEST, Damaged, check, read
 from dsjax.checkpoint.store import Store
 from dsjax.errors import UserError
@@ -50,7 +50,7 @@ def test_a_manifest_of_another_kind_is_damage(folder, name):
 def goes_back(folder, word=MANIFEST):
     """The newest is passed over in a sentence that has the word, and the one before is read."""
     said = []
-    with together.newest(folder, said.append, is_ours=False) as found:
+    with multihost.newest(folder, said.append, is_ours=False) as found:
         assert found.step == 1
     assert len(said) == 1
     assert "checkpoint 2 is damaged (" in said[0]
@@ -169,7 +169,7 @@ def test_where_all_are_damaged_only_training_is_told_to_start_again(folder):
         (folder / files.name(step) / MANIFEST).write_text("{")
     for is_ours, word in ((True, "start again"), (False, "give another run")):
         with (pytest.raises(UserError, match=word) as caught,
-              together.newest(folder, pytest.fail, is_ours=is_ours)):
+              multihost.newest(folder, pytest.fail, is_ours=is_ours)):
             pass
         assert ("start again" in str(caught.value)) is is_ours
 

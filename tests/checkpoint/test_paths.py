@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from dsjax.checkpoint import hf, hf_disk, plain, store, together
+from dsjax.checkpoint import multihost, plain, store
 from dsjax.checkpoint.store import Store
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
-from tests.checkpoint.test_hf import draw, same
+from dsjax.released import disk, hf
+from tests.released.test_hf import draw, same
 
 NAMES = ["lr[1]", "[", "[!a]", "a*", "a?b", "?x=1", "a%20b", "%", "#1", "{a,b}", "~", "a b", " ",
          "a:b", "file:", "gs:", "a\nb", "a\\b", "\u00e9\u65e5", "a\udcffb", "-a", "a'b", 'a"b',
@@ -65,9 +66,9 @@ def test_released_checkpoints_are_converted_in_folders_of_any_name(name, tmp_pat
     for at in ("a", "run", "b"):
         (tmp_path / at).mkdir()
     hf.save(tmp_path / "a" / name, CFG, p)
-    hf_disk.to_run(tmp_path / "a" / name, tmp_path / "run" / name, **quiet)
+    disk.to_run(tmp_path / "a" / name, tmp_path / "run" / name, **quiet)
     same(store.load_params(tmp_path / "run" / name, CFG), p)
-    hf_disk.to_released(tmp_path / "run" / name, tmp_path / "b" / name, **quiet)
+    disk.to_released(tmp_path / "run" / name, tmp_path / "b" / name, **quiet)
     same(hf.load(tmp_path / "b" / name, **quiet)[1], p)
     assert not list(tmp_path.glob("*/.*"))
 
@@ -103,15 +104,15 @@ def test_all_processes_go_by_one_link(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all",
                         lambda a: said.append(a) or said[0])
-    first = together.plain(tmp_path / "[x]")
+    first = multihost.plain(tmp_path / "[x]")
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     os.unlink(first)  # as on another host
-    assert together.plain(tmp_path / "[x]") == first
+    assert multihost.plain(tmp_path / "[x]") == first
     assert os.readlink(first) == str(tmp_path / "[x]")
-    assert together.plain(tmp_path) == tmp_path
+    assert multihost.plain(tmp_path) == tmp_path
     said[0] = np.zeros(512, np.uint8)
     with pytest.raises(UserError, match="first process cannot link"):
-        together.plain(tmp_path / "[x]")
+        multihost.plain(tmp_path / "[x]")
 
 
 def test_no_place_for_links_is_a_sentence(tmp_path, monkeypatch):

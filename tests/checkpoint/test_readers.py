@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from dsjax.checkpoint import files, together
+from dsjax.checkpoint import files, multihost
 from dsjax.checkpoint.arrays import Arrays
 from dsjax.checkpoint.manifest import MANIFEST
 from dsjax.checkpoint.store import ARRAYS, Store
@@ -52,7 +52,7 @@ def test_a_reader_beside_a_writer_reads_what_was_saved(folder, monkeypatch, has_
     writer.start()
     seen = []
     while writer.is_alive():
-        seen.append(together.read(folder, never, value))
+        seen.append(multihost.read(folder, never, value))
     writer.join()
     assert seen == sorted(seen)
     assert len(set(seen)) > 3
@@ -62,7 +62,7 @@ def test_a_reader_beside_a_writer_reads_what_was_saved(folder, monkeypatch, has_
 
 
 def test_what_is_being_read_is_removed_after_it(folder):
-    with together.newest(folder, never, is_ours=False) as found:
+    with multihost.newest(folder, never, is_ours=False) as found:
         assert found.step == 1
         write(folder, 2, 3)
         assert files.steps(folder) == [1, 3]
@@ -84,7 +84,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_not_called_damaged(folder, m
             raise OSError("it is gone")
         return value(manifest, where)
 
-    assert together.read(folder, never, use) == 2
+    assert multihost.read(folder, never, use) == 2
     assert calls == [1, 2]
 
 
@@ -98,32 +98,32 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(folder):
             raise OSError("a file that was listed is missing")
         return value(manifest, where)
 
-    assert together.read(folder, never, use) == 1
+    assert multihost.read(folder, never, use) == 1
     assert calls == [1, 1]
 
 
 def test_checkpoints_that_always_go_are_a_sentence(folder, monkeypatch):
-    monkeypatch.setattr(together, "PAUSE_S", 0)
+    monkeypatch.setattr(multihost, "PAUSE_S", 0)
 
     def use(manifest, where):
         os.rename(where, folder / files.name(manifest.step + 1))
         raise OSError("it is gone")
 
-    newest = together.newest  # with a manifest of whatever step
-    monkeypatch.setattr(together, "newest", lambda folder, say, is_ours: newest(
+    newest = multihost.newest  # with a manifest of whatever step
+    monkeypatch.setattr(multihost, "newest", lambda folder, say, is_ours: newest(
         folder, say, is_ours=is_ours,
         check=lambda path: types.SimpleNamespace(step=int(path.name[-8:]))))
     with pytest.raises(UserError, match=r"faster than they are read.*--place.keep"):
-        together.read(folder, never, use)
+        multihost.read(folder, never, use)
 
 
 def test_a_checkpoint_that_is_being_replaced_is_waited_for(folder):
     os.rename(folder / files.name(1), folder / f"{files.REPLACED}00000001")
     with pytest.raises(UserError, match="being replaced"):
-        together.read(folder, never, value)
+        multihost.read(folder, never, value)
     back = threading.Timer(0.2, files.tidy, [folder])
     back.start()
-    assert together.read(folder, never, value) == 1
+    assert multihost.read(folder, never, value) == 1
     back.join()
 
 

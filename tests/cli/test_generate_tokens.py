@@ -7,12 +7,12 @@ import re
 import pytest
 from tokenizers import Tokenizer as Library
 
-from dsjax.checkpoint import hf
 from dsjax.cli import generate as command
 from dsjax.cli.main import main
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.infer import Sampling, generate
 from dsjax.model import transformer
+from dsjax.released import hf
 from tests import agreement
 from tests.data.descriptions import renamed, written
 

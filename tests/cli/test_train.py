@@ -9,7 +9,7 @@ from dsjax.cli import train as command
 from dsjax.cli.main import main
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.stored import run_from_json, run_to_json
-from dsjax.data import tokenizer
+from dsjax.data.tokenizers import tokenizer
 from dsjax.model import transformer
 from tests import agreement
 

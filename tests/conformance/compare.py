@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsjax.checkpoint import hf, hf_write
-from dsjax.checkpoint.hf_devices import region
+from dsjax.checkpoint.sink import region
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.infer.generate import generate
@@ -22,6 +21,7 @@ from dsjax.infer.sample import Sampling
 from dsjax.layers.backend import single
 from dsjax.model import loss, mtp, transformer
 from dsjax.model.transformer import TransformerParams
+from dsjax.released import hf, write
 from tests.agreement import compiled
 
 GREEDY = 64
@@ -92,9 +92,9 @@ def released(cfg: ModelConfig, tree: Any) -> dict[str, np.ndarray]:
     """A tree of parameters, or of their gradients, by released names."""
     arrays = hf.named(cfg, tree)
     leaves = {name: np.dtype(a.dtype) for name, a in arrays.items()}
-    outputs = hf_write.outputs(cfg, leaves, None, False)
+    outputs = write.outputs(cfg, leaves, None, False)
     return {
-        o.name: hf_write.make(o, leaves, lambda name, at: region(arrays[name], at), False)[0]
+        o.name: write.make(o, leaves, lambda name, at: region(arrays[name], at), False)[0]
         for o in outputs
         if o.place.copy_of is None
     }

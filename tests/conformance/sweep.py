@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dsjax import disk
-from dsjax.checkpoint import hf_config, hf_files
-from dsjax.checkpoint.hf_names import Placement, placements
+from dsjax.released import config as hf_config
+from dsjax.released import files
+from dsjax.released.names import Placement, placements
 
 YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 16, "beta_fast": 32,
         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
@@ -94,7 +95,7 @@ def checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarr
     """Write a released checkpoint in one file."""
     folder.mkdir(parents=True)
     disk.write_json(folder / "config.json", config)
-    hf_files.write_file(folder / "model.safetensors", tensors)
+    files.write_file(folder / "model.safetensors", tensors)
     return folder
 
 

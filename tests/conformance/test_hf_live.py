@@ -16,8 +16,8 @@ pytest.importorskip("transformers", reason="the live comparison needs pip instal
 
 import transformers
 
-from dsjax.checkpoint import hf
-from dsjax.checkpoint.hf_attributes import DEFAULTS, FIXED
+from dsjax.released import hf
+from dsjax.released.attributes import DEFAULTS, FIXED
 from tests.conformance import compare, peer, sweep
 
 SEEDS = {name: seed for seed, name in enumerate(sweep.CONFIGS)}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 
 TEXTS = [
     "To be, or not to be: that is the question.\n" * 5,

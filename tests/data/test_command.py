@@ -8,7 +8,7 @@ import tyro
 
 from dsjax.cli.data import Data, main
 from dsjax.data import shards, sources
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError
 
 

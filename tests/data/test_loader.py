@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data import loader, pack
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError
 
 ROWS = pack.concat(np.arange(1000) % 251, 7, 0)  # 143 rows, the last one padded

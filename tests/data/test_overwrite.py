@@ -13,7 +13,7 @@ import pytest
 from dsjax import disk
 from dsjax.cli.main import main
 from dsjax.data import shards
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i * 7919 % 1009} of them green\n"
                for i in range(3000))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data import pack
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError
 
 END = 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data import pack, shards
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError
 
 BPE = tok.train_bpe(["a few words\n"], 260)

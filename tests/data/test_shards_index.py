@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsjax.data import pack, shards, shards_index
-from dsjax.data import tokenizer as tok
+from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError
 
 BPE = tok.train_bpe(["a few words\n"], 260)

@@ -19,7 +19,7 @@ from dsjax.infer import (
 )
 from dsjax.layers.backend import single
 from dsjax.model import transformer
-from dsjax.numerics.products import BF16
+from dsjax.numerics.precision import BF16
 from tests import agreement
 
 MOE = dataclasses.replace(agreement.TINY, layers=2, mtp_depth=0)

@@ -11,7 +11,7 @@ from dsjax.cli import generate as command
 from dsjax.cli.main import main
 from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.config.stored import run_to_json
-from dsjax.data import tokenizer
+from dsjax.data.tokenizers import tokenizer
 from dsjax.errors import printable
 from dsjax.infer import Sampling, generate
 from dsjax.model import transformer

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dsjax.numerics.products import BF16, Weight
+from dsjax.numerics.precision import BF16, Weight
 from dsjax.ops.grouped import experts_plain
 from dsjax.ops.grouped_decode import experts_few, is_few
 from tests.agreement import FP64, close

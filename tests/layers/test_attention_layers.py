@@ -11,7 +11,7 @@ import pytest
 
 from dsjax.layers import gqa, mla
 from dsjax.layers.backend import single
-from dsjax.numerics.products import BF16
+from dsjax.numerics.precision import BF16
 from dsjax.ops import rope
 from dsjax.params import paths
 from tests import agreement

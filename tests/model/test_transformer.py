@@ -13,7 +13,7 @@ import pytest
 from dsjax.layers.backend import single
 from dsjax.model import block as blocks
 from dsjax.model import transformer
-from dsjax.numerics.products import BF16
+from dsjax.numerics.precision import BF16
 from dsjax.ops import rope
 from tests import agreement
 from tests.agreement import (

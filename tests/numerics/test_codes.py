@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsjax.numerics import codes, gemm, scaled
-from dsjax.numerics.products import Weight
+from dsjax.numerics.precision import Weight
 from dsjax.numerics.scaled import Scaled
 from dsjax.ops.grouped import experts_batched
 from dsjax.ops.linear import linear

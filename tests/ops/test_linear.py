@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsjax.numerics.products import BF16, FP32, Weight
+from dsjax.numerics.precision import BF16, FP32, Weight
 from dsjax.ops.linear import linear
 from tests.agreement import FP64, close, pulled
 

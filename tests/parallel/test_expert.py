@@ -11,10 +11,10 @@ import pytest
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import single
-from dsjax.numerics import gemm, products
+from dsjax.numerics import gemm, precision
 from dsjax.parallel import exchange
 from dsjax.parallel.mesh import make_mesh
-from dsjax.parallel.place import on_mesh
+from dsjax.parallel.mesh_backend import on_mesh
 
 T, D, F, E, K = 64, 12, 5, 16, 3  # tokens, model, expert hidden, experts, experts per token
 MODEL = ModelConfig(
@@ -94,7 +94,7 @@ def test_what_exceeds_a_round_travels_in_more_rounds_and_nothing_is_dropped(layo
     close((y, grads), (alone(True)[0], alone(True)[2]))
 
 
-@pytest.mark.parametrize(("wire", "products"), [("bf16", products.BF16), ("fp8", gemm.FP8)])
+@pytest.mark.parametrize(("wire", "products"), [("bf16", precision.BF16), ("fp8", gemm.FP8)])
 def test_low_precision_travels_as_narrow_as_its_products_read(wire, products):
     args, d_y = inputs()
     backend = single(products)

@@ -19,7 +19,8 @@ from dsjax.layers import moe as layer
 from dsjax.layers.backend import rematerialize
 from dsjax.model import block, transformer
 from dsjax.ops import rope
-from dsjax.train import platform, spread
+from dsjax.runtime import platform
+from dsjax.train import sharding
 from tests.train.small_run import MODEL
 
 SHARED = 5  # so many shared experts that their products have a size of their own
@@ -108,7 +109,7 @@ def setting(is_interleaved=False):
     layout = ParallelConfig(expert=2, interleave=is_interleaved)
     run = RunConfig(name="overlap", model=CFG, parallel=layout)
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch=4, length=8))
-    backend = spread.on_mesh(run, platform.choose_backend(run), spread.open_mesh(run))
+    backend = sharding.on_mesh(run, platform.choose_backend(run), sharding.open_mesh(run))
     p = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0))).moe
     p = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), p)
     return backend, p, jax.ShapeDtypeStruct((4, 8, CFG.d_model), jnp.float32)

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dsjax.cli.benches import equal_layouts
 from dsjax.config.parallel import ParallelConfig
 from dsjax.kernels import tiles
 from dsjax.layers import backend as backends
 from dsjax.numerics import codes, gemm
-from dsjax.parallel import place
+from dsjax.parallel import mesh_backend
 from dsjax.parallel.mesh import AXES, make_mesh
-from dsjax.train import layouts, platform, spread
+from dsjax.runtime import platform
+from dsjax.train import sharding
 from tests.kernels import operands
 
 
@@ -29,7 +31,7 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
     layout = ParallelConfig(data=2, fsdp=2, expert=2)
     mesh = make_mesh(layout)
     products = gemm.products(gemm.V3_1, tiles.machine(kernel))
-    own = place.own_rows(products, mesh)
+    own = mesh_backend.own_rows(products, mesh)
     x = operands.held(1, (1, 128), rows, 200)
     w = operands.held(2, (128, 128), 200, 136)
     dy = gemm.Grad(operands.held(3, (1, 128), rows, 136), operands.held(4, (128, 1), rows, 136))
@@ -63,10 +65,10 @@ def test_a_backend_on_a_mesh_gives_its_linears_a_device_s_own_rows(name):
         seen.append(jax.sharding.get_abstract_mesh().manual_axes)
         return operands.plain(*read)
 
-    run = dataclasses.replace(layouts.RUN, parallel=ParallelConfig(data=2, fsdp=2, expert=2))
-    mesh = spread.open_mesh(run)
+    run = dataclasses.replace(equal_layouts.RUN, parallel=ParallelConfig(data=2, fsdp=2, expert=2))
+    mesh = sharding.open_mesh(run)
     backend = backends.single(gemm.products(gemm.V3_1, tiles.machine(kernel)))
-    product = getattr(spread.on_mesh(run, backend, mesh), name)
+    product = getattr(sharding.on_mesh(run, backend, mesh), name)
 
     def pulled(x, w, dy):
         y, pull = jax.vjp(product, x, w)
@@ -88,12 +90,12 @@ def test_a_whole_step_by_a_kernel_is_its_twin_s_on_eight_devices(monkeypatch):
         return operands.plain(*read)
 
     run = dataclasses.replace(
-        layouts.RUN, train=dataclasses.replace(layouts.RUN.train, precision="fp8"))
+        equal_layouts.RUN, train=dataclasses.replace(equal_layouts.RUN.train, precision="fp8"))
     layout, results = ParallelConfig(data=2, fsdp=2, expert=2), []
     for machine in (codes.MACHINE, tiles.machine(kernel)):
         products = gemm.products(recipe, machine)
         monkeypatch.setattr(platform, "fp8_products", lambda _, products=products: products)
-        results.append(layouts.Stepper(layout, 1, run).take("packed"))
+        results.append(equal_layouts.Stepper(layout, 1, run).take("packed"))
     (state_a, a), (state_b, b) = results
     assert {len(shape) for shape in calls} == {3}
     np.testing.assert_allclose(b.next_token, a.next_token, rtol=1e-6)

@@ -13,7 +13,8 @@ from dsjax.parallel import mesh as meshes
 from dsjax.plan import memory
 from dsjax.plan.ahead import Refused, _refused
 from dsjax.plan.memory import KINDS, WORKING, Memory
-from dsjax.train import platform, spread
+from dsjax.runtime import platform
+from dsjax.train import sharding
 
 LAYOUT = ["--parallel.data", "2", "--parallel.fsdp", "2", "--parallel.expert", "2", "--train.batch",
           "16", "--train.precision", "bf16"]
@@ -26,8 +27,8 @@ def run():
 
 def measured(run, total=10**8):
     mesh = meshes.make_mesh(run.parallel)
-    state = spread.abstract(run, mesh)
-    backend = spread.on_mesh(run, platform.choose_backend(run), mesh)
+    state = sharding.abstract(run, mesh)
+    backend = sharding.on_mesh(run, platform.choose_backend(run), mesh)
     return memory.measure(
         total, 10**9, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)}, (),
         transformer.specs(run.model), mesh, backend.products)
@@ -37,7 +38,7 @@ def test_masters_and_moments_are_what_a_device_holds_of_them(run):
     """Each leaf's bytes on the first device, from a state that is there."""
     found = measured(run)
     mesh = meshes.make_mesh(run.parallel)
-    held = spread.init(run, mesh)
+    held = sharding.init(run, mesh)
     here = jax.devices()[0]
 
     def bytes_here(tree):
@@ -80,7 +81,7 @@ def test_fsdp_halves_what_layers_use(run):
 def advised(run, kind, limit=8 * 10**8):
     sizes = dict.fromkeys((*KINDS, *WORKING), 10) | {kind: 10**9}
     found = Memory({k: sizes[k] for k in KINDS}, {k: sizes[k] for k in WORKING}, 10**9, limit)
-    return memory.advice(found, run, spread.check)
+    return memory.advice(found, run, sharding.check)
 
 
 @pytest.mark.parametrize(("kind", "way"), [
@@ -109,7 +110,7 @@ def test_advice_can_be_followed(run, flags, kind):
     said = advised(run, kind)
     named = re.findall(r"--[a-z]+\.[a-z0-9-]+(?: [a-z0-9]+)?", said)
     changed = override(run, [word for flag in named for word in flag.split()])
-    spread.check(changed)
+    sharding.check(changed)
     assert changed.parallel.devices == run.parallel.devices
     assert (changed != run) != said.endswith(f"{memory.MORE_DEVICES}.")
 

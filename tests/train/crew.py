@@ -23,8 +23,8 @@ from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import RunConfig
 from dsjax.config.stored import run_to_json
+from dsjax.report.metrics import read_metrics
 from dsjax.train import loop
-from dsjax.train.metrics import read_metrics
 from tests.train.small_run import MODEL, small_run, write_text
 
 Process = subprocess.Popen[str]

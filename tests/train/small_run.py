@@ -10,7 +10,7 @@ from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import DataConfig, OptimizerConfig, PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
-from dsjax.train.metrics import CLOCK
+from dsjax.report.metrics import CLOCK
 
 MODEL = ModelConfig(
     vocab=300,

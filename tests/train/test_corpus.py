@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsjax.cli.main import main
-from dsjax.data import tokenizer
+from dsjax.data.tokenizers import tokenizer
 from dsjax.errors import UserError
 from dsjax.train.corpus import prepare
 from tests.data.descriptions import renamed, written

@@ -12,7 +12,7 @@ import pytest
 
 from dsjax.checkpoint import files
 from dsjax.config.parallel import ParallelConfig
-from dsjax.train import fellows
+from dsjax.train import heartbeat
 from tests.train import crew
 
 LONG = 100_000
@@ -57,14 +57,14 @@ def test_bad_input_ends_every_process_with_a_sentence(tmp_path):
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, train="nowhere.txt"))
     processes = crew.start(run, 2)
     said = [p.communicate(timeout=60)[0] for p in processes]
-    assert {p.returncode for p in processes} <= {2, fellows.LEFT}
+    assert {p.returncode for p in processes} <= {2, heartbeat.LEFT}
     assert all("nowhere.txt" in words and "Traceback" not in words for words in said), said
 
 
 def test_what_one_process_failed_of_the_others_repeat(tmp_path):
-    earlier = fellows.Fellows(tmp_path, 1, 2)
+    earlier = heartbeat.Fellows(tmp_path, 1, 2)
     earlier.fail("the disk is full")
-    watcher, other = fellows.Fellows(tmp_path, 0, 2), fellows.Fellows(tmp_path, 1, 2)
+    watcher, other = heartbeat.Fellows(tmp_path, 0, 2), heartbeat.Fellows(tmp_path, 1, 2)
     assert watcher.failed() is None  # that was another start
     other.beat()
     assert watcher.failed() is None

@@ -26,9 +26,9 @@ from dsjax.config.loss import LossConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.config.stored import run_to_json
 from dsjax.errors import UserError
+from dsjax.report.metrics import read_metrics
 from dsjax.train import loop
 from dsjax.train import state as states
-from dsjax.train.metrics import read_metrics
 from tests.train import crew
 from tests.train.small_run import numbers, small_run, write_text
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dsjax.cli.benches import equal_layouts
+from dsjax.cli.benches.equal_layouts import Stepper
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
-from dsjax.train import layouts, loop, pipelined, spread
-from dsjax.train.layouts import Stepper
-from dsjax.train.metrics import read_metrics
+from dsjax.report.metrics import read_metrics
+from dsjax.train import loop, pipelined, sharding
 from tests.train.small_run import small_run, write_text
 
 LAYOUTS = [
@@ -27,9 +28,9 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_step_under_a_pipeline_is_the_same(layout):
     alone, piped = Stepper(ParallelConfig(), 4), Stepper(layout, 4)
-    for kind in layouts.KINDS:
-        found = layouts.compare(layout, 4, kind, piped, alone.take(kind))
-        assert found.largest <= layouts.TOLERANCE
+    for kind in equal_layouts.KINDS:
+        found = equal_layouts.compare(layout, 4, kind, piped, alone.take(kind))
+        assert found.largest <= equal_layouts.TOLERANCE
 
 
 @pytest.mark.slow
@@ -57,15 +58,15 @@ def test_checkpoints_of_a_pipeline_are_resumed_by_any_other_layout(tmp_path):
 
 
 def test_masters_rest_in_parts_over_the_ranks():
-    run = layouts.configured(ParallelConfig(pipe=4, data=2), 8)
-    where = spread.state_shardings(run, spread.open_mesh(run))
+    run = equal_layouts.configured(ParallelConfig(pipe=4, data=2), 8)
+    where = sharding.state_shardings(run, sharding.open_mesh(run))
     assert any("pipe" in str(s.spec) for s in jax.tree.leaves(where.params))
 
 
 def test_microbatches_that_a_schedule_cannot_serve_are_refused():
-    run = layouts.configured(ParallelConfig(pipe=4, schedule="dualpipe"), 4)
+    run = equal_layouts.configured(ParallelConfig(pipe=4, schedule="dualpipe"), 4)
     with pytest.raises(UserError, match="microbatches >= 8"):
-        spread.open_mesh(run)
+        sharding.open_mesh(run)
 
 
 def test_a_capacity_over_rows_of_several_devices_is_refused():
@@ -87,7 +88,7 @@ def test_a_pipeline_of_cut_matrices_is_refused():
 
 
 def test_the_header_says_what_the_pipeline_is():
-    run = layouts.configured(ParallelConfig(pipe=2, schedule="zb-h1"), 4)
-    said = spread.describe(run, spread.open_mesh(run))["pipeline"]
+    run = equal_layouts.configured(ParallelConfig(pipe=2, schedule="zb-h1"), 4)
+    said = sharding.describe(run, sharding.open_mesh(run))["pipeline"]
     assert "2 stages of 1 layers" in said
     assert "4 microbatches, 2 activations" in said

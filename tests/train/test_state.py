@@ -10,7 +10,7 @@ from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
-from dsjax.train import spread
+from dsjax.train import sharding
 from dsjax.train import state as states
 from dsjax.train import step as steps
 from tests.train import crew
@@ -30,8 +30,8 @@ def test_no_two_leaves_share_a_buffer(begin, tmp_path):
     run = small_run(tmp_path, tmp_path / "words.txt")
     key = jax.random.key(0)
     state = {"eager": lambda: states.init(run, key),
-             "jitted": lambda: spread.init(run, None),
-             "from parameters": lambda: spread.begin(run, transformer.init(run.model, key), None),
+             "jitted": lambda: sharding.init(run, None),
+             "from parameters": lambda: sharding.begin(run, transformer.init(run.model, key), None),
              }[begin]()
     assert shared(state) == []
     average = HostEMA(state.params, 0.9)

@@ -11,7 +11,7 @@ import pytest
 from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model.loss import Batch
-from dsjax.numerics import products
+from dsjax.numerics import precision
 from dsjax.train import state as states
 from dsjax.train import step as steps
 from tests.train.small_run import MODEL, small_run
@@ -104,7 +104,7 @@ def test_low_precision_weights_are_held_once_and_gradients_reach_the_masters(run
     grads, exact = (
         jax.jit(functools.partial(steps.gradients, run=run, backend=backend))(
             params, batch, jnp.int32(0))[0]
-        for backend in (single(products.BF16), single()))
+        for backend in (single(precision.BF16), single()))
     for low, high in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
         assert low.dtype == jnp.float32
         size = float(jnp.linalg.norm(high))

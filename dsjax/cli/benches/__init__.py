@@ -1,0 +1,1 @@
+"""Benchmarks of `dsjax bench`: FP8 products, layouts that must agree, and bytes on links."""

@@ -1,0 +1,107 @@
+"""`dsjax bench layouts` and `bench links`: what many devices compute, and what they exchange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsjax.cli.process import devices
+from dsjax.config import flags
+from dsjax.disk import to_json
+from dsjax.errors import UserError
+
+LAYOUTS = """usage: dsjax bench layouts [--json] [--devices 8]
+
+Take one step of a small model on every data x fsdp x expert layout of so many devices (virtual ones
+on a CPU), each with 1, 2 and 4 microbatches, packed and unpacked rows, and compare it with one
+device: the largest relative difference of loss, its parts, gradients, router biases and metrics.
+Some ten minutes on two cores; --json prints one JSON line a layout.
+"""
+
+LINKS = """usage: dsjax bench links [CONFIG] [--json] [--devices 64] [--nodes 8] [--tokens 16384]
+
+Route random tokens of a config (deepseek_v3) over its experts and count what dispatch and combine
+put on slow links (between nodes) and fast ones (within), in one hop and in two.
+"""
+
+
+def layouts(argv: list[str]) -> int:
+    """Compare every layout with one device, and print the table."""
+    if "-h" in argv or "--help" in argv:
+        print(LAYOUTS, end="")
+        return 0
+    is_json, argv = flags.take_switch(argv, "--json")
+    given, left = flags.take_numbers(argv, {"devices": 8})
+    flags.refuse(left, "--devices NUMBER or --json")
+    devices.make(given["devices"])
+    import jax
+    import numpy as np
+
+    from dsjax.cli.benches import equal_layouts as compared
+
+    devices.require()
+    if jax.device_count() < given["devices"]:
+        raise UserError(f"there are {jax.device_count()} devices; use --devices of at most that")
+    names = ("loss", "parts", "gradients", "bias", "metrics")
+    if not is_json:
+        print(f"{'data':>4} {'fsdp':>4} {'expert':>6}  " + " ".join(f"{n:>9}" for n in names))
+    worst = 0.0
+    for layout, found in compared.compare_all(given["devices"]):
+        row = {name: float(np.max([getattr(d, name) for d in found])) for name in names}
+        worst = float(np.max([worst, *row.values()]))
+        axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
+        if is_json:
+            more = {"extra_rounds": sum(d.extra_rounds for d in found), "steps": len(found)}
+            print(to_json(axes | row | more), flush=True)
+        else:
+            print(f"{layout.data:>4} {layout.fsdp:>4} {layout.expert:>6}  "
+                  + " ".join(f"{row[n]:>9.1e}" for n in names), flush=True)
+    return 0 if worst < compared.TOLERANCE else 1
+
+
+def links(argv: list[str]) -> int:
+    """Count bytes on slow and fast links, and print them."""
+    if "-h" in argv or "--help" in argv:
+        print(LINKS, end="")
+        return 0
+    is_json, argv = flags.take_switch(argv, "--json")
+    given, left = flags.take_numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
+    config = left[0] if left and not left[0].startswith("-") else None
+    flags.refuse(left if config is None else left[1:],
+                 "CONFIG, --devices NUMBER, --nodes NUMBER, --tokens NUMBER or --json")
+    devices.require()
+    rows = traffic(config or "deepseek_v3", **given)
+    for row in rows:
+        if is_json:
+            print(to_json(row))
+        else:
+            print(f"{row['hops']} hop{'s' if row['hops'] > 1 else ' '}: a token is on at most "
+                  f"{row['most_nodes']} nodes, {row['slow_copies']:.2f} copies over slow links "
+                  f"({row['slow_bytes']:,} bytes), {row['fast_copies']:.2f} over fast ones "
+                  f"({row['fast_bytes']:,} bytes)")
+    return 0
+
+
+def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str, Any]]:
+    """Copies and bytes a token and layer, forward, in one hop and in two; FP8 out, bf16 back."""
+    import jax
+    import numpy as np
+
+    from dsjax.config import load
+    from dsjax.layers.router import open_groups
+    from dsjax.parallel import comm_volume as links
+    from dsjax.parallel.exchange import WIRES
+
+    model = load.load(config).model
+    if model.moe is None or model.moe.experts % devices or devices % nodes:
+        raise UserError(f"the experts of {config} do not divide over {devices} devices of {nodes} "
+                        "nodes; choose --devices that divides the experts, --nodes the devices")
+    affinity = jax.random.uniform(jax.random.key(0), (1, tokens, model.moe.experts))
+    chosen = jax.lax.top_k(open_groups(affinity, model.moe), model.moe.experts_per_token)[1]
+    rows = []
+    for hops in (1, 2):
+        found = links.count(np.asarray(chosen[0]), model.moe.experts, devices, nodes, hops)
+        size = found.bytes(WIRES["fp8"], model.d_model, model.moe.experts_per_token, 2)
+        rows.append({"hops": hops, "most_nodes": found.most_nodes, "slow_copies": found.slow,
+                     "fast_copies": found.fast, "slow_bytes": size["slow"],
+                     "fast_bytes": size["fast"]})
+    return rows

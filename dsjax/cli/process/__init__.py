@@ -1,0 +1,1 @@
+"""The process around a command: streams, ctrl-C, devices, and the arguments it was given."""

@@ -1,0 +1,1 @@
+"""Tables of `dsjax show`: bytes of training and serving, loads of experts."""

@@ -1,1 +1,0 @@
-"""Pipeline schedules as data: table (the words), flush, zero_bubble, dualpipe."""

@@ -1,0 +1,72 @@
+"""The whole step of a run, compiled for a machine that is not here: the step that `train` runs.
+
+State and batch are shapes with shardings on the machine's devices, born where they would rest;
+nothing is allocated. What comes out was compiled and has not run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
+from dsjax.model import transformer
+from dsjax.model.loss import from_rows
+from dsjax.parallel import mesh as meshes
+from dsjax.plan import ahead, memory, target
+from dsjax.plan.ahead import Compiled, Refused
+from dsjax.plan.memory import Memory
+from dsjax.plan.target import Target
+from dsjax.runtime import platform
+from dsjax.train import sharding as spread
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a machine would need for a run's step."""
+
+    run: RunConfig
+    target: Target
+    result: Compiled | Refused
+    memory: Memory
+    advice: str
+
+
+def plan(run: RunConfig, machine: Target) -> Plan:
+    """Compile a run's step for a machine, and split what it needs by kind."""
+    mesh = open_mesh(run, machine)
+    backend = spread.on_mesh(run, platform.choose_backend(run, mesh.devices.flat[0]), mesh)
+    state = spread.abstract(run, mesh)
+    where = meshes.sharding(mesh, meshes.AXES)
+    shape = (run.train.batch, run.train.length + 1)
+    dtypes = {"tokens": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
+    batch = from_rows({name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+                       for name, dtype in dtypes.items()})
+    result = ahead.compile_for(machine, spread.compile_step(run, backend, mesh), state, batch)
+    total, limit = machine_bytes(result, machine)
+    found = memory.measure(
+        total, limit, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)},
+        (batch, state.step, state.skipped, state.skipped_in_row, state.opt.count),
+        transformer.specs(run.model), mesh, backend.products)
+    return Plan(run, machine, result, found, memory.advice(found, run, spread.check))
+
+
+def open_mesh(run: RunConfig, machine: Target) -> jax.sharding.Mesh:
+    """The mesh of a run's layout on all devices of a machine, refused where they do not match."""
+    if run.parallel.devices != machine.devices:
+        raise UserError(
+            f"{machine.name} has {machine.devices} devices and the layout {run.parallel} uses "
+            f"{run.parallel.devices}; choose --parallel sizes whose product is {machine.devices}"
+        )
+    spread.check(run)
+    return meshes.make_mesh(run.parallel, target.devices(machine))
+
+
+def machine_bytes(result: Compiled | Refused, machine: Target) -> tuple[int, int]:
+    """Bytes that a step needs of a device and that it has, by the compiler where it refused."""
+    if isinstance(result, Refused):
+        return result.needed, min(result.limit, machine.chip.memory)
+    return result.total, machine.chip.memory

@@ -1,0 +1,247 @@
+"""What a run measures: one JSON line per event, and the peak that its speed is a share of.
+
+Before a checkpoint the loop writes the metrics of every step taken, so that a resumed run's file
+lacks none; lines of steps that are run again are cut off when the file is opened, so it holds none
+twice.
+
+A share of the peak (MFU) is useful FLOPs a second over the best matmul rate of the machine: a data
+sheet's where `CHIPS` has the chip, otherwise measured here.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsjax.report import lines
+
+CLOCK = ("time", "tok_s", "mfu")
+"""Names of what two runs of the same numbers differ in."""
+CHIPS = {
+    # jax's device_kind: dense TFLOP/s in bfloat16 and float8 of one jax device, source
+    "TPU v4": (275, None, "cloud.google.com/tpu/docs/v4"),
+    "TPU v5 lite": (197, None, "cloud.google.com/tpu/docs/v5e"),
+    "TPU v5": (459, None, "cloud.google.com/tpu/docs/v5p"),
+    "TPU v5p": (459, None, "cloud.google.com/tpu/docs/v5p"),
+    "TPU v6 lite": (918, None, "cloud.google.com/tpu/docs/v6e"),
+    "TPU7x": (1153.5, 2307, "cloud.google.com/tpu/docs/tpu7x; a jax device is half a chip"),
+    "NVIDIA A100-SXM4-40GB": (312, None, "NVIDIA A100 data sheet"),
+    "NVIDIA A100-SXM4-80GB": (312, None, "NVIDIA A100 data sheet"),
+    "NVIDIA H100 80GB HBM3": (989.5, 1979, "NVIDIA H100 SXM data sheet, halved: no sparsity"),
+    "NVIDIA H800": (989.5, 1979, "as H100 SXM (DeepSeek-V3 report, sec. 3.1)"),
+    "NVIDIA H200": (989.5, 1979, "NVIDIA H200 SXM data sheet, halved: no sparsity"),
+    "NVIDIA B200": (2250, 4500, "NVIDIA HGX B200 data sheet, halved: no sparsity"),
+}
+
+
+class MetricWriter:
+    """Appends events to a JSONL file, and to TensorBoard when given a folder for it."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        resume_step: int | None = None,
+        tensorboard: str | Path | None = None,
+        say: lines.Say = print,
+        labels: Sequence[str] = (),
+    ) -> None:
+        """Open `path`: anew, or keeping the lines up to the step that a run resumes from.
+
+        Refused where another writer has it open. `say` gets a sentence about damaged lines;
+        `labels` name the layers that arrays have a row or a number of.
+        """
+        self.path = Path(path)
+        self._file = lines.LineFile(self.path, resume_step, say)
+        self._board, self._labels = None, labels
+        if tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            purge = None if resume_step is None else resume_step + 1
+            self._board = SummaryWriter(str(tensorboard), purge_step=purge)
+
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one event of a `kind` (train, eval); values are numbers or NumPy arrays.
+
+        Numbers keep every bit of a float32; those that are not finite become null.
+        """
+        plain = {name: _plain(v) for name, v in values.items()}
+        self._file.append({"step": step, "kind": kind, "time": round(time.time(), 3)} | plain)
+        if self._board is not None:
+            for name, value in plain.items():
+                self._show(f"{kind}/{name}", value, step)
+
+    def _show(self, name: str, value: Any, step: int) -> None:
+        """Give the board a number; of a list a curve, and of a matrix a histogram, each layer."""
+        assert self._board is not None, "the caller has looked"
+        if isinstance(value, int | float):
+            self._board.add_scalar(name, value, step)
+        elif isinstance(value, list):
+            for i, one in enumerate(value):
+                label = self._labels[i].replace(" ", "_") if i < len(self._labels) else str(i)
+                if isinstance(one, list) and one and None not in one:
+                    self._board.add_histogram(f"{name}/{label}", np.asarray(one), step)
+                elif not isinstance(one, list):
+                    self._show(f"{name}/{label}", one, step)
+
+    def sync(self) -> None:
+        """Have the disk hold what was written: before the checkpoint that continues it."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the file and the board."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Unwritten:
+    """The writer of every process but the first: all of them have the same numbers."""
+
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def sync(self) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+Writer = MetricWriter | Unwritten
+
+
+def open_writer(path: Path, resume_step: int | None, board: Path | None,
+                say: lines.Say = print, labels: Sequence[str] = ()) -> Writer:
+    """The writer of this process."""
+    if jax.process_index() > 0:
+        return Unwritten()
+    return MetricWriter(path, resume_step, board, say, labels)
+
+
+def read_metrics(path: str | Path, kind: str | None = None,
+                 say: lines.Say | None = None) -> list[dict[str, Any]]:
+    """Events of a JSONL file in order of steps (of one kind, when given).
+
+    An event that is there twice counts once, as last written; a torn last line is left out, and so
+    are damaged ones, of which `say` gets a sentence.
+    """
+    events, damaged = lines.read(Path(path))
+    if damaged and say is not None:
+        say(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of {path} left out")
+    last = {(e["step"], e["kind"]): _named(e) for e in events if kind in (None, e["kind"])}
+    return sorted(last.values(), key=lambda e: e["step"])
+
+
+def _named(event: dict[str, Any]) -> dict[str, Any]:
+    """An event by the present names: `loss` was the total once, and `next_token` what it is now."""
+    if "next_token" not in event:
+        return event
+    renamed = {"loss": "total_loss", "next_token": "loss"}
+    return {renamed.get(name, name): value for name, value in event.items()}
+
+
+def recorded_loads(events: list[dict[str, Any]], layers: int) -> tuple[list[int], np.ndarray]:
+    """Steps [S] and loads [S, L, E] of the evaluations that recorded those of `layers` layers."""
+    found = [(e["step"], _matrix(e.get("loads"))) for e in events]
+    experts = next((a.shape[1] for _, a in reversed(found) if len(a) == layers), 0)
+    chosen = [(step, a) for step, a in found if a.shape == (layers, experts) and a.size]
+    return [step for step, _ in chosen], np.array([a for _, a in chosen])
+
+
+def _matrix(values: Any) -> np.ndarray:
+    """Numbers as [rows, columns]; of no rows where they are not that."""
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    return array if array.ndim == 2 and np.isfinite(array).all() else np.zeros((0, 0))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Best matmul rate of one device, in FLOP/s, and where the number comes from."""
+
+    flop_s: float
+    source: str
+
+    def share(self, flop_s: float, devices: int = 1) -> float:
+        """Share of the peak of so many devices that a rate of useful FLOPs reaches (MFU)."""
+        return flop_s / (self.flop_s * devices)
+
+
+def matmul_peak(dtype: str = "float32", budget_s: float = 0.3) -> Peak:
+    """Peak for products of operands in `dtype` (float32, bfloat16, float8) summed in float32.
+
+    Looked up in `CHIPS`, or measured on the first device: the fastest of the square matmuls that
+    fit in `budget_s` seconds. Where float8 products are not in the table, bfloat16 stands in, and
+    where a measured machine multiplies float32 faster than bfloat16, as CPUs without instructions
+    for it do, float32: a program may always choose it.
+    """
+    kind = jax.devices()[0].device_kind
+    bf16, fp8, source = CHIPS.get(kind, (None, None, ""))
+    rate = {"bfloat16": bf16, "float8": fp8 or bf16}.get(dtype)
+    if rate is not None:
+        return Peak(rate * 1e12, f"{kind}: {source}")
+    operands = ("float32",) if dtype == "float32" else ("bfloat16", "float32")
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    best, operand = max((measure_matmul(size, one, budget_s), one) for one in operands)
+    return Peak(best, f"{kind}: best {size}^3 {operand} matmul of {budget_s} s, measured")
+
+
+def measure_matmul(size: int, dtype: str, budget_s: float) -> float:
+    """Highest rate, in FLOP/s, of `size`-square matmuls repeated for `budget_s` seconds."""
+    draw = np.random.default_rng(0)
+    a, b = (jnp.asarray(draw.random((size, size), np.float32), dtype) for _ in range(2))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product(a, b).block_until_ready()
+    best, end = math.inf, time.perf_counter() + budget_s
+    while (began := time.perf_counter()) < end:
+        product(a, b).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def perplexity(nats: float) -> float:
+    """Perplexity of a mean loss in nats a token."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def bits_per_byte(nats: float, utf8_bytes: float) -> float:
+    """Bits a byte of UTF-8 text whose tokens cost `nats` in all; comparable across tokenizers."""
+    return nats / math.log(2) / utf8_bytes
+
+
+def max_violation(loads: np.ndarray) -> np.ndarray:
+    """MaxVio = (highest load - mean) / mean, per layer (arXiv 2408.15664). loads [L, E] -> [L].
+
+    The twin of `model.loss.max_violation` on the host, where it need not queue behind a step.
+    """
+    loads = np.asarray(loads, np.float64)
+    mean = loads.mean(-1)
+    return np.divide(loads.max(-1) - mean, mean, out=np.zeros_like(mean), where=mean > 0)
+
+
+def dead_experts(loads: np.ndarray) -> int:
+    """Number of experts that no token of these loads chose. loads [L, E]."""
+    return int((np.asarray(loads) == 0).sum())
+
+
+def _plain(value: Any) -> Any:
+    """Value as JSON holds it: int, str, bool, shortest float32 decimals, null, or lists of them."""
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    array = np.asarray(value)
+    if array.ndim:
+        return [_plain(item) for item in array]
+    if array.dtype.kind in "iub":
+        return array.item()
+    single = array.astype(np.float64) if array.dtype == np.float64 else array.astype(np.float32)
+    return float(str(single)) if np.isfinite(single) else None

@@ -1,0 +1,88 @@
+"""`dsjax show --loads` states what was measured and what EPLB's placement makes of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsjax.cli.main import main
+from dsjax.config.stored import run_to_json
+from dsjax.report.metrics import MetricWriter
+from tests.train.small_run import MODEL, small_run
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "eplb_example.json").read_text())
+assert MODEL.moe is not None
+LOADS = np.arange(1.0, 2 * MODEL.moe.experts + 1).reshape(2, -1)
+
+
+@pytest.fixture
+def example(tmp_path):
+    path = tmp_path / "loads.json"
+    path.write_text(json.dumps({"loads": GOLDEN["weight"]}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run that evaluated twice."""
+    run_to_json(small_run(tmp_path, tmp_path / "words.txt"), tmp_path / "config.json")
+    writer = MetricWriter(tmp_path / "metrics.jsonl")
+    writer.write(12, "eval", {"loads": np.ones_like(LOADS)})
+    writer.write(24, "eval", {"loads": LOADS})
+    writer.close()
+    return tmp_path
+
+
+def shown(capsys, *argv):
+    assert main(["show", "--loads", *map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_published_example_is_placed_and_drawn(example, capsys):
+    sizes = {"replicas": "num_replicas", "groups": "num_groups", "nodes": "num_nodes",
+             "devices": "num_gpus"}
+    words = [w for name, key in sizes.items() for w in (f"--{name}", GOLDEN[key])]
+    found = shown(capsys, example, *words)
+    assert found["placement"] == GOLDEN["phy2log_published"]
+    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_layer_is_stated_relative_to_its_mean(folder, capsys):
+    found = shown(capsys, folder, "--devices", 3)
+    assert [row["layer"] for row in found["layers"]] == ["layer 1", "MTP 1"]
+    first = found["layers"][0]  # loads 1 to 6, two a device: 3, 7 and 11 of 21
+    assert first["expert_before"] == pytest.approx(6 / 3.5, abs=1e-4)
+    assert first["device_before"] == pytest.approx(11 / 7, abs=1e-4)
+    counts = np.bincount(found["placement"][0])
+    share = np.array(LOADS[0] / counts)[found["placement"][0]]
+    assert first["device_after"] == pytest.approx(share.reshape(3, 3).sum(1).max() / 7, abs=1e-4)
+    assert first["device_after"] < first["device_before"]
+    assert first["copies"] == counts.max()
+    assert found["picture"] == str(folder / "eplb.png")
+
+
+def test_the_table_says_it_in_words(folder, capsys):
+    assert main(["show", "--loads", str(folder), "--devices", "3"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "busiest device 1.57x its layer's mean" in said
+    assert "MTP 1" in said
+
+
+@pytest.mark.parametrize(("words", "answer"), [
+    (["--devices", "4", "--replicas", "9"], "--replicas 9 is not divisible by --devices 4"),
+    (["--replicas", "many"], "--replicas many is not a whole number"),
+    (["--sideways"], "--sideways is not understood"),
+    (["--replicas", "5"], "cannot hold 6 experts"),
+])
+def test_wrong_numbers_are_answered_in_a_sentence(folder, capsys, words, answer):
+    assert main(["show", "--loads", str(folder), *words]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_what_holds_no_loads_is_refused(tmp_path, capsys):
+    assert main(["show", "--loads", str(tmp_path)]) == 2
+    assert "holds no loads" in capsys.readouterr().err
+    (tmp_path / "odd.json").write_text('{"loads": [[1, 2], [3]]}')
+    assert main(["show", "--loads", str(tmp_path / "odd.json")]) == 2
+    assert "does not hold loads" in capsys.readouterr().err

@@ -1,0 +1,332 @@
+"""Converting on disk gives what loading and saving give, and goes on where it stopped."""
+
+import dataclasses
+import filecmp
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from dsjax import disk
+from dsjax.checkpoint import store
+from dsjax.checkpoint.arrays import Arrays
+from dsjax.cli import convert, main
+from dsjax.config.loss import LossConfig
+from dsjax.config.stored import run_from_json, run_to_json
+from dsjax.data.tokenizers import tokenizer
+from dsjax.errors import UserError
+from dsjax.released import disk as hf_disk
+from dsjax.released import files as hf_files
+from dsjax.released import load, pieces
+from tests.released.test_hf import CFG, LITE, PARAMS, draw, same, same_files
+
+QUIET = {"say": lambda sentence: None}
+
+
+def run_command(*words):
+    return main.main(["convert", *map(str, words)])
+
+
+@pytest.fixture
+def source(tmp_path):
+    load.save(tmp_path / "source", CFG, PARAMS)
+    (tmp_path / "source" / "generation_config.json").write_text("{}")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("form", ["float32", "fp8"])
+def test_there_and_back_gives_the_same_files(form, tmp_path, capsys):
+    load.save(tmp_path / "a", CFG, PARAMS, fp8=form == "fp8")
+    assert run_command("hf-to-dsjax", tmp_path / "a", tmp_path / "run") == 0
+    flags = ["--fp8"] if form == "fp8" else []
+    assert run_command("dsjax-to-hf", tmp_path / "run", tmp_path / "b", *flags) == 0
+    same_files(tmp_path / "a", tmp_path / "b")
+    assert "aux_loss_alpha is not in the config" in capsys.readouterr().err
+
+
+def test_a_converted_run_is_read_as_a_trained_one(source, tmp_path):
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    config = run_from_json(tmp_path / "run" / "config.json")
+    assert config.model == CFG
+    assert config.loss.balance == 1e-4
+    same(store.load_params(tmp_path / "run", CFG), PARAMS)
+    assert (tmp_path / "run" / "released" / "generation_config.json").is_file()
+
+
+def test_another_dtype_is_made_on_the_way(source, tmp_path):
+    hf_disk.to_run(source, tmp_path / "run", "bfloat16", mtp=False, **QUIET)
+    cfg = run_from_json(tmp_path / "run" / "config.json").model
+    assert cfg.mtp_depth == 0
+    got = store.load_params(tmp_path / "run", cfg)
+    same(got, load.load(source, "bfloat16", mtp=False)[1])
+
+
+def test_a_trained_run_becomes_a_checkpoint_with_its_tokenizer(tmp_path):
+    """What the Store writes: compressed, one chunk an array, under `train.params`."""
+    words = tokenizer.train_bpe(["to be or not to be " * 9], 300)
+    words.save(tmp_path / "tokenizer.json")
+    cfg = dataclasses.replace(CFG, vocab=300)
+    p = jax.tree.map(np.asarray, draw(cfg))
+    checkpointed(tmp_path, p, model=cfg)
+    assert run_command("dsjax-to-hf", tmp_path, tmp_path / "out") == 0
+    read, q = load.load(tmp_path / "out")
+    assert read == cfg
+    same(jax.tree.map(np.asarray, q), p)
+    assert tokenizer.load(tmp_path / "out" / "tokenizer.json").vocab == words.vocab
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["eos_token_id"] == words.end_id
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["eos_token"] == "<|end_of_text|>"
+
+
+def test_a_run_in_fp8_is_read_in_bfloat16_and_generates(tmp_path, capsys):
+    words = tokenizer.train_bpe(["to be or not to be " * 9], 300)
+    cfg = dataclasses.replace(LITE, vocab=300, layers=2)
+    load.save(tmp_path / "source", cfg, jax.tree.map(lambda a: 0.08 * a, draw(cfg)), fp8=True)
+    words.save(tmp_path / "source" / "tokenizer.json")
+    assert run_command("hf-to-dsjax", tmp_path / "source", tmp_path / "run") == 0
+    got = store.load_params(tmp_path / "run", cfg)
+    assert got.moe.ffn.experts.w_down.dtype == got.dense.attn.w_uq.dtype == jax.numpy.bfloat16
+    same(jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), got),
+         load.load(tmp_path / "source", "bfloat16", **QUIET)[1])
+    capsys.readouterr()
+    flags = ["--prompt", "to be", "--max-new", "9", "--temperature", "0", "--json"]
+    assert main.main(["generate", str(tmp_path / "run"), *flags]) == 0
+    assert 1 <= json.loads(capsys.readouterr().out)["new_tokens"] <= 9
+
+
+def checkpointed(run, params, **changes):
+    """A run folder with one checkpoint, as training leaves it."""
+    kept = store.Store(run / "checkpoints", 1)
+    kept.save(3, {"train": {"params": jax.tree.map(jax.numpy.asarray, params)}}, {})
+    kept.close()
+    run_to_json(dataclasses.replace(tiny.config(), **changes), run / "config.json")
+    return run
+
+
+@pytest.fixture
+def lite(tmp_path):
+    """A run converted from a released checkpoint with all that may lie beside weights."""
+    cfg = dataclasses.replace(LITE, vocab=300)
+    source = tmp_path / "released"
+    load.save(source, cfg, draw(cfg))
+    more = {"eos_token_id": 7, "max_position_embeddings": 163840, "aux_loss_alpha": 0.001}
+    config = json.loads((source / "config.json").read_text())
+    disk.write_json(source / "config.json", config | more)
+    tokenizer.train_bpe(["to be or not to be " * 9], 300).save(source / "tokenizer.json")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (source / name).write_text('{"chat_template": "x"}')
+    hf_disk.to_run(source, tmp_path / "lite", **QUIET)
+    return tmp_path / "lite"
+
+
+def exported(run, out, *flags):
+    assert run_command("dsjax-to-hf", run, out, *flags) == 0
+    return json.loads((out / "config.json").read_text()), {p.name for p in out.iterdir()}
+
+
+def test_a_fine_tuned_run_keeps_what_its_source_had_beside_weights(lite, tmp_path):
+    cfg = run_from_json(lite / "config.json").model
+    (tmp_path / "a").mkdir()
+    shutil.copyfile(lite / "tokenizer.json", tmp_path / "a" / "tokenizer.json")
+    loss = LossConfig(balance=0.0, expert_balance=0.5)
+    tuned = checkpointed(tmp_path / "a", draw(cfg, 1), model=cfg, loss=loss, start_from=str(lite))
+    again = checkpointed(tmp_path / "b", draw(cfg, 2), model=cfg, start_from=str(tuned))
+    for run in (tuned, again):
+        config, files = exported(run, tmp_path / f"out-{run.name}")
+        assert (config["eos_token_id"], config["max_position_embeddings"]) == (7, 163840)
+        assert {"generation_config.json", "tokenizer_config.json", "tokenizer.json"} <= files
+        assert config["aux_loss_alpha"] == (0.5 if run is tuned else 0.0)
+
+
+def test_another_tokenizer_does_not_get_the_token_ids_of_the_source(lite, tmp_path, capsys):
+    cfg = run_from_json(lite / "config.json").model
+    words = tokenizer.train_bpe(["the rest is silence " * 9], 300)
+    (tmp_path / "a").mkdir()
+    words.save(tmp_path / "a" / "tokenizer.json")
+    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, start_from=str(lite))
+    config, files = exported(run, tmp_path / "out")
+    assert "is not that of" in capsys.readouterr().err
+    assert (config["eos_token_id"], config["max_position_embeddings"]) == (words.end_id, 163840)
+    assert "generation_config.json" not in files
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == words.source
+
+
+def test_a_source_that_is_gone_is_said_and_can_be_named(lite, tmp_path, capsys):
+    cfg = run_from_json(lite / "config.json").model
+    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, start_from=str(tmp_path / "gone"))
+    config, _ = exported(run, tmp_path / "out")
+    assert "eos_token_id" not in config
+    assert "is not there: what its checkpoint had besides weights" in capsys.readouterr().err
+    config, files = exported(run, tmp_path / "out2", "--like", tmp_path / "released")
+    assert config["eos_token_id"] == 7
+    assert "generation_config.json" in files
+
+
+def test_a_capacity_of_training_is_left_out_of_what_is_released(tmp_path, capsys):
+    moe = dataclasses.replace(CFG.moe, capacity_factor=1.5)
+    cfg = dataclasses.replace(CFG, moe=moe)
+    with pytest.raises(UserError, match=r"capacity_factor=1.5 has no released form"):
+        load.save(tmp_path / "x", cfg, PARAMS)
+    exported(checkpointed(tmp_path / "a", PARAMS, model=cfg), tmp_path / "out")
+    assert "capacity_factor is not written" in capsys.readouterr().err
+    assert load.load(tmp_path / "out", **QUIET)[0] == CFG
+
+
+def test_the_wrong_direction_is_said(source, tmp_path, capsys):
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    assert run_command("hf-to-dsjax", tmp_path / "run", tmp_path / "x") == 2
+    assert "convert it with `dsjax convert dsjax-to-hf`" in capsys.readouterr().err
+    assert run_command("dsjax-to-hf", source, tmp_path / "x") == 2
+    assert "convert it with `dsjax convert hf-to-dsjax`" in capsys.readouterr().err
+    assert run_command("dsjax-to-hf", tmp_path / "run", tmp_path / "x", "--pow2") == 2
+    assert "ask for fp8 too" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*x*"))
+
+
+def test_a_matrix_of_a_trained_run_is_read_alone(tmp_path, monkeypatch):
+    """So that memory is bounded by a tensor, not by all layers and experts of one."""
+    monkeypatch.setattr(store, "CHUNK", 1)
+    kept = store.Store(tmp_path / "checkpoints", 1)
+    kept.save(3, {"train": {"params": PARAMS, "mu": PARAMS}}, {})
+    kept.close()
+    stored = Arrays(tmp_path / "checkpoints" / "step-00000003" / "arrays")
+    wanted = {"moe.ffn.experts.w_down": (1, 1, 130, 140), "moe.attn.w_o": (1, 3, 50, 140),
+              "mtp.block.ffn.experts.w_gate_up": (1, 1, 140, 2, 130), "head": (140, 37)}
+    for name, shape in wanted.items():
+        for tree in ("params", "mu"):
+            array = stored.opened(f"train.{tree}.{name}")
+            assert array.chunk_layout.read_chunk.shape == shape
+    run_to_json(dataclasses.replace(tiny.config(), model=CFG), tmp_path / "config.json")
+    exported(tmp_path, tmp_path / "out")
+    same(load.load(tmp_path / "out", **QUIET)[1], PARAMS)
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def after(count):
+    """A progress function that stops the conversion after so many pieces."""
+    calls = iter(range(10**9))
+
+    def progress(done, total):
+        if next(calls) == count:
+            raise Stop
+
+    return progress
+
+
+def test_an_interrupted_conversion_goes_on_where_it_stopped(source, tmp_path, monkeypatch):
+    hf_disk.to_run(source, tmp_path / "whole", **QUIET)
+    with pytest.raises(Stop):
+        hf_disk.to_run(source, tmp_path / "run", progress=after(60), **QUIET)
+    assert not (tmp_path / "run").exists()
+    read = []
+    plain = pieces.read
+    monkeypatch.setattr(pieces, "read", lambda s, *at: read.append(s) or plain(s, *at))
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    tensors = len(hf_files.open_checkpoint(source))
+    assert 0 < len(read) < tensors - 50
+    names = [p.relative_to(tmp_path / "run") for p in (tmp_path / "run").rglob("c/**/*")]
+    for name in names:
+        a, b = tmp_path / "run" / name, tmp_path / "whole" / name
+        assert not a.is_file() or filecmp.cmp(a, b, shallow=False)
+    same(store.load_params(tmp_path / "run", CFG), PARAMS)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_source_is_not_gone_on_with(source, tmp_path):
+    with pytest.raises(Stop):
+        hf_disk.to_run(source, tmp_path / "run", progress=after(60), **QUIET)
+    shutil.rmtree(source)
+    load.save(source, CFG, jax.tree.map(lambda a: -a, PARAMS))
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    same(store.load_params(tmp_path / "run", CFG), jax.tree.map(lambda a: -a, PARAMS))
+
+
+def test_an_interrupted_export_keeps_its_finished_files(source, tmp_path, monkeypatch):
+    from dsjax.released import write
+
+    monkeypatch.setattr(write, "SHARD", 1)
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    hf_disk.to_released(tmp_path / "run", tmp_path / "whole", **QUIET)
+    with pytest.raises(Stop):
+        hf_disk.to_released(tmp_path / "run", tmp_path / "out", progress=after(100), **QUIET)
+    assert not (tmp_path / "out").exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".out.partial").glob("model-*")}
+    assert kept
+    hf_disk.to_released(tmp_path / "run", tmp_path / "out", **QUIET)
+    assert all((tmp_path / "out" / n).stat().st_mtime_ns == t for n, t in kept.items())
+    same_files(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_the_next_one_goes_on_from(source, tmp_path):
+    command = [sys.executable, "-m", "dsjax", "convert", "hf-to-dsjax", str(source), "run"]
+    slow = "import time; from dsjax.released import pieces as h; f = h.read\n" \
+        "h.read = lambda *a: (time.sleep(0.02), f(*a))[1]\n" \
+        f"from dsjax.cli import main; main.main({command[3:]!r})"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    first = subprocess.Popen([sys.executable, "-c", slow], cwd=tmp_path, env=env)
+    journal = tmp_path / ".run.partial/checkpoints/.done"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (journal.exists() and journal.stat().st_size > 500):
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "run").exists()
+    assert subprocess.run(command, cwd=tmp_path, env=env, check=False).returncode == 0
+    same(store.load_params(tmp_path / "run", CFG), PARAMS)
+
+
+def test_bad_input_is_a_sentence_and_status_2(source, tmp_path, capsys):
+    assert run_command("hf-to-dsjax", tmp_path / "none", tmp_path / "run") == 2
+    assert "config.json is missing" in capsys.readouterr().err
+    (source / "model-00001-of-00001.safetensors").unlink()
+    assert run_command("hf-to-dsjax", source, tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "is missing, which model.safetensors.index.json lists" in said
+    assert "Traceback" not in said
+    assert run_command("dsjax-to-hf", tmp_path, tmp_path / "out") == 2
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(source, tmp_path, capsys):
+    hf_disk.to_run(source, tmp_path / "run", **QUIET)
+    chunk = next((tmp_path / "run").rglob("params.embed/c/0/0"))
+    data = bytearray(chunk.read_bytes())
+    data[7] ^= 1
+    chunk.write_bytes(data)
+    assert run_command("dsjax-to-hf", tmp_path / "run", tmp_path / "out") == 2
+    assert "is not what was written" in capsys.readouterr().err
+
+
+def test_an_export_goes_back_to_the_checkpoint_that_is_whole(lite, tmp_path, capsys):
+    """As generate and train do."""
+    kept = lite / "checkpoints"
+    shutil.copytree(kept / "step-00000000", kept / "step-00000009")
+    (kept / "step-00000009" / "manifest.json").write_text("{}")
+    capsys.readouterr()
+    exported(lite, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "checkpoint 9 is damaged" in said
+    assert "is checkpoint 0 of" in said
+    assert (kept / "step-00000009").is_dir()
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys, monkeypatch):
+    show = convert._lines("x")
+    monkeypatch.setattr(convert, "EVERY", 0.0)
+    show(0, 8 * 10**9)
+    show(2 * 10**9, 8 * 10**9)
+    assert "x: 2.00 of 8.00 GB, " in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""FP8 weights that are kept as released run as what they stand for, in every precision."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsjax.infer.generate import generate
+from dsjax.infer.sample import Sampling
+from dsjax.layers.backend import single
+from dsjax.model import transformer
+from dsjax.numerics import codes, gemm
+from dsjax.numerics.precision import BF16, FP32, Weight
+from dsjax.numerics.scaled import Scaled, quantize
+from dsjax.ops.linear import linear
+from dsjax.released import hf
+from tests.agreement import compiled
+from tests.released.test_hf import CFG, LITE, draw
+
+QUIET = {"say": lambda sentence: None}
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, CFG.vocab, (2, 9)), jnp.int32)
+SMALL = {"v3": dataclasses.replace(CFG, layers=2, mtp_depth=1), "v2": LITE}
+
+
+
+def exact(products):
+    """FP8 products of weights that are held as the numbers they are."""
+    return dataclasses.replace(products, hold_weight=lambda w, parts=1: w)
+
+
+EXACT = dataclasses.replace(exact(gemm.FP8), after_attention=exact(gemm.FP8.after_attention))
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(params=["v3", "v2"])
+def released(request, tmp_path):
+    """The config of an FP8 checkpoint; its parameters kept, and dequantized to float32."""
+    cfg = SMALL[request.param]
+    p = jax.tree.map(lambda a: 0.1 * a, draw(cfg))
+    hf.save(tmp_path / "a", cfg, p, fp8=True, pow2=request.param == "v2")
+    kept, wide = (hf.load(tmp_path / "a", dtype, **QUIET)[1] for dtype in ("fp8", "float32"))
+    assert isinstance(kept.moe.ffn.experts.w_gate_up, Scaled)
+    return cfg, kept, wide
+
+
+def logits(p, cfg, backend):
+    return np.asarray(compiled(lambda p, t: transformer.logits(p, t, cfg, backend=backend))(
+        p, TOKENS))
+
+
+def test_kept_matrices_give_the_logits_of_dequantized_ones(released):
+    cfg, kept, wide = released
+    np.testing.assert_array_equal(logits(kept, cfg, single()), logits(wide, cfg, single()))
+    np.testing.assert_array_equal(transformer.logits(kept, TOKENS, cfg).shape, (2, 9, cfg.vocab))
+
+
+def test_bfloat16_products_read_them_rounded(released):
+    cfg, kept, wide = released
+    low = single(BF16, jnp.bfloat16)
+    np.testing.assert_array_equal(logits(kept, cfg, low), logits(wide, cfg, low))
+
+
+def test_fp8_products_read_the_codes_and_not_new_ones(released):
+    """Against the same products whose weights are held as the exact numbers."""
+    cfg, kept, wide = released
+    ours = logits(kept, cfg, single(gemm.FP8))
+    np.testing.assert_array_equal(ours, logits(wide, cfg, single(EXACT)))
+    far = np.abs(ours - logits(wide, cfg, single())).max()
+    assert 0 < far < 0.2 * np.abs(ours).max()
+
+
+def test_a_machine_with_8_bit_products_gets_the_codes_as_they_are(released):
+    """Equal to the emulated products but for the order of sums, whose differences flip codes."""
+    cfg, kept, _ = released
+    machine = gemm.products(gemm.V3_1, codes.MACHINE)
+    q = kept.moe.attn.w_o
+    assert machine.hold_codes(q) is q
+    emulated = logits(kept, cfg, single(gemm.FP8))
+    # Half an FP8 code, 2^-4 of a number, is the most that one flipped rounding moves it by.
+    error = np.abs(logits(kept, cfg, single(machine)) - emulated).max()
+    assert error <= 2**-4 * np.abs(emulated).max()
+
+
+def test_they_decode_what_dequantized_ones_say(released):
+    """Prefill, the absorbed form, experts one by one, and drafts."""
+    cfg, kept, wide = released
+    sampling = Sampling(temperature=0.0, max_new=7)
+    got = generate(kept, cfg, [[1, 2, 3]], sampling, draft=bool(cfg.mtp_depth))[0].tokens
+    # Greedy tokens are the best after all before them, in one pass of the other parameters.
+    row = jnp.asarray([[1, 2, 3, *got]], jnp.int32)
+    best = compiled(lambda p, t: transformer.logits(p, t, cfg))(wide, row)[0].argmax(-1)
+    assert best[2:-1].tolist() == list(got)
+
+
+@pytest.mark.slow
+def test_they_decode_in_fp8_what_the_exact_numbers_decode(released):
+    cfg, kept, wide = released
+    sampling = Sampling(temperature=0.0, max_new=7)
+    ours, theirs = (
+        generate(p, cfg, [[1, 2, 3]], sampling, backend=single(products))[0].tokens
+        for p, products in ((kept, gemm.FP8), (wide, EXACT))
+    )
+    assert ours == theirs
+
+
+def test_the_gradient_passes_through_a_kept_matrix():
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 140)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 130)), jnp.float32)
+    kept = quantize(w, (128, 128))
+    plain = jax.grad(lambda x: (linear(x, FP32.hold_codes(kept), products=FP32) ** 2).sum())(x)
+    for form in (kept, Weight(kept, FP32.hold_codes(kept))):
+        held = jax.grad(lambda x, form=form: (linear(x, form, products=FP32) ** 2).sum())(x)
+        np.testing.assert_array_equal(held, plain)
+
+
+def test_power_of_two_scales_are_read_in_bfloat16_without_a_loss():
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 2, 140)), jnp.float32)
+    q = quantize(w, (128, 1, 128), pow2=True)
+    held = gemm.FP8.hold_codes(q)
+    assert (held.shape, held.dtype) == ((130, 280), jnp.bfloat16)
+    np.testing.assert_array_equal(held.astype(jnp.float32), FP32.hold_codes(q))
