@@ -16,12 +16,12 @@ import numpy as np
 from dsjax import params
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from dsjax.layers.backend import Backend, single
-from dsjax.numerics.precision import plain_products
+from dsjax.numerics.precision import plain_precision
 from tests.reference import trees
 from tests.reference.config import ReferenceConfig
 
 RTOL = 1e-10
-FP64 = plain_products("fp64", jnp.dtype(jnp.float64))
+FP64 = plain_precision("fp64", jnp.dtype(jnp.float64))
 
 MLA = MLAConfig(heads=3, kv_rank=8, nope_dim=5, rope_dim=4, value_dim=7, q_rank=6,
                 latent_norm_eps=1e-3)  # far from norm_eps, so that neither stands for the other

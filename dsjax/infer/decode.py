@@ -24,7 +24,7 @@ from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.model import mtp, transformer
 from dsjax.model.block import Cache
 from dsjax.model.transformer import ModelCache, TransformerParams
-from dsjax.numerics.precision import Products, value
+from dsjax.numerics.precision import Precision, value
 from dsjax.ops import grouped_decode
 
 
@@ -51,7 +51,7 @@ def decoding(backend: Backend) -> Backend:
     """The backend with experts written out where a batch holds few assignments."""
     return dataclasses.replace(
         backend,
-        dispatch=functools.partial(_dispatch, many=backend.dispatch, products=backend.products),
+        dispatch=functools.partial(_dispatch, many=backend.dispatch, precision=backend.precision),
     )
 
 
@@ -63,10 +63,10 @@ def default_backend() -> Backend:
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any,
               beside: Any = None, *, many: Dispatch,
-              products: Products) -> tuple[Array, Array, Any]:
+              precision: Precision) -> tuple[Array, Array, Any]:
     if grouped_decode.is_few(experts.size, value(w_down).shape[0]):
         y = grouped_decode.experts_few(
-            x, experts, weights, w_gate_up, w_down, products=products
+            x, experts, weights, w_gate_up, w_down, precision=precision
         )
         return y, jnp.zeros(()), beside
     return many(x, experts, weights, w_gate_up, w_down, beside)

@@ -149,9 +149,9 @@ def ready(params: TransformerParams, cfg: ModelConfig,
           backend: Backend) -> tuple[TransformerParams, ModelConfig]:
     """Hold weights in the backend's precision once, and lift the training capacity of experts."""
     cfg = dropless(cfg)
-    if backend.products.name not in HIGH:
+    if backend.precision.name not in HIGH:
         specs = transformer.specs(cfg)
-        held = numerics.hold(params, specs, backend.products)
+        held = numerics.quantize_weights(params, specs, backend.precision)
         params = numerics.attach(params, held, specs)
     return params, cfg
 

@@ -141,4 +141,4 @@ def _promote(_: Any, a: Any, b: Any, by_row: Any, by_column: Any, total: Array, 
     return total + partial * (rows * columns)
 
 
-MACHINE = machine(product)
+MATMUL = machine(product)

@@ -22,7 +22,7 @@ from jax import Array
 
 from dsjax.numerics import codes
 from dsjax.numerics.codes import Grid, grid
-from dsjax.numerics.gemm import Machine
+from dsjax.numerics.gemm import MatmulImpl
 from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.vary import varies, vary
 
@@ -31,7 +31,7 @@ Product = Callable[[Array, Array, Array, Array], Array]
 """a, b, by_row, by_column -> [E, M, N]."""
 
 
-def machine(product: Product) -> Machine:
+def machine(product: Product) -> MatmulImpl:
     """The machine that holds operands as codes and multiplies one device's own by a kernel."""
 
     def multiply(a: Scaled, b: Scaled, sum_a: int, sum_b: int) -> Array:
@@ -39,7 +39,7 @@ def machine(product: Product) -> Machine:
             return codes.multiply(a, b, sum_a, sum_b)
         return multiplied(product, a, b, sum_a, sum_b)
 
-    return dataclasses.replace(codes.MACHINE, multiply=multiply, twin=codes.MACHINE)
+    return dataclasses.replace(codes.MATMUL, multiply=multiply, reference=codes.MATMUL)
 
 
 def multiplied(product: Product, a: Scaled, b: Scaled, sum_a: int, sum_b: int) -> Array:

@@ -70,4 +70,4 @@ def _block(a: Any, b: Any, by_row: Any, by_column: Any, y: Any, *, step: int) ->
         y[...] += partial * scale
 
 
-MACHINE = machine(product)
+MATMUL = machine(product)

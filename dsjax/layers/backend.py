@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dsjax.numerics import precision as numerics
-from dsjax.numerics.precision import Matrix, Products
+from dsjax.numerics.precision import Matrix, Precision
 from dsjax.numerics.wide import wide
 from dsjax.ops import attention, grouped
 from dsjax.ops.linear import linear
@@ -88,11 +88,11 @@ class Backend:
 
     linear: Linear
     high: Linear  # for matrices that stay out of 8 bits
-    after_attention: Linear  # the projection after attention, whose input V3 keeps in 12 bits
+    o_proj: Linear  # the projection after attention, whose input V3 keeps in 12 bits
     attend: Attend
     dispatch: Dispatch
     constrain: Constrain
-    products: Products
+    precision: Precision
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
     loss_chunk: int = 128
@@ -106,18 +106,18 @@ class Backend:
 HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16
 
 
-def single(products: Products = numerics.FP32, dtype: jnp.dtype | type = jnp.float32) -> Backend:
+def single(precision: Precision = numerics.FP32, dtype: jnp.dtype | type = jnp.float32) -> Backend:
     """A backend for one device in the given precision."""
-    is_low = products.name not in HIGH
-    high = numerics.BF16 if is_low else products
+    is_low = precision.name not in HIGH
+    high = numerics.BF16 if is_low else precision
     return Backend(
-        linear=functools.partial(linear, products=products),
-        high=functools.partial(linear, products=high),
-        after_attention=functools.partial(linear, products=products.after_attention or products),
+        linear=functools.partial(linear, precision=precision),
+        high=functools.partial(linear, precision=high),
+        o_proj=functools.partial(linear, precision=precision.o_proj or precision),
         attend=functools.partial(_attend, is_low=is_low),
-        dispatch=functools.partial(_dispatch, products=products),
+        dispatch=functools.partial(_dispatch, precision=precision),
         constrain=leave,
-        products=products,
+        precision=precision,
         dtype=jnp.dtype(dtype),
         loss_dtype=jnp.dtype(jnp.bfloat16) if is_low else wide(dtype),
     )
@@ -128,8 +128,8 @@ def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low:
 
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-              beside: Tree = None, *, products: Products) -> tuple[Array, Array, Tree]:
-    y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, products=products)
+              beside: Tree = None, *, precision: Precision) -> tuple[Array, Array, Tree]:
+    y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, precision=precision)
     return y, jnp.zeros(()), beside
 
 

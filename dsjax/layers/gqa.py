@@ -59,7 +59,7 @@ def gqa(p: GQAParams, x: Array, angles: Angles, segments: Array, cfg: ModelConfi
     k, v = (jnp.repeat(part, repeats, axis=2).swapaxes(1, 2) for part in (past.k, past.v))
     scale = softmax_scale(cfg.rope, a.head_dim)
     out = backend.attend(q.swapaxes(1, 2), k, v, segments, scale)
-    return backend.after_attention(out.swapaxes(1, 2), p.w_o, contract=2), past
+    return backend.o_proj(out.swapaxes(1, 2), p.w_o, contract=2), past
 
 
 def gqa_cached(p: GQAParams, x: Array, angles: Angles, positions: Array, cache: KVCache,
@@ -79,7 +79,7 @@ def gqa_cached(p: GQAParams, x: Array, angles: Angles, positions: Array, cache: 
     scores = jnp.where(is_past[:, None, None], scores * softmax_scale(cfg.rope, a.head_dim), NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
     out = jnp.einsum("bygts,bsyn->btygn", weights, v).reshape(q.shape)
-    return backend.after_attention(out, p.w_o, contract=2), cache
+    return backend.o_proj(out, p.w_o, contract=2), cache
 
 
 def _queries_and_past(p: GQAParams, x: Array, angles: Angles,

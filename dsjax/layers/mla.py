@@ -85,7 +85,7 @@ def mla(p: MLAParams, x: Array, angles: Angles, segments: Array, cfg: ModelConfi
     k = jnp.concatenate([k_nope, k_rope], axis=-1).swapaxes(1, 2)
     scale = softmax_scale(cfg.rope, a.qk_dim)
     out = backend.attend(q, k, v.swapaxes(1, 2), segments, scale)
-    return backend.after_attention(out.swapaxes(1, 2), p.w_o, contract=2), past
+    return backend.o_proj(out.swapaxes(1, 2), p.w_o, contract=2), past
 
 
 def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache: LatentCache,
@@ -115,7 +115,7 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     weights = jax.nn.softmax(jnp.where(is_past[:, None], scores, NEVER), axis=-1)
     out = jnp.einsum("bhts,bsc->bthc", weights.astype(x.dtype), latent)
     heads = jnp.einsum("bthc,chu->bthu", out, w_uv)
-    return backend.after_attention(heads, p.w_o, contract=2), cache
+    return backend.o_proj(heads, p.w_o, contract=2), cache
 
 
 def queries(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,

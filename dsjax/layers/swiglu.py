@@ -31,5 +31,5 @@ def swiglu_specs(d_model: int, hidden_dim: int) -> SwiGLUParams:
 def swiglu(p: SwiGLUParams, x: Array, backend: Backend) -> Array:
     """silu(x W_gate) * (x W_up), times W_down. x [..., D] -> [..., D]."""
     gate_up = backend.linear(x, p.w_gate_up)
-    hidden = op.swiglu(backend.products, gate_up.reshape(*x.shape[:-1], -1))
+    hidden = op.swiglu(backend.precision, gate_up.reshape(*x.shape[:-1], -1))
     return backend.linear(hidden, p.w_down)

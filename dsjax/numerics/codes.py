@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array, lax
 
 from dsjax.numerics import scaled
-from dsjax.numerics.gemm import Machine
+from dsjax.numerics.gemm import MatmulImpl
 from dsjax.numerics.scaled import Scaled
 
 
@@ -80,4 +80,4 @@ def _line(g: Grid, tile: int, summed: int) -> Array:
     return line[..., g.owner[summed - 1]]
 
 
-MACHINE = Machine(scaled.quantize, multiply, codes=lambda q: q)
+MATMUL = MatmulImpl(scaled.quantize, multiply, from_codes=lambda q: q)

@@ -33,7 +33,7 @@ from jax.typing import DTypeLike
 
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3, E5M6, UE8M0, Format
-from dsjax.numerics.precision import Held, Products, contract, decoded
+from dsjax.numerics.precision import Operand, Precision, contract, decoded
 from dsjax.numerics.scaled import Scaled
 
 Tile = tuple[int, ...]
@@ -44,7 +44,7 @@ class Recipe:
     """What FP8 training holds how. The defaults are V3.1's; ablations change one thing each."""
 
     name: str = "fp8"
-    pow2: bool = True
+    ue8m0: bool = True
     input_tile: Tile = (1, 128)
     weight_tile: Tile = (128, 128)
     grad_tile: Tile = (1, 128)
@@ -53,19 +53,19 @@ class Recipe:
 
 
 V3_1 = Recipe()
-V3 = Recipe(name="fp8_v3", pow2=False)
+V3 = Recipe(name="fp8_v3", ue8m0=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class MatmulImpl:
     """How a machine holds an operand that is used at once, and multiplies two."""
 
-    hold: Callable[[Array, Tile, bool, Format], Held]
-    multiply: Callable[[Held, Held, int, int], Array]
+    quantize: Callable[[Array, Tile, bool, Format], Operand]
+    multiply: Callable[[Operand, Operand, int, int], Array]
     """a, b, the dim each sums over counted from the end -> float32; leading dims batched."""
-    codes: Callable[[Scaled], Held] = lambda q: decoded(q, value_dtype(q))
+    from_codes: Callable[[Scaled], Operand] = lambda q: decoded(q, value_dtype(q))
     """Hold a weight that rests as codes."""
-    twin: Machine | None = None
+    reference: MatmulImpl | None = None
     """The same for operands that XLA has cut over a mesh, where `multiply` is of one device's."""
 
 
@@ -73,81 +73,81 @@ class Machine:
 class Grad:
     """An output gradient, quantized once for each product that reads it."""
 
-    by_row: Held  # 1x128, for Dgrad
-    by_column: Held  # 128x1, for Wgrad
+    by_row: Operand  # 1x128, for Dgrad
+    by_column: Operand  # 128x1, for Wgrad
 
 
-def products(recipe: Recipe = V3_1, machine: Machine | None = None) -> Products:
+def precision(recipe: Recipe = V3_1, impl: MatmulImpl | None = None) -> Precision:
     """The FP8 products of a recipe, on a machine without FP8 unless another is given."""
-    machine = machine or EMULATED
-    base, last = (_products(recipe, machine, *form)
-                  for form in ((recipe.pow2, E4M3), (True, E5M6)))
-    if machine.twin is not None:
-        twin = products(recipe, machine.twin)
-        base = dataclasses.replace(base, twin=twin)
-        last = dataclasses.replace(last, twin=twin.after_attention)
-    return dataclasses.replace(base, after_attention=last)
+    impl = impl or EMULATED
+    base, last = (_precision(recipe, impl, *form)
+                  for form in ((recipe.ue8m0, E4M3), (True, E5M6)))
+    if impl.reference is not None:
+        reference = precision(recipe, impl.reference)
+        base = dataclasses.replace(base, reference=reference)
+        last = dataclasses.replace(last, reference=reference.o_proj)
+    return dataclasses.replace(base, o_proj=last)
 
 
-def _products(recipe: Recipe, machine: Machine, pow2: bool, kept: Format) -> Products:
+def _precision(recipe: Recipe, impl: MatmulImpl, ue8m0: bool, kept: Format) -> Precision:
     """Products whose input waits in one format, with scales of one kind."""
 
-    def hold_input(x: Array) -> Scaled:
-        return scaled.quantize(x, recipe.input_tile, pow2, kept)
+    def quantize_input(x: Array) -> Scaled:
+        return scaled.quantize(x, recipe.input_tile, ue8m0, kept)
 
-    def hold_weight(w: Array, parts: int = 1) -> Held:
+    def quantize_weight(w: Array, parts: int = 1) -> Operand:
         rows, columns = recipe.weight_tile
         if parts == 1:
-            return machine.hold(w, (rows, columns), recipe.pow2, E4M3)
+            return impl.quantize(w, (rows, columns), recipe.ue8m0, E4M3)
         apart = w.reshape(*w.shape[:-1], parts, -1)
-        return machine.hold(apart, (rows, 1, columns), recipe.pow2, E4M3)
+        return impl.quantize(apart, (rows, 1, columns), recipe.ue8m0, E4M3)
 
-    def hold_grad(dy: Array) -> Grad:
-        return Grad(machine.hold(dy, recipe.grad_tile, pow2, recipe.grad_format),
-                    machine.hold(dy, recipe.turned_tile, pow2, recipe.grad_format))
+    def quantize_grad(dy: Array) -> Grad:
+        return Grad(impl.quantize(dy, recipe.grad_tile, ue8m0, recipe.grad_format),
+                    impl.quantize(dy, recipe.turned_tile, ue8m0, recipe.grad_format))
 
-    def hold_once(x: Array) -> Held:
+    def quantize_for_fprop(x: Array) -> Operand:
         if kept is not E4M3:
-            x = scaled.rounded(x, recipe.input_tile, pow2, kept)
-        return machine.hold(x, recipe.input_tile, pow2, E4M3)
+            x = scaled.rounded(x, recipe.input_tile, ue8m0, kept)
+        return impl.quantize(x, recipe.input_tile, ue8m0, E4M3)
 
-    def hold_turned(x: Array) -> Held:
-        return machine.hold(x, recipe.turned_tile, pow2, E4M3)
+    def quantize_for_wgrad(x: Array) -> Operand:
+        return impl.quantize(x, recipe.turned_tile, ue8m0, E4M3)
 
     def fprop(x: Scaled, w: Scaled) -> Array:
         if isinstance(x, Scaled) and kept is not E4M3:
-            x = hold_once(scaled.dequantize(x))
-        return machine.multiply(x, w, 1, 2)
+            x = quantize_for_fprop(scaled.dequantize(x))
+        return impl.multiply(x, w, 1, 2)
 
-    def wgrad(x: Held, grad: Grad) -> Array:
+    def wgrad(x: Operand, grad: Grad) -> Array:
         is_waiting = isinstance(x, Scaled) and x.tile == recipe.input_tile
-        turned = hold_turned(scaled.dequantize(x)) if is_waiting else x
-        return machine.multiply(turned, grad.by_column, 2, 2)
+        turned = quantize_for_wgrad(scaled.dequantize(x)) if is_waiting else x
+        return impl.multiply(turned, grad.by_column, 2, 2)
 
-    return Products(
+    return Precision(
         name=recipe.name,
-        hold_input=hold_input,
-        hold_weight=hold_weight,
-        hold_grad=hold_grad,
-        hold_codes=machine.codes,
+        quantize_input=quantize_input,
+        quantize_weight=quantize_weight,
+        quantize_grad=quantize_grad,
+        from_codes=impl.from_codes,
         fprop=fprop,
-        dgrad=lambda grad, w: machine.multiply(grad.by_row, w, 1, 1),
+        dgrad=lambda grad, w: impl.multiply(grad.by_row, w, 1, 1),
         wgrad=wgrad,
-        hold_once=hold_once,
-        hold_turned=hold_turned,
-        keep=lambda x: scaled.quantize(x, recipe.input_tile, pow2),
-        read=operand_value,
+        quantize_for_fprop=quantize_for_fprop,
+        quantize_for_wgrad=quantize_for_wgrad,
+        save=lambda x: scaled.quantize(x, recipe.input_tile, ue8m0),
+        restore=operand_value,
         row_tile=recipe.turned_tile[0],
     )
 
 
-def _hold_value(x: Array, tile: Tile, pow2: bool, into: Format) -> Array:
+def _hold_value(x: Array, tile: Tile, ue8m0: bool, into: Format) -> Array:
     """What an operand's codes would stand for; parts tiled apart are side by side again."""
-    value = scaled.rounded(x, tile, pow2, into, jnp.bfloat16 if pow2 else jnp.float32)
+    value = scaled.rounded(x, tile, ue8m0, into, jnp.bfloat16 if ue8m0 else jnp.float32)
     return value if len(tile) == 2 else value.reshape(*value.shape[:-2], -1)
 
 
-def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
+def _multiply_values(a: Operand, b: Operand, sum_a: int, sum_b: int) -> Array:
     """Multiply what the codes stand for, exactly, with float32 sums."""
     a, b = operand_value(a), operand_value(b)
     if a.dtype != b.dtype:
@@ -155,7 +155,7 @@ def _multiply_values(a: Held, b: Held, sum_a: int, sum_b: int) -> Array:
     return contract(a, b, sum_a, sum_b, lax.Precision.HIGHEST)
 
 
-def operand_value(q: Held) -> Array:
+def operand_value(q: Operand) -> Array:
     """The value of an operand, in bfloat16 where that is exact."""
     if not isinstance(q, Scaled):
         return q
@@ -167,5 +167,5 @@ def value_dtype(q: Scaled) -> DTypeLike:
     return jnp.bfloat16 if q.scales.dtype == UE8M0 else jnp.float32
 
 
-EMULATED = Machine(_hold_value, _multiply_values)
-FP8 = products(V3_1)
+EMULATED = MatmulImpl(_hold_value, _multiply_values)
+FP8 = precision(V3_1)

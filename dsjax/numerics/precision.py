@@ -36,7 +36,7 @@ from dsjax.numerics.layout import row_major
 from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.wide import wide
 
-Held = Any  # an operand as a precision keeps it: an array, or codes with scales
+Operand = Any  # an operand as a precision keeps it: an array, or codes with scales
 
 
 def _same(x: Any) -> Any:
@@ -44,28 +44,28 @@ def _same(x: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Products:
+class Precision:
     """How one precision holds operands and multiplies them; arrays are [..., M, K] or [..., K, N].
 
     Leading dims of all operands are equal and batched (experts), or absent. `fprop`, `dgrad` and
-    `wgrad` read what `hold_input`, `hold_weight` and `hold_grad` made, and return float32.
+    `wgrad` read what `quantize_input`, `quantize_weight` and `quantize_grad` made, in float32.
     """
 
     name: str
-    hold_input: Callable[[Array], Held]
-    hold_weight: Callable[..., Held]  # of a matrix made of `parts` (default 1) side by side
-    hold_grad: Callable[[Array], Held]
-    fprop: Callable[[Held, Held], Array]
-    dgrad: Callable[[Held, Held], Array]
-    wgrad: Callable[[Held, Held], Array]
-    hold_codes: Callable[[Scaled], Held]  # of a weight that rests in 8 bits
-    hold_once: Callable[[Array], Held] = _same  # as hold_input, for `fprop` alone
-    hold_turned: Callable[[Array], Held] = _same  # an input for `wgrad` alone
-    keep: Callable[[Array], Held] = _same  # how an activation waits for the backward pass,
-    read: Callable[[Held], Array] = _same  # and how it, or a held input, is read there
-    after_attention: Products | None = None  # of the projection after attention, where it differs
+    quantize_input: Callable[[Array], Operand]
+    quantize_weight: Callable[..., Operand]  # of a matrix made of `parts` (default 1) side by side
+    quantize_grad: Callable[[Array], Operand]
+    fprop: Callable[[Operand, Operand], Array]
+    dgrad: Callable[[Operand, Operand], Array]
+    wgrad: Callable[[Operand, Operand], Array]
+    from_codes: Callable[[Scaled], Operand]  # of a weight that rests in 8 bits
+    quantize_for_fprop: Callable[[Array], Operand] = _same  # for fprop alone
+    quantize_for_wgrad: Callable[[Array], Operand] = _same  # an input for wgrad alone
+    save: Callable[[Array], Operand] = _same  # an activation for the backward pass
+    restore: Callable[[Operand], Array] = _same  # it, or a quantized input, there
+    o_proj: Precision | None = None  # of the projection after attention, where it differs
     row_tile: int = 1  # rows of one scale, in the operands of `wgrad`
-    twin: Products | None = None  # the same for XLA to cut, where these are of one device's arrays
+    reference: Precision | None = None  # for XLA to cut, where these are of one device's arrays
 
 
 @struct.dataclass
@@ -73,7 +73,7 @@ class Weight:
     """A matrix inside a step: `master` receives the gradient, `held` is what products read."""
 
     master: Array | Scaled
-    held: Held
+    held: Operand
 
 
 Matrix = Array | Weight | Scaled
@@ -92,42 +92,42 @@ def contract(a: Array, b: Array, sum_a: int, sum_b: int,
     return row_major(y) if is_narrow else y
 
 
-def plain_products(name: str, dtype: jnp.dtype) -> Products:
+def plain_precision(name: str, dtype: jnp.dtype) -> Precision:
     """Products whose operands are arrays of one dtype and whose sums are float32."""
 
-    def hold(x: Array, parts: int = 1) -> Array:
+    def quantize_weights(x: Array, parts: int = 1) -> Array:
         return x.astype(dtype)
 
-    return Products(
+    return Precision(
         name=name,
-        hold_input=hold,
-        hold_weight=hold,
-        hold_grad=hold,
+        quantize_input=quantize_weights,
+        quantize_weight=quantize_weights,
+        quantize_grad=quantize_weights,
         fprop=lambda x, w: contract(x, w, 1, 2),
         dgrad=lambda dy, w: contract(dy, w, 1, 1),
         wgrad=lambda x, dy: contract(x, dy, 2, 2),
-        hold_codes=lambda q: decoded(q, dtype),
-        hold_once=hold,
-        hold_turned=hold,
+        from_codes=lambda q: decoded(q, dtype),
+        quantize_for_fprop=quantize_weights,
+        quantize_for_wgrad=quantize_weights,
     )
 
 
-FP32 = plain_products("fp32", jnp.dtype(jnp.float32))
-BF16 = plain_products("bf16", jnp.dtype(jnp.bfloat16))
+FP32 = plain_precision("fp32", jnp.dtype(jnp.float32))
+BF16 = plain_precision("bf16", jnp.dtype(jnp.bfloat16))
 
 
-def hold(tree: params.Tree, specs: params.Tree, products: Products) -> params.Tree:
+def quantize_weights(tree: params.Tree, specs: params.Tree, precision: Precision) -> params.Tree:
     """Make, once a step, the form that products read of every product matrix; None elsewhere.
 
     Held matrices are [..., K, N]: dims that a product sums over are merged, so are its columns.
     """
 
-    def make(spec: params.Spec, leaf: Array | Scaled) -> Held:
+    def make(spec: params.Spec, leaf: Array | Scaled) -> Operand:
         if not spec.is_product:
             return None
         if isinstance(leaf, Scaled):
-            return products.hold_codes(leaf)
-        return products.hold_weight(as_matrix(leaf, spec), spec.parts)
+            return precision.from_codes(leaf)
+        return precision.quantize_weight(as_matrix(leaf, spec), spec.parts)
 
     return jax.tree.map(make, specs, tree, is_leaf=params.is_spec)
 
@@ -135,7 +135,7 @@ def hold(tree: params.Tree, specs: params.Tree, products: Products) -> params.Tr
 def attach(tree: params.Tree, held: params.Tree, specs: params.Tree) -> params.Tree:
     """Set each held form beside its float32 master, as a Weight; other leaves stay arrays."""
 
-    def join(spec: params.Spec, leaf: Array | Scaled, form: Held) -> Matrix:
+    def join(spec: params.Spec, leaf: Array | Scaled, form: Operand) -> Matrix:
         return Weight(leaf, form) if spec.is_product else leaf
 
     return jax.tree.map(join, specs, tree, held, is_leaf=params.is_spec)
@@ -147,7 +147,7 @@ def as_matrix(w: Array, spec: params.Spec) -> Array:
     return w.reshape(*w.shape[: spec.batch_dims], math.prod(w.shape[spec.batch_dims : split]), -1)
 
 
-def name(held: Held, label: str) -> Held:
+def name(held: Operand, label: str) -> Operand:
     """Name what waits for the backward pass, so that a remat policy may keep it.
 
     8-bit arrays are named as bytes: `jax.checkpoint` passes floating-point residuals through
@@ -175,15 +175,15 @@ def decoded(q: Scaled, dtype: DTypeLike) -> Array:
     return a if len(q.tile) == 2 else a.reshape(*a.shape[:-2], -1)
 
 
-def weight_of(w: Matrix, products: Products, batch_dims: int, contract_dims: int,
-              parts: int = 1) -> tuple[Array, Held]:
+def weight_of(w: Matrix, precision: Precision, batch_dims: int, contract_dims: int,
+              parts: int = 1) -> tuple[Array, Operand]:
     """A weight as products take it: the master [..., K, N] that a gradient goes to, and the held.
 
     A Scaled has no gradient: zeros that nothing reads stand for its master.
     """
     master = w.master if isinstance(w, Weight) else w
     if isinstance(master, Scaled):
-        held = w.held if isinstance(w, Weight) else products.hold_codes(master)
+        held = w.held if isinstance(w, Weight) else precision.from_codes(master)
         rows = master.shape[: batch_dims + 1]
         return jnp.zeros((*rows, math.prod(master.shape[batch_dims + 1 :]))), held
     split = batch_dims + contract_dims
@@ -191,4 +191,4 @@ def weight_of(w: Matrix, products: Products, batch_dims: int, contract_dims: int
                           math.prod(master.shape[batch_dims:split]), -1)
     if isinstance(w, Weight):
         return flat, w.held
-    return flat, products.hold_weight(lax.stop_gradient(flat), parts)
+    return flat, precision.quantize_weight(lax.stop_gradient(flat), parts)

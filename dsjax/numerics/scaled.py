@@ -52,7 +52,7 @@ class Scaled:
         return self.codes.shape
 
 
-def quantize(x: Array, tile: tuple[int, ...] = (1, 128), pow2: bool = False,
+def quantize(x: Array, tile: tuple[int, ...] = (1, 128), ue8m0: bool = False,
              into: Format = E4M3) -> Scaled:
     """Give each tile of x's last dims a scale, and round x / scale into a format.
 
@@ -64,7 +64,7 @@ def quantize(x: Array, tile: tuple[int, ...] = (1, 128), pow2: bool = False,
         raise ValueError(f"tile={tile} does not fit x of shape {x.shape}; give a length of at "
                          f"least 1 for each of up to {x.ndim} trailing dims")
     x = x.astype(jnp.float32)
-    scales, inverse = scales_of(tile_amax(x, tile), pow2, into)
+    scales, inverse = scales_of(tile_amax(x, tile), ue8m0, into)
     codes = formats.encode(x * spread(inverse, tile, x.shape), into, saturate=False)
     return Scaled(codes, scales, tile)
 
@@ -78,23 +78,23 @@ def dequantize(q: Scaled, dtype: DTypeLike = jnp.float32) -> Array:
     return (formats.decode(q.codes) * scales).astype(dtype)
 
 
-def rounded(x: Array, tile: tuple[int, ...], pow2: bool, into: Format = E4M3,
+def rounded(x: Array, tile: tuple[int, ...], ue8m0: bool, into: Format = E4M3,
             dtype: DTypeLike = jnp.float32) -> Array:
     """`dequantize(quantize(x))` without the codes: what is used at once and never kept."""
     x = x.astype(jnp.float32)
-    scales, inverse = scales_of(tile_amax(x, tile), pow2, into)
+    scales, inverse = scales_of(tile_amax(x, tile), ue8m0, into)
     value = formats.rounded(x * spread(inverse, tile, x.shape), into, saturate=False)
-    if pow2:
+    if ue8m0:
         # Exactly the scales, as a division, which XLA makes once a tile; the integers that also
         # give them it would make again for every entry.
         scales = 1.0 / inverse
     value = value * spread(scales, tile, x.shape)
-    return formats.to_bfloat16(value) if pow2 and dtype == jnp.bfloat16 else value.astype(dtype)
+    return formats.to_bfloat16(value) if ue8m0 and dtype == jnp.bfloat16 else value.astype(dtype)
 
 
-def requantize(q: Scaled, tile: tuple[int, ...], pow2: bool, into: Format = E4M3) -> Scaled:
+def requantize(q: Scaled, tile: tuple[int, ...], ue8m0: bool, into: Format = E4M3) -> Scaled:
     """Quantize again, from the codes alone, by other tiles or into another format."""
-    return quantize(dequantize(q), tile, pow2, into)
+    return quantize(dequantize(q), tile, ue8m0, into)
 
 
 def scale_values(scales: Array) -> Array:
@@ -123,7 +123,7 @@ def tile_amax(x: Array, tile: tuple[int, ...]) -> Array:
     return lax.bitcast_convert_type(bits.max(axis=inside).max(axis=-1), jnp.float32)
 
 
-def scales_of(amax: Array, pow2: bool, into: Format) -> tuple[Array, Array]:
+def scales_of(amax: Array, ue8m0: bool, into: Format) -> tuple[Array, Array]:
     """Scales as kept, and 1 / scale in float32, both of amax's shape."""
     amax = jnp.where(jnp.isfinite(amax), jnp.maximum(amax, AMAX_FLOOR), jnp.nan)
     # XLA would turn amax / 448 into amax * (1 / 448), and 1 / (amax / 448) into 448 / amax; both
@@ -131,7 +131,7 @@ def scales_of(amax: Array, pow2: bool, into: Format) -> tuple[Array, Array]:
     # would be one number again behind the barrier.
     largest = lax.optimization_barrier(amax * 0 + jnp.float32(into.largest))
     scale = lax.optimization_barrier(amax / largest)
-    if not pow2:
+    if not ue8m0:
         return scale, 1.0 / scale
     codes = formats.to_power_of_two(scale)
     # Scales are few: make them once, not again for every entry of the tile.

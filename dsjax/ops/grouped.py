@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.precision import Held, Matrix, Products, name, weight_of
+from dsjax.numerics.precision import Matrix, Operand, Precision, name, weight_of
 from dsjax.ops import buckets, swiglu
 
 TILE = 64  # rows of one overflow tile
@@ -55,18 +55,18 @@ def experts_plain(x: Array, experts: Array, weights: Array, w_gate_up: Array,
 
 
 def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
-                    w_down: Matrix, *, products: Products,
+                    w_down: Matrix, *, precision: Precision,
                     assignments: int | None = None) -> Array:
     """The chosen experts of every token, weighted and summed; shapes as `experts_plain`.
 
     An expert out of range is not here: its assignment takes no row and adds nothing. `assignments`
     is how many to expect here; None is all of T*K.
     """
-    gate_up, held_gate_up = weight_of(w_gate_up, products, 1, 1, parts=2)
-    down, held_down = weight_of(w_down, products, 1, 1)
+    gate_up, held_gate_up = weight_of(w_gate_up, precision, 1, 1, parts=2)
+    down, held_down = weight_of(w_down, precision, 1, 1)
     capacity = _capacity(assignments or experts.size, down.shape[0])
     plan = make_plan(experts, down.shape[0], capacity)
-    return _experts(products, x, weights, gate_up, down, held_gate_up, held_down, plan)
+    return _experts(precision, x, weights, gate_up, down, held_gate_up, held_down, plan)
 
 
 def _capacity(assignments: int, experts: int) -> int:
@@ -105,7 +105,7 @@ def make_plan(experts: Array, count: int, capacity: int) -> Plan:
     )
 
 
-def _rows(x: Held, index: Array, weights: Array) -> tuple[Held, Array]:
+def _rows(x: Operand, index: Array, weights: Array) -> tuple[Operand, Array]:
     """Tokens and routing weights of the assignments `index`, zero where a row is empty.
 
     Tokens are held before they are dispatched: in FP8 bytes move (V3 report sec. 3.3.3).
@@ -129,59 +129,59 @@ def _combine(y: Array, slot: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _experts(products: Products, x: Array, weights: Array, gate_up: Array, down: Array,
-             held_gate_up: Held, held_down: Held, plan: Plan) -> Array:
-    return _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan)[0]
+def _experts(precision: Precision, x: Array, weights: Array, gate_up: Array, down: Array,
+             held_gate_up: Operand, held_down: Operand, plan: Plan) -> Array:
+    return _forward(precision, x, weights, gate_up, down, held_gate_up, held_down, plan)[0]
 
 
-def _forward(products, x, weights, gate_up, down, held_gate_up, held_down, plan):
+def _forward(precision, x, weights, gate_up, down, held_gate_up, held_down, plan):
     count = down.shape[0]
-    kept, once = name(products.hold_input(x), "expert_input"), products.hold_once(x)
+    kept, once = name(precision.quantize_input(x), "expert_input"), precision.quantize_for_fprop(x)
     x_rows, w_rows = _rows(once, plan.source, weights)
-    hidden_in = products.fprop(_by_expert(x_rows, count), held_gate_up).astype(x.dtype)
+    hidden_in = precision.fprop(_by_expert(x_rows, count), held_gate_up).astype(x.dtype)
     hidden = swiglu.hidden(hidden_in) * w_rows.reshape(count, -1, 1)
-    y_rows = products.fprop(products.hold_once(hidden), held_down).astype(x.dtype)
+    y_rows = precision.fprop(precision.quantize_for_fprop(hidden), held_down).astype(x.dtype)
     y = _combine(y_rows.reshape(-1, x.shape[1]), plan.slot)
 
     def add_tile(i: Array, y: Array) -> Array:
         index, e = plan.tile_source[i], plan.tile_expert[i]
         x_tile, w_tile = _rows(once, index, weights)
-        gate_up_tile = products.fprop(x_tile, _expert(held_gate_up, e))
+        gate_up_tile = precision.fprop(x_tile, _expert(held_gate_up, e))
         z = swiglu.hidden(gate_up_tile.astype(x.dtype)) * w_tile[:, None]
-        y_tile = products.fprop(products.hold_once(z), _expert(held_down, e))
+        y_tile = precision.fprop(precision.quantize_for_fprop(z), _expert(held_down, e))
         return y.at[index // weights.shape[1]].add(y_tile.astype(y.dtype), mode="drop")
 
     y = lax.fori_loop(0, plan.tiles_used, add_tile, y)
-    kept_hidden = swiglu.keep(hidden_in, products)
+    kept_hidden = swiglu.save(hidden_in, precision)
     return y, (weights, held_gate_up, held_down, plan, kept, kept_hidden)
 
 
-def _by_expert(held: Held, count: int) -> Held:
+def _by_expert(held: Operand, count: int) -> Operand:
     """Rows [E * C, ...] of a held input as [E, C, ...]."""
     return jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), held)
 
 
-def _expert(held: Held, e: Array) -> Held:
+def _expert(held: Operand, e: Array) -> Operand:
     """One expert's held weight."""
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held)
 
 
-def _backward(products, saved, dy):
+def _backward(precision, saved, dy):
     weights, held_gate_up, held_down, plan, kept, kept_hidden = saved
-    hidden_in = products.read(kept_hidden).astype(dy.dtype)
-    x = products.read(kept)
+    hidden_in = precision.restore(kept_hidden).astype(dy.dtype)
+    x = precision.restore(kept)
     count, per_token = hidden_in.shape[0], weights.shape[1]
     dy_rows, w_rows = _rows(dy, plan.source, weights)
     w_rows = w_rows.reshape(count, -1, 1)
-    grad = products.hold_grad(dy_rows.reshape(count, -1, dy.shape[1]))
-    d_weighted = products.dgrad(grad, held_down).astype(dy.dtype)
+    grad = precision.quantize_grad(dy_rows.reshape(count, -1, dy.shape[1]))
+    d_weighted = precision.dgrad(grad, held_down).astype(dy.dtype)
     hidden = swiglu.hidden(hidden_in)
     d_weight_rows = (d_weighted * hidden).sum(-1)
-    d_down = products.wgrad(products.hold_turned(hidden * w_rows), grad)
-    d_hidden_in = products.hold_grad(swiglu.gradient(hidden_in, d_weighted * w_rows))
+    d_down = precision.wgrad(precision.quantize_for_wgrad(hidden * w_rows), grad)
+    d_hidden_in = precision.quantize_grad(swiglu.gradient(hidden_in, d_weighted * w_rows))
     x_rows = _by_expert(_rows(x, plan.source, weights)[0], count)
-    d_gate_up = products.wgrad(products.hold_turned(x_rows), d_hidden_in)
-    dx_rows = products.dgrad(d_hidden_in, held_gate_up).astype(dy.dtype)
+    d_gate_up = precision.wgrad(precision.quantize_for_wgrad(x_rows), d_hidden_in)
+    dx_rows = precision.dgrad(d_hidden_in, held_gate_up).astype(dy.dtype)
     dx = _combine(dx_rows.reshape(-1, dy.shape[1]), plan.slot)
     d_weights = d_weight_rows.reshape(-1).at[plan.slot].get(mode="fill", fill_value=0)
 
@@ -189,16 +189,17 @@ def _backward(products, saved, dy):
         """What the gradients of tile i are made of, in both loops."""
         index, e = plan.tile_source[i], plan.tile_expert[i]
         x_tile, w_tile = _rows(x, index, weights)
-        h = products.fprop(products.hold_once(x_tile), _expert(held_gate_up, e)).astype(dy.dtype)
-        g = products.hold_grad(_rows(dy, index, weights)[0])
-        dz = products.dgrad(g, _expert(held_down, e)).astype(dy.dtype)
-        dh = products.hold_grad(swiglu.gradient(h, dz * w_tile[:, None]))
+        once = precision.quantize_for_fprop(x_tile)
+        h = precision.fprop(once, _expert(held_gate_up, e)).astype(dy.dtype)
+        g = precision.quantize_grad(_rows(dy, index, weights)[0])
+        dz = precision.dgrad(g, _expert(held_down, e)).astype(dy.dtype)
+        dh = precision.quantize_grad(swiglu.gradient(h, dz * w_tile[:, None]))
         return index, e, x_tile, w_tile, swiglu.hidden(h), g, dz, dh
 
     def add_input(i: Array, state):
         dx, d_weights = state
         index, e, _, _, z, _, dz, dh = tile(i)
-        dx_tile = products.dgrad(dh, _expert(held_gate_up, e)).astype(dy.dtype)
+        dx_tile = precision.dgrad(dh, _expert(held_gate_up, e)).astype(dy.dtype)
         return (
             dx.at[index // per_token].add(dx_tile, mode="drop"),
             d_weights.reshape(-1).at[index].add((dz * z).sum(-1), mode="drop").reshape(
@@ -208,9 +209,9 @@ def _backward(products, saved, dy):
     def add_weight(i: Array, state):
         d_gate_up, d_down = state
         _, e, x_tile, w_tile, z, g, _, dh = tile(i)
-        d_down_tile = products.wgrad(products.hold_turned(z * w_tile[:, None]), g)
+        d_down_tile = precision.wgrad(precision.quantize_for_wgrad(z * w_tile[:, None]), g)
         return (
-            _add_at(d_gate_up, e, products.wgrad(products.hold_turned(x_tile), dh)),
+            _add_at(d_gate_up, e, precision.wgrad(precision.quantize_for_wgrad(x_tile), dh)),
             _add_at(d_down, e, d_down_tile),
         )
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.precision import Held, Matrix, Products, weight_of
+from dsjax.numerics.precision import Matrix, Operand, Precision, weight_of
 from dsjax.numerics.scaled import Scaled
 
 WRITTEN_OUT = 16  # assignments a program holds at most
@@ -28,23 +28,23 @@ def is_few(assignments: int, experts: int) -> bool:
 
 
 def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-                *, products: Products) -> Array:
+                *, precision: Precision) -> Array:
     """The chosen experts of every token, weighted and summed.
 
     x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
     """
     per_token = experts.shape[1]
     chosen = [experts.reshape(-1)[a] for a in range(experts.size)]
-    gate_up, down = _held(w_gate_up, products, parts=2), _held(w_down, products)
+    gate_up, down = _held(w_gate_up, precision, parts=2), _held(w_down, precision)
     rows = [x[a // per_token][None] for a in range(experts.size)]
-    hidden_in = _products(rows, gate_up, chosen, products).astype(x.dtype)
+    hidden_in = _multiply(rows, gate_up, chosen, precision).astype(x.dtype)
     gate, up = jnp.split(hidden_in, 2, axis=-1)
     hidden = jax.nn.silu(gate) * up * weights.reshape(-1, 1).astype(x.dtype)
-    y = _products([row[None] for row in hidden], down, chosen, products).astype(x.dtype)
+    y = _multiply([row[None] for row in hidden], down, chosen, precision).astype(x.dtype)
     return y.reshape(*experts.shape, -1).sum(axis=1)
 
 
-def _products(rows: list[Array], held: _Held, chosen: list[Array], products: Products) -> Array:
+def _multiply(rows: list[Array], held: _Held, chosen: list[Array], precision: Precision) -> Array:
     """Each row [1, K] against its own expert's matrix [K, N] -> [A, N] float32."""
     outs = []
     for row, expert in zip(rows, chosen, strict=True):
@@ -52,20 +52,20 @@ def _products(rows: list[Array], held: _Held, chosen: list[Array], products: Pro
             lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held.stacked
         )
         if held.is_resting:
-            matrix = products.hold_codes(matrix)
-        outs.append(products.fprop(products.hold_input(row), matrix))
+            matrix = precision.from_codes(matrix)
+        outs.append(precision.fprop(precision.quantize_input(row), matrix))
     return jnp.concatenate(outs)
 
 
 class _Held(NamedTuple):
     """Stacked matrices [E, K, ...]: in the form that products read, or resting in 8 bits."""
 
-    stacked: Held
+    stacked: Operand
     is_resting: bool
 
 
-def _held(w: Matrix, products: Products, parts: int = 1) -> _Held:
+def _held(w: Matrix, precision: Precision, parts: int = 1) -> _Held:
     """What is sliced; of matrices that rest in 8 bits only the chosen ones are held."""
     if isinstance(w, Scaled):
         return _Held(w, True)
-    return _Held(weight_of(w, products, 1, 1, parts)[1], False)
+    return _Held(weight_of(w, precision, 1, 1, parts)[1], False)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dsjax.numerics.precision import Held, Products, name
+from dsjax.numerics.precision import Operand, Precision, name
 
 
 def hidden(gate_up: Array) -> Array:
@@ -28,23 +28,23 @@ def gradient(gate_up: Array, d_hidden: Array) -> Array:
     return jnp.concatenate([d_hidden * up * s * (1 + gate * (1 - s)), d_hidden * gate * s], -1)
 
 
-def keep(gate_up: Array, products: Products) -> Held:
+def save(gate_up: Array, precision: Precision) -> Operand:
     """What of gate_up [..., 2F] waits for the backward pass, under the name remat knows it by."""
-    return name(products.keep(gate_up), "swiglu_input")
+    return name(precision.save(gate_up), "swiglu_input")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def swiglu(products: Products, gate_up: Array) -> Array:
+def swiglu(precision: Precision, gate_up: Array) -> Array:
     """`hidden`, keeping its input in the given precision."""
     return hidden(gate_up)
 
 
-def _forward(products: Products, gate_up: Array) -> tuple[Array, Held]:
-    return hidden(gate_up), keep(gate_up, products)
+def _forward(precision: Precision, gate_up: Array) -> tuple[Array, Operand]:
+    return hidden(gate_up), save(gate_up, precision)
 
 
-def _backward(products: Products, kept: Held, d_hidden: Array) -> tuple[Array]:
-    return (gradient(products.read(kept).astype(d_hidden.dtype), d_hidden),)
+def _backward(precision: Precision, kept: Operand, d_hidden: Array) -> tuple[Array]:
+    return (gradient(precision.restore(kept).astype(d_hidden.dtype), d_hidden),)
 
 
 swiglu.defvjp(_forward, _backward)

@@ -60,7 +60,7 @@ class Lane:
 
 def _pack_fp8(x: Array) -> tuple[Array, Array]:
     """Codes and scales as bytes: collectives need not know 8-bit floats."""
-    held = scaled.quantize(x, (1, 128), pow2=True)
+    held = scaled.quantize(x, (1, 128), ue8m0=True)
     return (lax.bitcast_convert_type(held.codes, jnp.uint8),
             lax.bitcast_convert_type(held.scales, jnp.uint8))
 

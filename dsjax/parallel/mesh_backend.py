@@ -26,7 +26,7 @@ from dsjax.config.model import ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import Backend, Linear
 from dsjax.layers.moe import moe_specs
-from dsjax.numerics.precision import Held, Matrix, Products, Weight
+from dsjax.numerics.precision import Matrix, Operand, Precision, Weight
 from dsjax.numerics.scaled import Scaled
 from dsjax.ops import grouped
 from dsjax.ops.linear import linear
@@ -50,17 +50,17 @@ def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelCo
     def everywhere(product: Linear) -> Linear:
         return lambda x, w, contract=1: product(x, gathered(w), contract)
 
-    if backend.products.twin is not None:
+    if backend.precision.reference is not None:
         own = functools.partial(own_rows, mesh=mesh)
-        last = backend.products.after_attention or backend.products
+        last = backend.precision.o_proj or backend.precision
         backend = dataclasses.replace(
-            backend, linear=functools.partial(linear, products=own(backend.products)),
-            after_attention=functools.partial(linear, products=own(last)))
+            backend, linear=functools.partial(linear, precision=own(backend.precision)),
+            o_proj=functools.partial(linear, precision=own(last)))
     return dataclasses.replace(
         backend,
         linear=everywhere(backend.linear),
         high=everywhere(backend.high),
-        after_attention=everywhere(backend.after_attention),
+        o_proj=everywhere(backend.o_proj),
         dispatch=dispatch,
         constrain=functools.partial(_constrain, mesh=mesh),
         add_up=functools.partial(_add_up, mesh=mesh),
@@ -70,34 +70,34 @@ def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelCo
     )
 
 
-def own_rows(products: Products, mesh: Mesh) -> Products:
+def own_rows(precision: Precision, mesh: Mesh) -> Precision:
     """A kernel's products over a mesh: each device's of its own rows, weights' gradients added up.
 
     Rows of which a tile lies on two devices are left to the twin.
     """
-    tile = math.prod(mesh.shape[axis] for axis in AXES) * products.row_tile
-    assert products.twin is not None, "products that XLA cuts itself need no help"
-    twin = products.twin
+    tile = math.prod(mesh.shape[axis] for axis in AXES) * precision.row_tile
+    assert precision.reference is not None, "products that XLA cuts itself need no help"
+    reference = precision.reference
 
-    def is_cut(rows: Held) -> bool:
+    def is_cut(rows: Operand) -> bool:
         return jax.tree.leaves(rows)[0].shape[0] % tile == 0
 
-    def fprop(x: Held, w: Held) -> Array:
+    def fprop(x: Operand, w: Operand) -> Array:
         if not is_cut(x):
-            return twin.fprop(x, w)
-        return _by_row(lambda w, x: products.fprop(x, w), w, x, mesh=mesh)
+            return reference.fprop(x, w)
+        return _by_row(lambda w, x: precision.fprop(x, w), w, x, mesh=mesh)
 
-    def dgrad(dy: Held, w: Held) -> Array:
+    def dgrad(dy: Operand, w: Operand) -> Array:
         if not is_cut(dy):
-            return twin.dgrad(dy, w)
-        return _by_row(lambda w, dy: products.dgrad(dy, w), w, dy, mesh=mesh)
+            return reference.dgrad(dy, w)
+        return _by_row(lambda w, dy: precision.dgrad(dy, w), w, dy, mesh=mesh)
 
-    def wgrad(x: Held, dy: Held) -> Array:
+    def wgrad(x: Operand, dy: Operand) -> Array:
         if not is_cut(x):
-            return twin.wgrad(x, dy)
-        return _add_up(lambda _, x, dy: products.wgrad(x, dy), jnp.zeros(()), x, dy, mesh=mesh)
+            return reference.wgrad(x, dy)
+        return _add_up(lambda _, x, dy: precision.wgrad(x, dy), jnp.zeros(()), x, dy, mesh=mesh)
 
-    return dataclasses.replace(products, fprop=fprop, dgrad=dgrad, wgrad=wgrad, twin=None)
+    return dataclasses.replace(precision, fprop=fprop, dgrad=dgrad, wgrad=wgrad, reference=None)
 
 
 def _constrain(x: Array, axes: tuple[str | None, ...], mesh: Mesh) -> Array:
@@ -202,7 +202,7 @@ def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree
         x, beside = lax.optimization_barrier((x, beside))
     pair = [_together(m, h) for m, h in zip(masters, held, strict=True)]
     here = min(assignments, experts.size)
-    y = grouped.experts_batched(x, experts, weights, *pair, products=backend.products,
+    y = grouped.experts_batched(x, experts, weights, *pair, precision=backend.precision,
                                 assignments=here)
     return y, jnp.zeros(()), beside
 
@@ -249,7 +249,7 @@ def _apart(w: Matrix, backend: Backend) -> tuple[Array | None, Any]:
     master, held = (w.master, w.held) if isinstance(w, Weight) else (w, None)
     if not isinstance(master, Scaled):
         return master, held
-    return None, Weight(master, backend.products.hold_codes(master) if held is None else held)
+    return None, Weight(master, backend.precision.from_codes(master) if held is None else held)
 
 
 def _together(master: Array | None, held: Any) -> Matrix:

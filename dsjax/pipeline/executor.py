@@ -86,7 +86,7 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: 
         mtp_weight: Array) -> Outcome:
     """Gradients of a whole batch's loss. batch: leaves [M, B, T+1], B the rows of all devices.
 
-    `held` is p's low-precision form (`precision.hold`) or None.
+    `held` is p's low-precision form (`quantize_weights`) or None.
     """
     specs = transformer.specs(pipe.model)
     found = stage_work.rooms(pipe.model, pipe.program)

@@ -23,7 +23,7 @@ from dsjax.config.fields import divisors
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 from dsjax.numerics import precision as numerics
-from dsjax.numerics.precision import Products
+from dsjax.numerics.precision import Precision
 from dsjax.parallel import rules
 from dsjax.plan.ahead import shard_bytes
 
@@ -49,7 +49,7 @@ class Memory:
 
 
 def measure(total: int, limit: int, state: dict[str, Tree], batch: Tree, specs: Tree, mesh: Mesh,
-            products: Products) -> Memory:
+            precision: Precision) -> Memory:
     """Split the bytes that a compiler asks for by kind.
 
     state: trees of abstract arrays with shardings, by the first two of KINDS.
@@ -57,22 +57,22 @@ def measure(total: int, limit: int, state: dict[str, Tree], batch: Tree, specs: 
     parts = {name: shard_bytes(tree) for name, tree in state.items()}
     parts["batch and counts"] = shard_bytes(batch)
     working = total - sum(parts.values())
-    weights, gradients = _weights(specs, mesh, products), _gradients(specs, mesh)
+    weights, gradients = _weights(specs, mesh, precision), _gradients(specs, mesh)
     most = (min(weights, working), min(gradients, working))
     least = max(working - weights - gradients, 0)
     return Memory({**parts, KINDS[-1]: working}, dict(zip(WORKING, (*most, least), strict=True)),
                   total, limit)
 
 
-def _weights(specs: Tree, mesh: Mesh, products: Products) -> int:
+def _weights(specs: Tree, mesh: Mesh, precision: Precision) -> int:
     """What products read: the held form of every product matrix, other leaves in float32."""
     def one(spec: params.Spec) -> int:
         leaf = jax.ShapeDtypeStruct(spec.shape, "float32")
-        if not spec.is_product or products.name == "fp32":
+        if not spec.is_product or precision.name == "fp32":
             where = rules.used_shardings(spec, mesh)
             return math.prod(where.shard_shape(spec.shape)) * 4
         held = jax.eval_shape(
-            lambda w: products.hold_weight(numerics.as_matrix(w, spec), spec.parts), leaf)
+            lambda w: precision.quantize_weight(numerics.as_matrix(w, spec), spec.parts), leaf)
         return sum(
             math.prod(rules.held_sharding(spec, a, mesh).shard_shape(a.shape)) * a.dtype.itemsize
             for a in jax.tree.leaves(held))

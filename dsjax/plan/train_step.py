@@ -50,7 +50,7 @@ def plan(run: RunConfig, machine: Target) -> Plan:
     found = memory.measure(
         total, limit, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)},
         (batch, state.step, state.skipped, state.skipped_in_row, state.opt.count),
-        transformer.specs(run.model), mesh, backend.products)
+        transformer.specs(run.model), mesh, backend.precision)
     return Plan(run, machine, result, found, memory.advice(found, run, spread.check))
 
 

@@ -20,18 +20,18 @@ from dsjax.errors import UserError
 from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
 from dsjax.numerics import codes, gemm, precision
-from dsjax.numerics.precision import Products
+from dsjax.numerics.precision import Precision
 from dsjax.optim import schedule
 from dsjax.runtime import program_cache
 
-PRECISIONS: dict[str, Products] = {
+PRECISIONS: dict[str, Precision] = {
     "fp32": precision.FP32,
     "bf16": precision.BF16,
     "fp8": gemm.FP8,
 }
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 ROOM = 512 << 20  # bytes of heap beside a step's temporaries
-CODES = gemm.products(gemm.V3_1, codes.MACHINE)
+CODES = gemm.precision(gemm.V3_1, codes.MATMUL)
 HOPPER = 9  # the first CUDA capability whose tensor cores multiply E4M3 with float32 sums
 Operands = Literal["hopper", "tpu", "codes", "values"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
@@ -39,23 +39,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "
 
 def choose_backend(run: RunConfig, device: jax.Device | None = None) -> Backend:
     """The functions layers call, in the run's precision; for this machine, or a device's."""
-    products = PRECISIONS[run.train.precision]
+    precision = PRECISIONS[run.train.precision]
     if run.train.precision == "fp8":
-        products = fp8_products(fp8_operands(run.place, device or jax.devices()[0]))
-    return backends.single(products, jnp.dtype(run.train.activations))
+        precision = fp8_products(fp8_operands(run.place, device or jax.devices()[0]))
+    return backends.single(precision, jnp.dtype(run.train.activations))
 
 
 @functools.cache
-def fp8_products(operands: Operands) -> Products:
+def fp8_products(operands: Operands) -> Precision:
     """FP8 products of these operands. (Pallas takes a second to import: only where it is used.)"""
     if operands == "hopper":
         from dsjax.kernels import hopper
 
-        return gemm.products(gemm.V3_1, hopper.MACHINE)
+        return gemm.precision(gemm.V3_1, hopper.MATMUL)
     if operands == "tpu":
         from dsjax.kernels import tpu
 
-        return gemm.products(gemm.V3_1, tpu.MACHINE)
+        return gemm.precision(gemm.V3_1, tpu.MATMUL)
     return CODES if operands == "codes" else gemm.FP8
 
 
@@ -152,7 +152,8 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "devices": f"{len(devices)} x {kind} ({jax.default_backend()})",
         "processes": str(jax.process_count()),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "precision": f"{backend.products.name} products, float32 sums, {backend.dtype} activations",
+        "precision": f"{backend.precision.name} products, float32 sums, "
+        f"{backend.dtype} activations",
         "optimizer": f"AdamW, {run.optimizer.moments} moments, float32 masters",
         "rate": schedule.describe(run.rate, run.train.steps),
         "attention": "blocks of 128 queries, probabilities made again in the backward pass",

@@ -86,7 +86,7 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     Paired slots are laid open but on a CPU, which communicates when it does not compute.
     """
     program = compile_schedule(run)
-    inside = single(backend.products, backend.dtype)
+    inside = single(backend.precision, backend.dtype)
     if run.model.moe is not None and run.parallel.expert > 1:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
             mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
@@ -98,8 +98,8 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
         specs, count = transformer.specs(run.model), run.train.microbatches
         held = None
-        if backend.products.name != "fp32":
-            held = backend.place(precision.hold(p, specs, backend.products), specs)
+        if backend.precision.name != "fp32":
+            held = backend.place(precision.quantize_weights(p, specs, backend.precision), specs)
         cut = jax.tree.map(
             lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
             batch)

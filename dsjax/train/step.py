@@ -102,8 +102,8 @@ def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
     totals = losses.count(batch)
     mtp_weight = schedule_mtp_weight(run, step)
     held = None
-    if backend.products.name != "fp32":
-        held = backend.place(precision.hold(p, specs, backend.products), specs)
+    if backend.precision.name != "fp32":
+        held = backend.place(precision.quantize_weights(p, specs, backend.precision), specs)
     p = backend.place(p, specs)
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:

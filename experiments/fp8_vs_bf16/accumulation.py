@@ -29,8 +29,8 @@ def operands(k: int, kind: str, seed: int) -> tuple[Array, Array]:
     """Two random matrices [SIDE, K] and [K, SIDE] of E4M3 numbers."""
     keys = jax.random.split(jax.random.key(seed))
     a, b = (DRAWS[kind](key, shape) for key, shape in zip(keys, ((SIDE, k), (k, SIDE))))
-    return (formats.decode(scaled.quantize(a, (1, scaled.WHOLE), pow2=True).codes),
-            formats.decode(scaled.quantize(b, (scaled.WHOLE, 1), pow2=True).codes))
+    return (formats.decode(scaled.quantize(a, (1, scaled.WHOLE), ue8m0=True).codes),
+            formats.decode(scaled.quantize(b, (scaled.WHOLE, 1), ue8m0=True).codes))
 
 
 def measure(k: int, promote: int | None, seeds: int,

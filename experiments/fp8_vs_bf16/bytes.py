@@ -28,22 +28,22 @@ from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.numerics import codes, gemm
 from dsjax.numerics import precision as numerics
-from dsjax.numerics.precision import Products
+from dsjax.numerics.precision import Precision
 from dsjax.ops.grouped import HEADROOM
 from dsjax.train import state
 from experiments.common import command
 from experiments.common.command import Asked
 from experiments.fp8_vs_bf16 import STUDY
 
-FP8 = gemm.products(gemm.V3_1, codes.MACHINE)
+FP8 = gemm.precision(gemm.V3_1, codes.MATMUL)
 TILE = 128
 
 
 @dataclass(frozen=True)
-class Precision:
+class Form:
     """What products read, what activations are, and bytes of an operand with and without scales."""
 
-    products: Products
+    precision: Precision
     activations: Any
     operand: int
     scale: int = 0  # bytes of one scale
@@ -51,10 +51,10 @@ class Precision:
 
 
 PRECISIONS = {
-    "float32": Precision(numerics.FP32, jnp.float32, 4, moments="float32"),
-    "bfloat16": Precision(numerics.BF16, jnp.bfloat16, 2),
-    "FP8": Precision(FP8, jnp.bfloat16, 1, scale=1),
-    "FP8, float32 scales": Precision(gemm.products(gemm.V3, codes.MACHINE), jnp.bfloat16, 1, 4),
+    "float32": Form(numerics.FP32, jnp.float32, 4, moments="float32"),
+    "bfloat16": Form(numerics.BF16, jnp.bfloat16, 2),
+    "FP8": Form(FP8, jnp.bfloat16, 1, scale=1),
+    "FP8, float32 scales": Form(gemm.precision(gemm.V3, codes.MATMUL), jnp.bfloat16, 1, 4),
 }
 
 
@@ -70,7 +70,8 @@ def measure(run: RunConfig, how: Precision) -> dict[str, int]:
         optimizer=dataclasses.replace(run.optimizer, moments=how.moments))
     specs = transformer.specs(run.model)
     held_state = state.abstract(run)
-    operands = jax.eval_shape(lambda p: numerics.hold(p, specs, how.products), held_state.params)
+    operands = jax.eval_shape(lambda p: numerics.quantize_weights(p, specs, how.precision),
+                              held_state.params)
     kept = residuals(run, how, held_state.params, operands)
     low, others = split(kept, run, how)
     return {
@@ -86,7 +87,7 @@ def residuals(run: RunConfig, how: Precision, p: Any, operands: Any) -> list[jax
     """What the layers' backward pass keeps besides parameters and operands."""
     cfg, specs = run.model, transformer.specs(run.model)
     tokens = jnp.zeros((run.train.batch, run.train.length), jnp.int32)
-    backend = single(how.products, how.activations)
+    backend = single(how.precision, how.activations)
 
     def pull(p: Any, operands: Any) -> Any:
         def layers(p: Any) -> jax.Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.cli.benches.gemm import V3_COLUMNS, V3_SHAPES
-from dsjax.numerics.precision import Products
+from dsjax.numerics.precision import Precision
 from dsjax.plan import target
 from dsjax.plan.target import Target
 from dsjax.runtime.platform import Operands, fp8_products
@@ -35,13 +35,14 @@ COLUMNS = ["machine", "y = x w", "form", "MB of operands and result", "MB of tem
            "seconds to compile", "tensor cores", "registers", "bytes spilled"]
 
 
-def compiled(machine: Target, products: Products, m: int, k: int,
+def compiled(machine: Target, products: Precision, m: int, k: int,
              n: int) -> tuple[float, float, float]:
     """10^6 bytes of arguments and result, of temporaries, and seconds, of Fprop on one device."""
     where = NamedSharding(Mesh(target.devices(machine)[:1], ("x",)), PartitionSpec())
     x, w = (jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
                          jax.eval_shape(hold, jax.ShapeDtypeStruct(shape, jnp.float32)))
-            for hold, shape in ((products.hold_once, (m, k)), (products.hold_weight, (k, n))))
+            for hold, shape in ((products.quantize_for_fprop, (m, k)),
+                                (products.quantize_weight, (k, n))))
     platform = machine.chip.platform
     began = time.perf_counter()
     lowered = jax.jit(products.fprop).trace(x, w).lower(lowering_platforms=(platform,))

@@ -19,7 +19,7 @@ from pathlib import Path
 from configs import small, tiny
 from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
-from dsjax.numerics import precision as products
+from dsjax.numerics import precision as numerics
 from experiments.common import arms
 from experiments.common.arms import Arm
 from experiments.common.command import Asked
@@ -71,7 +71,7 @@ def all_arms() -> list[Arm]:
     made += of(noisy_tiny, SEEDS, tuple(PRECISIONS)) + of(noisy_small, (0,), tuple(PRECISIONS))
     ablations = [Arm(f"fp8_{name}", f"FP8, {change}", with_(half, "fp8", 0),
                      ingredients.backend(held)) for name, (change, held) in WITHOUT.items()]
-    reordered = dataclasses.replace(ingredients.backend(products.BF16), loss_chunk=64)
+    reordered = dataclasses.replace(ingredients.backend(numerics.BF16), loss_chunk=64)
     controls = [Arm("bf16_reordered", "bfloat16, float32 sums of the loss in another order",
                     with_(run, "bf16", seed), reordered)
                 for run, seed in [(noisy_tiny, 1), *((tiny_run, seed) for seed in (1, 0, 2))]]

@@ -27,7 +27,7 @@ from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
-from dsjax.numerics import precision as products
+from dsjax.numerics import precision as numerics
 from dsjax.parallel import exchange, mesh, mesh_backend, rules
 from dsjax.parallel.mesh import AXES
 from dsjax.pipeline import executor
@@ -75,7 +75,7 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     target = targets.parse(TARGETS[machine])
     layout = ParallelConfig(pipe=RANKS, expert=2)
     devices = mesh.make_mesh(layout, targets.devices(target))
-    backend = single(products.BF16, jnp.bfloat16)
+    backend = single(numerics.BF16, jnp.bfloat16)
     backend = dataclasses.replace(backend, dispatch=functools.partial(
         mesh_backend.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
         wire=exchange.WIRES["bf16"]))
@@ -83,7 +83,7 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     specs = transformer.specs(run.model)
 
     def take(p: Any, batch: Batch) -> executor.Outcome:
-        held = products.hold(p, specs, backend.products)
+        held = numerics.quantize_weights(p, specs, backend.precision)
         cut = jax.tree.map(lambda a: a.reshape(MICROBATCHES, -1, *a.shape[1:]), batch)
         return executor.run(pipe, p, held, cut, losses.count(batch),
                             step.schedule_mtp_weight(run, jnp.int32(0)))

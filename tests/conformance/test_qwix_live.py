@@ -47,8 +47,8 @@ def test_codes_and_scales_are_qwix_s(tile):
 
 def test_the_three_products_are_those_of_qwix_s_operands():
     x, w, dy = draw(1, 256, 384), draw(2, 384, 128), draw(3, 256, 128)
-    products = gemm.products(gemm.V3)
-    y, pull = jax.vjp(lambda x, w: linear(x, w, products=products), x, w)
+    precision = gemm.precision(gemm.V3)
+    y, pull = jax.vjp(lambda x, w: linear(x, w, precision=precision), x, w)
     dx, dw = pull(dy)
 
     def read(x, tile):

@@ -23,10 +23,10 @@ def same(a, b):
 
 def test_e5m2_gradients_change_both_operands_of_the_gradient_and_nothing_else():
     whole, mine = gemm.FP8, ingredients.E5M2_GRADIENTS
-    assert same(whole.hold_once(X), mine.hold_once(X))
-    assert same(whole.hold_weight(W), mine.hold_weight(W))
+    assert same(whole.quantize_for_fprop(X), mine.quantize_for_fprop(X))
+    assert same(whole.quantize_weight(W), mine.quantize_weight(W))
     for held, exact in (("by_row", X), ("by_column", X)):
-        coarse, fine = (np.asarray(getattr(p.hold_grad(X), held), np.float64)
+        coarse, fine = (np.asarray(getattr(p.quantize_grad(X), held), np.float64)
                         for p in (mine, whole))
         relative = np.abs(coarse / np.asarray(exact, np.float64) - 1)
         assert np.median(relative) > 1.5 * np.median(np.abs(fine / np.asarray(exact) - 1))
@@ -35,18 +35,18 @@ def test_e5m2_gradients_change_both_operands_of_the_gradient_and_nothing_else():
 
 
 def test_blocks_of_gradients_change_dgrad_s_operand_alone():
-    whole, mine = gemm.FP8.hold_grad(X), ingredients.BLOCK_GRADIENTS.hold_grad(X)
+    whole, mine = gemm.FP8.quantize_grad(X), ingredients.BLOCK_GRADIENTS.quantize_grad(X)
     assert same(whole.by_column, mine.by_column)
     assert not same(whole.by_row, mine.by_row)
     # A row far below its block's largest loses everything.
     outlier = jnp.ones((128, 128)).at[0, 0].set(1e7)
-    assert not np.any(ingredients.BLOCK_GRADIENTS.hold_grad(outlier).by_row[1:])
-    assert np.all(gemm.FP8.hold_grad(outlier).by_row[1:] == 1)
+    assert not np.any(ingredients.BLOCK_GRADIENTS.quantize_grad(outlier).by_row[1:])
+    assert np.all(gemm.FP8.quantize_grad(outlier).by_row[1:] == 1)
 
 
 def test_one_scale_a_tensor_loses_small_entries_that_tiles_keep():
     outlier = jnp.ones((256, 256)).at[0, 0].set(1e7)
-    for hold in ("hold_once", "hold_weight"):
+    for hold in ("quantize_for_fprop", "quantize_weight"):
         kept = getattr(gemm.FP8, hold)(outlier)
         lost = getattr(ingredients.PER_TENSOR, hold)(outlier)
         assert np.all(kept[128:] == 1)
@@ -56,11 +56,12 @@ def test_one_scale_a_tensor_loses_small_entries_that_tiles_keep():
 @pytest.mark.parametrize("promote", [None, 128])
 def test_registers_sum_all_three_products_as_the_simulation_does(promote):
     mine = ingredients.registers(promote)
-    x, w, grad = mine.hold_once(X), mine.hold_weight(W), mine.hold_grad(X @ W)
+    x, w, grad = mine.quantize_for_fprop(X), mine.quantize_weight(W), mine.quantize_grad(X @ W)
     for actual, a, b in [
         (mine.fprop(x, w), x, w),
         (mine.dgrad(grad, w), grad.by_row, w.T),
-        (mine.wgrad(mine.hold_turned(X), grad), mine.hold_turned(X).T, grad.by_column),
+        (mine.wgrad(mine.quantize_for_wgrad(X), grad), mine.quantize_for_wgrad(X).T,
+         grad.by_column),
     ]:
         expected = accumulate.product_fast(a, b, promote)
         np.testing.assert_array_equal(actual, expected)

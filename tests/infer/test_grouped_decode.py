@@ -23,7 +23,7 @@ def arrays(per_token):
 @pytest.mark.parametrize("per_token", [1, 2])
 def test_written_out_experts_are_the_plain_ones(per_token):
     with jax.enable_x64(True):
-        few = jax.jit(lambda *a: experts_few(*a, products=FP64))(*arrays(per_token))
+        few = jax.jit(lambda *a: experts_few(*a, precision=FP64))(*arrays(per_token))
         close(few, experts_plain(*arrays(per_token)), 1e-13)
 
 
@@ -32,9 +32,9 @@ def test_held_weights_give_what_plain_ones_give():
         a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays(2)
     )
     held = [
-        Weight(w, BF16.hold_weight(w.reshape(E, w.shape[1], -1))) for w in (w_gate_up, w_down)
+        Weight(w, BF16.quantize_weight(w.reshape(E, w.shape[1], -1))) for w in (w_gate_up, w_down)
     ]
-    few = jax.jit(lambda *a: experts_few(*a, products=BF16))
+    few = jax.jit(lambda *a: experts_few(*a, precision=BF16))
     np.testing.assert_array_equal(
         few(x, experts, weights, *held), few(x, experts, weights, w_gate_up, w_down)
     )

@@ -24,7 +24,7 @@ def compiled(name, machine, kernel):
     module = {"cuda": "jax_plugins.xla_cuda12", "tpu": "libtpu"}[found.chip.platform]
     if not target.is_installed(module):
         pytest.skip(f"no compiler for {machine}: its extra is not installed")
-    products = gemm.products(gemm.V3_1, kernel)
+    precision = gemm.precision(gemm.V3_1, kernel)
     mesh = Mesh(target.devices(found)[:1], ("x",))
 
     def placed(f, *shape):
@@ -32,10 +32,10 @@ def compiled(name, machine, kernel):
         where = NamedSharding(mesh, PartitionSpec())
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), held)
 
-    x, w = placed(products.hold_once, M, K), placed(products.hold_weight, K, N)
-    turned, grad = placed(products.hold_turned, M, K), placed(products.hold_grad, M, N)
-    product, a, b = {"fprop": (products.fprop, x, w), "dgrad": (products.dgrad, grad, w),
-                     "wgrad": (products.wgrad, turned, grad)}[name]
+    x, w = placed(precision.quantize_for_fprop, M, K), placed(precision.quantize_weight, K, N)
+    turned, grad = placed(precision.quantize_for_wgrad, M, K), placed(precision.quantize_grad, M, N)
+    product, a, b = {"fprop": (precision.fprop, x, w), "dgrad": (precision.dgrad, grad, w),
+                     "wgrad": (precision.wgrad, turned, grad)}[name]
     platform = found.chip.platform
     lowered = jax.jit(product).trace(a, b).lower(lowering_platforms=(platform,))
     read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((a, b)))
@@ -47,7 +47,7 @@ def test_on_hopper_products_are_the_tensor_core_s_and_sums_stay_in_registers(
         name, tmp_path, monkeypatch):
     for variable, value in (("TO", str(tmp_path)), ("PTX", "1"), ("PTXAS", "1")):
         monkeypatch.setenv(f"MOSAIC_GPU_DUMP_{variable}", value)
-    program, read = compiled(name, "h200:1x1", hopper.MACHINE)
+    program, read = compiled(name, "h200:1x1", hopper.MATMUL)
     ptx = "".join(path.read_text() for path in tmp_path.glob("*.ptx"))
     found = set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)[\w.]*", ptx))
     assert found == {"wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"}
@@ -58,7 +58,7 @@ def test_on_hopper_products_are_the_tensor_core_s_and_sums_stay_in_registers(
 
 @pytest.mark.parametrize("name", ["fprop", "dgrad", "wgrad"])
 def test_on_a_tpu_a_product_is_one_call_on_8_bit_floats(name):
-    program, read = compiled(name, "tpu7x:2x2x1", tpu.MACHINE)
+    program, read = compiled(name, "tpu7x:2x2x1", tpu.MATMUL)
     calls = [line for line in program.as_text().splitlines() if "tpu_custom_call" in line]
     assert len(calls) == 1
     assert len(re.findall(r"f8e4m3fn\[", calls[0])) >= 2

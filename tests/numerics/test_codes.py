@@ -26,14 +26,14 @@ def near(actual, expected, terms=400):
 
 
 @pytest.mark.parametrize("recipe", [gemm.V3, gemm.V3_1], ids=lambda r: r.name)
-@pytest.mark.parametrize("after_attention", [False, True])
-def test_a_linear_and_its_gradients_are_the_emulated_ones(recipe, after_attention):
+@pytest.mark.parametrize("o_proj", [False, True])
+def test_a_linear_and_its_gradients_are_the_emulated_ones(recipe, o_proj):
     x, w, dy = draw(0, 137, 300), draw(1, 300, 141), draw(2, 137, 141)
     results = []
-    for machine in (codes.MACHINE, None):
-        products = gemm.products(recipe, machine)
-        products = products.after_attention if after_attention else products
-        y, pull = jax.vjp(lambda x, w, p=products: linear(x, w, products=p), x, w)
+    for machine in (codes.MATMUL, None):
+        precision = gemm.precision(recipe, machine)
+        precision = precision.o_proj if o_proj else precision
+        y, pull = jax.vjp(lambda x, w, p=precision: linear(x, w, precision=p), x, w)
         results.append((y, *pull(dy)))
     for actual, expected in zip(*results):
         near(actual, expected)
@@ -45,13 +45,13 @@ def test_experts_with_gate_and_up_apart_are_the_emulated_ones(hidden):
     experts = (jnp.arange(24, dtype=jnp.int32) % 2)[:, None]
     gate_up, down = draw(4, 2, 136, 2 * hidden).reshape(2, 136, 2, hidden), draw(5, 2, hidden, 136)
     results = []
-    for machine in (codes.MACHINE, None):
-        products = gemm.products(gemm.V3_1, machine)
+    for machine in (codes.MATMUL, None):
+        precision = gemm.precision(gemm.V3_1, machine)
 
-        def f(x, gate_up, down, products=products):
-            held = (Weight(gate_up, products.hold_weight(gate_up.reshape(2, 136, -1), 2)),
-                    Weight(down, products.hold_weight(down)))
-            return experts_batched(x, experts, weights, *held, products=products)
+        def f(x, gate_up, down, precision=precision):
+            held = (Weight(gate_up, precision.quantize_weight(gate_up.reshape(2, 136, -1), 2)),
+                    Weight(down, precision.quantize_weight(down)))
+            return experts_batched(x, experts, weights, *held, precision=precision)
 
         def pulled(dy, f=f):
             y, pull = jax.vjp(f, x, gate_up, down)
@@ -64,10 +64,10 @@ def test_experts_with_gate_and_up_apart_are_the_emulated_ones(hidden):
 
 
 def test_operands_are_held_as_codes_and_multiplied_as_codes():
-    products = gemm.products(gemm.V3_1, codes.MACHINE)
-    x, w = draw(7, 8, 256), products.hold_weight(draw(8, 256, 128))
+    precision = gemm.precision(gemm.V3_1, codes.MATMUL)
+    x, w = draw(7, 8, 256), precision.quantize_weight(draw(8, 256, 128))
     assert isinstance(w, Scaled)
-    text = str(jax.make_jaxpr(lambda x: products.fprop(products.hold_once(x), w))(x))
+    text = str(jax.make_jaxpr(lambda x: precision.fprop(precision.quantize_for_fprop(x), w))(x))
     dots = [line for line in text.splitlines() if "dot_general" in line]
     assert len(dots) == 2  # of 128 each
     held = scaled.quantize(x, (1, 128), True)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.numerics import codes, gemm
 
-PRODUCTS = gemm.products(gemm.V3_1, codes.MACHINE)
+PRODUCTS = gemm.precision(gemm.V3_1, codes.MATMUL)
 M, K, N = 512, 384, 256
 
 H200 = """
@@ -72,8 +72,8 @@ def test_every_product_reads_8_bit_floats(target):
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), held)
 
-    x, w = placed(PRODUCTS.hold_once, M, K), placed(PRODUCTS.hold_weight, K, N)
-    turned, grad = placed(PRODUCTS.hold_turned, M, K), placed(PRODUCTS.hold_grad, M, N)
+    x, w = placed(PRODUCTS.quantize_for_fprop, M, K), placed(PRODUCTS.quantize_weight, K, N)
+    turned, grad = placed(PRODUCTS.quantize_for_wgrad, M, K), placed(PRODUCTS.quantize_grad, M, N)
     for product, a, b, summed in [(PRODUCTS.fprop, x, w, K), (PRODUCTS.dgrad, grad, w, N),
                                   (PRODUCTS.wgrad, turned, grad, M)]:
         lowered = jax.jit(product).trace(a, b).lower(lowering_platforms=(platform,))

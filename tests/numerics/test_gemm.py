@@ -25,8 +25,8 @@ def draw(seed, *shape):
     return (size * rng.standard_normal(shape)).astype(np.float32)
 
 
-def held(x, tile, pow2, form="e4m3"):
-    values, scales = reference.quantize(x, tile, pow2, form)
+def held(x, tile, ue8m0, form="e4m3"):
+    values, scales = reference.quantize(x, tile, ue8m0, form)
     return spread(scales, tile, x.shape) * values
 
 
@@ -41,31 +41,32 @@ def close(actual, a, b):
     assert np.all(np.abs(np.asarray(actual, np.float64) - a @ b) <= allowed)
 
 
-def three(products, x, w, dy):
+def three(precision, x, w, dy):
     """y, dx and dw of `linear` and its gradient."""
-    y, pull = jax.vjp(lambda x, w: linear(x, w, products=products), jnp.asarray(x), jnp.asarray(w))
+    y, pull = jax.vjp(lambda x, w: linear(x, w, precision=precision), jnp.asarray(x),
+                      jnp.asarray(w))
     return y, *pull(jnp.asarray(dy))
 
 
 @RECIPES
 def test_each_product_reads_the_operands_that_the_report_names(recipe):
     x, w, dy = draw(0, M, K), draw(1, K, N), draw(2, M, N)
-    y, dx, dw = three(gemm.products(recipe), x, w, dy)
-    pow2 = recipe.pow2
-    kept, w_held = held(x, ROWS, pow2), held(w, BLOCKS, pow2)
+    y, dx, dw = three(gemm.precision(recipe), x, w, dy)
+    ue8m0 = recipe.ue8m0
+    kept, w_held = held(x, ROWS, ue8m0), held(w, BLOCKS, ue8m0)
     close(y, kept, w_held)
-    close(dx, held(dy, ROWS, pow2), w_held.T)
+    close(dx, held(dy, ROWS, ue8m0), w_held.T)
     # x waits in 1x128 tiles, and is quantized in 128x1 tiles from those.
-    close(dw, held(kept, COLUMNS, pow2).T, held(dy, COLUMNS, pow2))
+    close(dw, held(kept, COLUMNS, ue8m0).T, held(dy, COLUMNS, ue8m0))
 
 
 @RECIPES
 def test_the_input_after_attention_waits_in_12_bits_with_powers_of_two(recipe):
     x, w, dy = draw(3, M, K), draw(4, K, N), draw(5, M, N)
-    products = gemm.products(recipe).after_attention
-    y, dx, dw = three(products, x, w, dy)
+    precision = gemm.precision(recipe).o_proj
+    y, dx, dw = three(precision, x, w, dy)
     kept = held(x, ROWS, True, "e5m6")
-    w_held = held(w, BLOCKS, recipe.pow2)
+    w_held = held(w, BLOCKS, recipe.ue8m0)
     close(y, held(kept, ROWS, True), w_held)
     close(dx, held(dy, ROWS, True), w_held.T)
     close(dw, held(kept, COLUMNS, True).T, held(dy, COLUMNS, True))
@@ -77,11 +78,11 @@ def test_the_input_after_attention_waits_in_12_bits_with_powers_of_two(recipe):
 @RECIPES
 def test_errors_are_within_half_a_last_place_of_each_operand(recipe):
     x, w, dy = draw(6, M, K), draw(7, K, N), draw(8, M, N)
-    pow2 = recipe.pow2
+    ue8m0 = recipe.ue8m0
 
     def error(a, tile):
         """At most 2^-4 of a number, or half the smallest subnormal; 2^-18 is float32's share."""
-        _, scales = reference.quantize(a, tile, pow2, "e4m3")
+        _, scales = reference.quantize(a, tile, ue8m0, "e4m3")
         size = spread(scales, tile, a.shape).astype(np.float64)
         return np.maximum(2.0**-4 * np.abs(a), 2.0**-10 * size) * (1 + 2.0**-18)
 
@@ -91,12 +92,12 @@ def test_errors_are_within_half_a_last_place_of_each_operand(recipe):
         return np.abs(actual) <= exact_error + a.shape[1] * 2.0**-24 * (
             (a + error_a) @ (b + error_b))
 
-    y, dx, dw = (np.asarray(a, np.float64) for a in three(gemm.products(recipe), x, w, dy))
+    y, dx, dw = (np.asarray(a, np.float64) for a in three(gemm.precision(recipe), x, w, dy))
     x_, w_, dy_ = (a.astype(np.float64) for a in (x, w, dy))
     by_row, by_block = error(x, ROWS), error(w, BLOCKS)
     assert np.all(inside(y - x_ @ w_, x, w, by_row, by_block))
     assert np.all(inside(dx - dy_ @ w_.T, dy, w.T, error(dy, ROWS), by_block.T))
-    kept = held(x, ROWS, pow2)
+    kept = held(x, ROWS, ue8m0)
     twice = by_row + error(kept, COLUMNS)
     assert np.all(inside(dw - x_.T @ dy_, x.T, dy, twice.T, error(dy, COLUMNS)))
     # Rounding is unbiased: the whole gradient is far closer than any entry's bound.
@@ -106,10 +107,10 @@ def test_errors_are_within_half_a_last_place_of_each_operand(recipe):
 
 def test_experts_are_quantized_each_by_itself():
     x, w, dy = draw(9, 3, 40, K), draw(10, 3, K, 2 * 130), draw(11, 3, 40, 2 * 130)
-    products = gemm.FP8
-    whole = products.fprop(products.hold_once(x), products.hold_weight(w, 2))
-    grad = products.hold_grad(jnp.asarray(dy))
-    d_w = products.wgrad(products.hold_turned(x), grad)
+    precision = gemm.FP8
+    whole = precision.fprop(precision.quantize_for_fprop(x), precision.quantize_weight(w, 2))
+    grad = precision.quantize_grad(jnp.asarray(dy))
+    d_w = precision.wgrad(precision.quantize_for_wgrad(x), grad)
     for e in range(3):
         parts = [held(part, BLOCKS, True) for part in np.split(w[e], 2, axis=1)]
         close(whole[e], held(x[e], ROWS, True), np.concatenate(parts, 1))  # gate and up apart
@@ -119,13 +120,13 @@ def test_experts_are_quantized_each_by_itself():
 def test_the_backward_pass_keeps_codes_with_scales_and_no_other_activation():
     x, w = jnp.asarray(draw(12, M, 256)), jnp.asarray(draw(13, 256, N))
 
-    def kept(products):
-        leaves = jax.tree.leaves(jax.vjp(lambda x: linear(x, w, products=products), x)[1])
+    def kept(precision):
+        leaves = jax.tree.leaves(jax.vjp(lambda x: linear(x, w, precision=precision), x)[1])
         return {(a.shape, a.dtype.name) for a in leaves if M in a.shape}
 
     scales = ((M, 2), "float8_e8m0fnu")
     assert kept(gemm.FP8) == {((M, 256), "float8_e4m3fn"), scales}
-    assert kept(gemm.FP8.after_attention) == {((M, 256), "float16"), scales}
+    assert kept(gemm.FP8.o_proj) == {((M, 256), "float16"), scales}
 
 
 @RECIPES
@@ -134,14 +135,14 @@ def test_a_broken_token_spoils_its_own_row_and_the_weight_s_gradient_only(recipe
     for broken in (np.nan, np.inf, -np.inf):
         x = draw(16, 130, 128)
         x[3, 5] = broken
-        y, dx, dw = three(gemm.products(recipe), x, w, dy)
+        y, dx, dw = three(gemm.precision(recipe), x, w, dy)
         assert np.all(np.isnan(y[3]))
         assert np.all(np.isfinite(np.delete(y, 3, 0)))
         assert np.all(np.isfinite(dx))
         assert np.all(np.isnan(dw[5]))  # so the optimizer leaves the step out
         dy_broken = dy.copy()
         dy_broken[7, 9] = broken
-        _, dx, dw = three(gemm.products(recipe), draw(16, 130, 128), w, dy_broken)
+        _, dx, dw = three(gemm.precision(recipe), draw(16, 130, 128), w, dy_broken)
         assert np.all(np.isnan(dx[7]))
         assert np.all(np.isfinite(np.delete(dx, 7, 0)))
         assert np.all(np.isnan(dw[:, 9]))
@@ -151,7 +152,7 @@ def test_a_broken_token_spoils_its_own_row_and_the_weight_s_gradient_only(recipe
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12, 3e18])
 def test_zero_tiny_and_huge_operands_give_zero_or_the_right_size(recipe, size):
     x, w, dy = size * np.sign(draw(17, 64, 128)), draw(18, 128, 96), draw(19, 64, 96)
-    y, _, dw = (np.asarray(a, np.float64) for a in three(gemm.products(recipe), x, w, dy))
+    y, _, dw = (np.asarray(a, np.float64) for a in three(gemm.precision(recipe), x, w, dy))
     exact = x.astype(np.float64) @ w, x.T.astype(np.float64) @ dy
     for actual, expected in zip((y, dw), exact):
         assert np.all(np.isfinite(actual))
@@ -163,7 +164,7 @@ def test_zero_tiny_and_huge_operands_give_zero_or_the_right_size(recipe, size):
 
 def test_operands_read_back_as_they_were_held():
     x = jnp.asarray(draw(20, M, K))
-    kept = gemm.FP8.hold_input(x)
+    kept = gemm.FP8.quantize_input(x)
     assert isinstance(kept, Scaled)
     np.testing.assert_array_equal(gemm.FP8.read(kept).astype(jnp.float32), scaled.dequantize(kept))
-    np.testing.assert_array_equal(gemm.FP8.hold_once(x), gemm.FP8.read(kept))
+    np.testing.assert_array_equal(gemm.FP8.quantize_for_fprop(x), gemm.FP8.read(kept))

@@ -22,30 +22,30 @@ def wide_values(seed, shape):
 @pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
-def test_codes_and_scales_are_bit_equal_to_the_definition(form, tile, pow2):
+def test_codes_and_scales_are_bit_equal_to_the_definition(form, tile, ue8m0):
     x = wide_values(0, (67, 141))  # partial tiles at both edges
-    values, scales = reference.quantize(x, tile, pow2, form.name)
+    values, scales = reference.quantize(x, tile, ue8m0, form.name)
     for quantize in (scaled.quantize, jax.jit(scaled.quantize, static_argnums=(1, 2, 3))):
-        q = quantize(jnp.asarray(x), tile, pow2, form)
+        q = quantize(jnp.asarray(x), tile, ue8m0, form)
         np.testing.assert_array_equal(scaled.scale_values(q.scales), scales)
         np.testing.assert_array_equal(formats.decode(q.codes), values)
-        at_once = scaled.rounded(jnp.asarray(x), tile, pow2, form)
+        at_once = scaled.rounded(jnp.asarray(x), tile, ue8m0, form)
         np.testing.assert_array_equal(at_once, scaled.dequantize(q))
-        assert q.scales.dtype == (formats.UE8M0 if pow2 else jnp.float32)
+        assert q.scales.dtype == (formats.UE8M0 if ue8m0 else jnp.float32)
 
 
 def test_the_call_of_the_documentation_gives_codes_and_scales():
     x = jnp.asarray(wide_values(1, (5, 300)))
-    q = scaled.quantize(x, tile=(1, 128), pow2=False)
+    q = scaled.quantize(x, tile=(1, 128), ue8m0=False)
     assert (q.codes.shape, q.scales.shape) == ((5, 300), (5, 3))
     by_hand = formats.decode(q.codes) * np.repeat(q.scales, 128, axis=1)[:, :300]
     np.testing.assert_array_equal(scaled.dequantize(q), by_hand)
 
 
 @pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
-def test_error_is_half_a_step_of_the_code(pow2):
+def test_error_is_half_a_step_of_the_code(ue8m0):
     x = wide_values(2, (64, 256))
-    q = scaled.quantize(jnp.asarray(x), (1, 128), pow2)
+    q = scaled.quantize(jnp.asarray(x), (1, 128), ue8m0)
     scale = np.repeat(scaled.scale_values(q.scales), 128, axis=1)
     # Half of the last of 4 significant bits, or of the smallest subnormal 2^-9; the inverse of a
     # float scale and the two products round by 2^-24 each.
@@ -61,26 +61,26 @@ def test_power_of_two_scales_dequantize_exactly_in_bfloat16(form):
 
 
 @pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
-def test_quantizing_again_changes_nothing_when_scales_are_powers_of_two(pow2):
-    first = scaled.dequantize(scaled.quantize(jnp.asarray(wide_values(4, (32, 256))), pow2=pow2))
-    again = scaled.dequantize(scaled.quantize(first, pow2=pow2))
-    assert np.array_equal(first, again) or not pow2
+def test_quantizing_again_changes_nothing_when_scales_are_powers_of_two(ue8m0):
+    first = scaled.dequantize(scaled.quantize(jnp.asarray(wide_values(4, (32, 256))), ue8m0=ue8m0))
+    again = scaled.dequantize(scaled.quantize(first, ue8m0=ue8m0))
+    assert np.array_equal(first, again) or not ue8m0
 
 
 @pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
 @pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
-def test_the_largest_of_a_tile_is_the_largest_code_at_every_magnitude(form, pow2):
+def test_the_largest_of_a_tile_is_the_largest_code_at_every_magnitude(form, ue8m0):
     """No clip follows the scale: its rounding must never lift an entry over the format's end."""
     bits = np.random.default_rng(0).integers(0x38D1B718, 0x7F800000, 1 << 14, np.uint32)
     top = jnp.asarray(bits.view(np.float32))[:, None]  # from the floor, 1e-4, to float32's end
     x = jnp.concatenate([top, -top, top / 3, jnp.zeros_like(top)], axis=1)
-    q = jax.jit(lambda x: scaled.quantize(x, (1, 4), pow2, form))(x)
+    q = jax.jit(lambda x: scaled.quantize(x, (1, 4), ue8m0, form))(x)
     codes = np.asarray(formats.decode(q.codes))
     assert np.abs(codes).max() <= form.largest
-    if not pow2:
+    if not ue8m0:
         np.testing.assert_array_equal(codes[:, :2], [[form.largest, -form.largest]] * len(x))
     assert (codes[:, 0] > form.largest / 2 * (1 - 2.0**-form.mantissa)).all()
-    value = jax.jit(lambda x: scaled.rounded(x, (1, 4), pow2, form))(x)
+    value = jax.jit(lambda x: scaled.rounded(x, (1, 4), ue8m0, form))(x)
     np.testing.assert_array_equal(value, scaled.dequantize(q))
 
 
@@ -101,14 +101,14 @@ def test_a_whole_tile_spans_its_dim():
 
 
 @pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
-def test_zero_tiny_huge_and_broken_tiles_have_defined_results(pow2):
+def test_zero_tiny_huge_and_broken_tiles_have_defined_results(ue8m0):
     ones = np.ones(128, np.float32)
     rows = np.stack([0 * ones, 1e-30 * ones, 1e-4 * ones, 3e38 * ones, ones, ones, ones])
     rows[4, 3], rows[5, 3], rows[6, 3] = np.nan, np.inf, -np.inf
-    q = jax.jit(lambda x: scaled.quantize(x, pow2=pow2))(rows)
+    q = jax.jit(lambda x: scaled.quantize(x, ue8m0=ue8m0))(rows)
     scales, back = np.asarray(scaled.scale_values(q.scales))[:, 0], np.asarray(scaled.dequantize(q))
     floor = np.float32(1e-4) / np.float32(448)
-    if pow2:
+    if ue8m0:
         floor = np.float32(2.0 ** np.ceil(np.log2(floor)))
     np.testing.assert_array_equal(scales[:3], 3 * [floor])  # amax below 1e-4 counts as 1e-4
     np.testing.assert_array_equal(back[:2], np.zeros((2, 128)))  # what the floor cannot hold is 0

@@ -39,8 +39,8 @@ def test_nats_hits_and_gradients_agree_with_the_plain_form_and_the_reference(len
     close(plain_nats, expected, 1e-13)
     close(hits, (weights * (logits.argmax(-1) == targets)).sum(), 1e-13)
     close(alone, (nats, hits), 1e-13)
-    for actual, twin in zip(gradients, plain_gradients):
-        close(actual, twin, 1e-12)
+    for actual, reference in zip(gradients, plain_gradients):
+        close(actual, reference, 1e-12)
 
 
 def plain_loss(logits, targets, weights):

@@ -52,7 +52,7 @@ def test_batched_experts_agree_with_the_plain_form_and_the_reference(name):
     experts, operands, cotangent = inputs(name)
 
     def batched(x, weights, gate_up, down):
-        return experts_batched(x, experts, weights, gate_up, down, products=FP64)
+        return experts_batched(x, experts, weights, gate_up, down, precision=FP64)
 
     def plain(x, weights, gate_up, down):
         return experts_plain(x, experts, weights, gate_up, down)
@@ -99,7 +99,7 @@ def test_the_order_of_tokens_does_not_matter():
     weights, *matrices = rest
     experts = np.asarray(experts)
     order = np.random.default_rng(1).permutation(len(x))
-    f = compiled(lambda x, e, w: experts_batched(x, e, w, *matrices, products=FP64))
+    f = compiled(lambda x, e, w: experts_batched(x, e, w, *matrices, precision=FP64))
     with jax.enable_x64(True):
         y, moved = f(x, experts, weights), f(x[order], experts[order], weights[order])
     close(moved, np.asarray(y)[order], 1e-13)
@@ -107,13 +107,13 @@ def test_the_order_of_tokens_does_not_matter():
 
 @pytest.mark.parametrize("products", [FP32, BF16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["7 experts, 5 tokens", "two experts overflow"])
-def test_lower_precisions_round_operands_only(name, products):
+def test_lower_precisions_round_operands_only(name, precision):
     experts, operands, cotangent = inputs(name)
     x, weights, gate_up, down = (jnp.asarray(a, jnp.float32) for a in operands)
-    eps = 2**-8 if products is BF16 else 2**-22
+    eps = 2**-8 if precision is BF16 else 2**-22
 
     def f(x, weights, gate_up, down):
-        return experts_batched(x, experts, weights, gate_up, down, products=products)
+        return experts_batched(x, experts, weights, gate_up, down, precision=precision)
 
     y, gradients = pulled(f, jnp.asarray(cotangent, jnp.float32), x, weights, gate_up, down)
     with jax.enable_x64(True):
@@ -129,10 +129,10 @@ def test_lower_precisions_round_operands_only(name, products):
 def test_held_weights_give_the_same_numbers_and_their_masters_the_gradients():
     experts, operands, cotangent = inputs("7 experts, 5 tokens")
     x, weights, gate_up, down = (jnp.asarray(a, jnp.float32) for a in operands)
-    held = [Weight(w, BF16.hold_weight(w.reshape(7, w.shape[1], -1))) for w in (gate_up, down)]
+    held = [Weight(w, BF16.quantize_weight(w.reshape(7, w.shape[1], -1))) for w in (gate_up, down)]
 
     def f(x, weights, gate_up, down):
-        return experts_batched(x, experts, weights, gate_up, down, products=BF16)
+        return experts_batched(x, experts, weights, gate_up, down, precision=BF16)
 
     cotangent = jnp.asarray(cotangent, jnp.float32)
     y, gradients = pulled(f, cotangent, x, weights, gate_up, down)

@@ -34,7 +34,7 @@ def test_products_and_gradients_are_einsums_in_float64(contract, x_shape, w_shap
     x, w = operands(0, x_shape, w_shape)
     with jax.enable_x64(True):
         cotangent = operands(1, np.einsum(equation, x, w).shape)[0]
-        y, (dx, dw) = pulled(lambda x, w: linear(x, w, contract, products=FP64), cotangent, x, w)
+        y, (dx, dw) = pulled(lambda x, w: linear(x, w, contract, precision=FP64), cotangent, x, w)
     close(y, np.einsum(equation, x, w))
     close(dx, np.einsum(f"{out},{right}->{left}", cotangent, w))
     close(dw, np.einsum(f"{left},{out}->{right}", x, cotangent))
@@ -44,7 +44,7 @@ def test_products_and_gradients_are_einsums_in_float64(contract, x_shape, w_shap
 def test_bfloat16_products_are_exact_products_of_rounded_operands(dtype):
     x, w, cotangent = operands(2, (6, 33), (33, 4), (6, 4))
     x, cotangent = jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype)
-    y, pull = jax.vjp(lambda x, w: linear(x, w, products=BF16), x, jnp.asarray(w, jnp.float32))
+    y, pull = jax.vjp(lambda x, w: linear(x, w, precision=BF16), x, jnp.asarray(w, jnp.float32))
     dx, dw = pull(cotangent)
     x_, w_, c_ = rounded(x), rounded(w), rounded(cotangent)
     assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, jnp.float32)
@@ -62,12 +62,12 @@ def test_bfloat16_products_are_exact_products_of_rounded_operands(dtype):
 
 
 @pytest.mark.parametrize("products", [FP32, BF16])
-def test_a_held_weight_gives_the_same_numbers_and_its_master_the_gradient(products):
+def test_a_held_weight_gives_the_same_numbers_and_its_master_the_gradient(precision):
     x, w = (jnp.asarray(a, jnp.float32) for a in operands(3, (5, 2, 3), (2, 3, 4)))
-    weight = Weight(w, products.hold_weight(w.reshape(6, 4)))
+    weight = Weight(w, precision.quantize_weight(w.reshape(6, 4)))
 
     def f(w):
-        return linear(x, w, 2, products=products)
+        return linear(x, w, 2, precision=precision)
 
     y, pull = jax.vjp(f, w)
     y_held, pull_held = jax.vjp(f, weight)

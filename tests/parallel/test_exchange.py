@@ -75,7 +75,7 @@ def test_what_arrives_in_fp8_is_the_operand_that_one_device_would_hold(key):
     x = jax.random.normal(key, (64, D)) * jnp.repeat(sizes, 128, axis=1)
     x = x.at[0].set(jnp.linspace(-100.0, 225.0, D))
     arrived = FP8.unpack(FP8.pack(x), x.dtype)
-    once, twice = gemm.FP8.hold_input(x), gemm.FP8.hold_input(arrived)
+    once, twice = gemm.FP8.quantize_input(x), gemm.FP8.quantize_input(arrived)
     np.testing.assert_array_equal(scaled.dequantize(twice), scaled.dequantize(once))
     ratio = np.asarray(scaled.scale_values(twice.scales) / scaled.scale_values(once.scales))
     is_same = np.repeat(ratio == 1.0, 128, axis=1)

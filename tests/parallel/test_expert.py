@@ -95,9 +95,9 @@ def test_what_exceeds_a_round_travels_in_more_rounds_and_nothing_is_dropped(layo
 
 
 @pytest.mark.parametrize(("wire", "products"), [("bf16", precision.BF16), ("fp8", gemm.FP8)])
-def test_low_precision_travels_as_narrow_as_its_products_read(wire, products):
+def test_low_precision_travels_as_narrow_as_its_products_read(wire, precision):
     args, d_y = inputs()
-    backend = single(products)
+    backend = single(precision)
     wanted = value_and_grads(backend, args, d_y)
     y, _, grads = value_and_grads(sharded(LAYOUTS[1], backend, wire), args, d_y)
     # Tokens arrive as products read them; each of K sums comes back in bfloat16, 2^-8 off at most.

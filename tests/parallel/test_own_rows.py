@@ -30,8 +30,8 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
 
     layout = ParallelConfig(data=2, fsdp=2, expert=2)
     mesh = make_mesh(layout)
-    products = gemm.products(gemm.V3_1, tiles.machine(kernel))
-    own = mesh_backend.own_rows(products, mesh)
+    precision = gemm.precision(gemm.V3_1, tiles.machine(kernel))
+    own = mesh_backend.own_rows(precision, mesh)
     x = operands.held(1, (1, 128), rows, 200)
     w = operands.held(2, (128, 128), 200, 136)
     dy = gemm.Grad(operands.held(3, (1, 128), rows, 136), operands.held(4, (128, 1), rows, 136))
@@ -47,7 +47,7 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
         given = [spread(a) if i in moved else a for i, a in enumerate(args)]
         run = jax.jit(getattr(own, name)).lower(*given).compile()
         y = run(*given)
-        np.testing.assert_array_equal(y, getattr(products.twin, name)(*args))
+        np.testing.assert_array_equal(y, getattr(precision.reference, name)(*args))
         if rows % 128 == 0:
             assert y.sharding.spec[:1] == ((AXES,) if name != "wgrad" else ())
             assert run.as_text().count(" all-reduce(") == (name == "wgrad")
@@ -56,7 +56,7 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
     assert all(len(axes) == len(mesh.axis_names) for axes in seen)
 
 
-@pytest.mark.parametrize("name", ["linear", "after_attention"])
+@pytest.mark.parametrize("name", ["linear", "o_proj"])
 def test_a_backend_on_a_mesh_gives_its_linears_a_device_s_own_rows(name):
     """All three products, traced: a kernel is only ever called where every axis is manual."""
     seen = []
@@ -67,7 +67,7 @@ def test_a_backend_on_a_mesh_gives_its_linears_a_device_s_own_rows(name):
 
     run = dataclasses.replace(equal_layouts.RUN, parallel=ParallelConfig(data=2, fsdp=2, expert=2))
     mesh = sharding.open_mesh(run)
-    backend = backends.single(gemm.products(gemm.V3_1, tiles.machine(kernel)))
+    backend = backends.single(gemm.precision(gemm.V3_1, tiles.machine(kernel)))
     product = getattr(sharding.on_mesh(run, backend, mesh), name)
 
     def pulled(x, w, dy):
@@ -92,9 +92,9 @@ def test_a_whole_step_by_a_kernel_is_its_twin_s_on_eight_devices(monkeypatch):
     run = dataclasses.replace(
         equal_layouts.RUN, train=dataclasses.replace(equal_layouts.RUN.train, precision="fp8"))
     layout, results = ParallelConfig(data=2, fsdp=2, expert=2), []
-    for machine in (codes.MACHINE, tiles.machine(kernel)):
-        products = gemm.products(recipe, machine)
-        monkeypatch.setattr(platform, "fp8_products", lambda _, products=products: products)
+    for machine in (codes.MATMUL, tiles.machine(kernel)):
+        precision = gemm.precision(recipe, machine)
+        monkeypatch.setattr(platform, "fp8_products", lambda _, precision=precision: precision)
         results.append(equal_layouts.Stepper(layout, 1, run).take("packed"))
     (state_a, a), (state_b, b) = results
     assert {len(shape) for shape in calls} == {3}

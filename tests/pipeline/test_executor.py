@@ -23,7 +23,7 @@ from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.numerics import gemm
-from dsjax.numerics import precision as products
+from dsjax.numerics import precision as numerics
 from dsjax.ops import attention
 from dsjax.parallel import exchange, mesh, mesh_backend
 from dsjax.parallel.mesh import AXES, PIPE
@@ -41,7 +41,7 @@ MODEL = ModelConfig(
 LOSSES = LossConfig(balance=0.01, expert_balance=0.003, device_balance=0.05,
                     communication_balance=0.02)
 T = 7
-PRODUCTS = {"fp32": products.FP32, "bf16": products.BF16, "fp8": gemm.FP8}
+PRODUCTS = {"fp32": numerics.FP32, "bf16": numerics.BF16, "fp8": gemm.FP8}
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -142,7 +142,7 @@ def piped(case, attend=None):
     def take(p, batch):
         held = None
         if case.precision != "fp32":
-            held = products.hold(p, specs, backend.products)
+            held = numerics.quantize_weights(p, specs, backend.precision)
         cut = jax.tree.map(lambda a: a.reshape(case.microbatches, -1, T + 1), batch)
         weight = step.schedule_mtp_weight(run, jnp.int32(0))
         return executor.run(pipe, p, held, cut, losses.count(batch), weight)

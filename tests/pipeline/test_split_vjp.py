@@ -42,7 +42,7 @@ def layer_case(key, remat="none", is_moe=True):
     return layer, args, joint
 
 
-def products(f, *args):
+def precision(f, *args):
     """Matrix products in a trace but for the overflow loops, of which B and W each have a part."""
     def count(jaxpr):
         found = 0
@@ -64,10 +64,10 @@ def test_every_product_is_in_one_part(key, remat, is_moe):
     parts = split(layer, w, x, side, dy)
     _, _, stored = jax.eval_shape(parts.forward, w, x, side)
     _, owed = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
-    ahead = products(parts.forward, w, x, side)
-    back = products(parts.input_gradient, w, side, stored, dy)
-    late = products(parts.weight_gradient, w, side, stored, owed)
-    assert ahead + back + late == products(joint, w, x, side, dy)
+    ahead = precision(parts.forward, w, x, side)
+    back = precision(parts.input_gradient, w, side, stored, dy)
+    late = precision(parts.weight_gradient, w, side, stored, owed)
+    assert ahead + back + late == precision(joint, w, x, side, dy)
     matrices = sum(s.is_product for s in jax.tree.leaves(
         blocks.block_specs(MODEL, is_moe), is_leaf=params.is_spec))
     assert late >= matrices  # each has its product, and the router's is one more

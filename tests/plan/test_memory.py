@@ -31,7 +31,7 @@ def measured(run, total=10**8):
     backend = sharding.on_mesh(run, platform.choose_backend(run), mesh)
     return memory.measure(
         total, 10**9, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)}, (),
-        transformer.specs(run.model), mesh, backend.products)
+        transformer.specs(run.model), mesh, backend.precision)
 
 
 def test_masters_and_moments_are_what_a_device_holds_of_them(run):

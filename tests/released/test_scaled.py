@@ -25,12 +25,12 @@ SMALL = {"v3": dataclasses.replace(CFG, layers=2, mtp_depth=1), "v2": LITE}
 
 
 
-def exact(products):
+def exact(precision):
     """FP8 products of weights that are held as the numbers they are."""
-    return dataclasses.replace(products, hold_weight=lambda w, parts=1: w)
+    return dataclasses.replace(precision, quantize_weight=lambda w, parts=1: w)
 
 
-EXACT = dataclasses.replace(exact(gemm.FP8), after_attention=exact(gemm.FP8.after_attention))
+EXACT = dataclasses.replace(exact(gemm.FP8), o_proj=exact(gemm.FP8.o_proj))
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +80,9 @@ def test_fp8_products_read_the_codes_and_not_new_ones(released):
 def test_a_machine_with_8_bit_products_gets_the_codes_as_they_are(released):
     """Equal to the emulated products but for the order of sums, whose differences flip codes."""
     cfg, kept, _ = released
-    machine = gemm.products(gemm.V3_1, codes.MACHINE)
+    machine = gemm.precision(gemm.V3_1, codes.MATMUL)
     q = kept.moe.attn.w_o
-    assert machine.hold_codes(q) is q
+    assert machine.from_codes(q) is q
     emulated = logits(kept, cfg, single(gemm.FP8))
     # Half an FP8 code, 2^-4 of a number, is the most that one flipped rounding moves it by.
     error = np.abs(logits(kept, cfg, single(machine)) - emulated).max()
@@ -105,8 +105,8 @@ def test_they_decode_in_fp8_what_the_exact_numbers_decode(released):
     cfg, kept, wide = released
     sampling = Sampling(temperature=0.0, max_new=7)
     ours, theirs = (
-        generate(p, cfg, [[1, 2, 3]], sampling, backend=single(products))[0].tokens
-        for p, products in ((kept, gemm.FP8), (wide, EXACT))
+        generate(p, cfg, [[1, 2, 3]], sampling, backend=single(precision))[0].tokens
+        for p, precision in ((kept, gemm.FP8), (wide, EXACT))
     )
     assert ours == theirs
 
@@ -115,15 +115,15 @@ def test_the_gradient_passes_through_a_kept_matrix():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 140)), jnp.float32)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 130)), jnp.float32)
     kept = quantize(w, (128, 128))
-    plain = jax.grad(lambda x: (linear(x, FP32.hold_codes(kept), products=FP32) ** 2).sum())(x)
-    for form in (kept, Weight(kept, FP32.hold_codes(kept))):
-        held = jax.grad(lambda x, form=form: (linear(x, form, products=FP32) ** 2).sum())(x)
+    plain = jax.grad(lambda x: (linear(x, FP32.from_codes(kept), precision=FP32) ** 2).sum())(x)
+    for form in (kept, Weight(kept, FP32.from_codes(kept))):
+        held = jax.grad(lambda x, form=form: (linear(x, form, precision=FP32) ** 2).sum())(x)
         np.testing.assert_array_equal(held, plain)
 
 
 def test_power_of_two_scales_are_read_in_bfloat16_without_a_loss():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 2, 140)), jnp.float32)
     q = quantize(w, (128, 1, 128), pow2=True)
-    held = gemm.FP8.hold_codes(q)
+    held = gemm.FP8.from_codes(q)
     assert (held.shape, held.dtype) == ((130, 280), jnp.bfloat16)
-    np.testing.assert_array_equal(held.astype(jnp.float32), FP32.hold_codes(q))
+    np.testing.assert_array_equal(held.astype(jnp.float32), FP32.from_codes(q))

@@ -53,8 +53,8 @@ def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
 
 def test_a_backend_is_chosen_for_the_device_it_is_asked_for():
     hopper = platform.choose_backend(run_with(), a_device("gpu", "NVIDIA H200", "9.0"))
-    assert hopper.products is platform.fp8_products("hopper")
-    assert platform.choose_backend(run_with()).products is platform.fp8_products("values")
+    assert hopper.precision is platform.fp8_products("hopper")
+    assert platform.choose_backend(run_with()).precision is platform.fp8_products("values")
 
 
 def test_the_header_tells_of_experts_where_there_are_some_and_what_is_dropped():
@@ -74,7 +74,7 @@ def test_the_header_and_the_products_are_of_what_was_chosen():
     for told, kind, words in (("codes", Scaled, "8-bit codes"), ("values", jax.Array, "emulated")):
         run = run_with(fp8=told)
         backend = platform.choose_backend(run)
-        assert isinstance(backend.products.hold_weight(jnp.ones((256, 128))), kind)
+        assert isinstance(backend.precision.quantize_weight(jnp.ones((256, 128))), kind)
         assert words in platform.describe(run, backend)["fp8"]
 
 

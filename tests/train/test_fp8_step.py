@@ -23,13 +23,13 @@ def test_weights_are_quantized_once_a_step_and_gradients_in_every_microbatch(mic
                                       microbatches=microbatches))
     held = []
 
-    def hold_weight(w, parts=1):
+    def quantize_weight(w, parts=1):
         held.append(w.shape)
-        return gemm.FP8.hold_weight(w, parts)
+        return gemm.FP8.quantize_weight(w, parts)
 
-    products = dataclasses.replace(gemm.FP8, hold_weight=hold_weight)
-    after = dataclasses.replace(gemm.FP8.after_attention, hold_weight=hold_weight)
-    backend = single(dataclasses.replace(products, after_attention=after))
+    precision = dataclasses.replace(gemm.FP8, quantize_weight=quantize_weight)
+    after = dataclasses.replace(gemm.FP8.o_proj, quantize_weight=quantize_weight)
+    backend = single(dataclasses.replace(precision, o_proj=after))
     tokens = jax.ShapeDtypeStruct((4, 17), jnp.int32)
     batch = Batch(tokens, tokens, jax.ShapeDtypeStruct((4, 17), jnp.float32))
     begun = jax.eval_shape(lambda: state.init(run, jax.random.key(0)))

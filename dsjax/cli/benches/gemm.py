@@ -64,7 +64,7 @@ def compare(m: int, k: int, n: int, rounds: int, calls: int) -> dict[str, Any]:
 
     from dsjax.config.run import PlaceConfig
     from dsjax.numerics import gemm as emulated
-    from dsjax.numerics.precision import BF16, Products, contract
+    from dsjax.numerics.precision import BF16, Precision, contract
     from dsjax.runtime import platform
 
     device = jax.devices()[0]
@@ -72,8 +72,8 @@ def compare(m: int, k: int, n: int, rounds: int, calls: int) -> dict[str, Any]:
     x = jax.random.normal(jax.random.key(0), (m, k), jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (k, n), jnp.bfloat16) / k**0.5
 
-    def form(of: Products) -> tuple[Callable[..., Any], Any, Any]:
-        return jax.jit(of.fprop), jax.jit(of.hold_once)(x), jax.jit(of.hold_weight)(w)
+    def form(of: Precision) -> tuple[Callable[..., Any], Any, Any]:
+        return jax.jit(of.fprop), jax.jit(of.quantize_for_fprop)(x), jax.jit(of.quantize_weight)(w)
 
     mine, exact = form(platform.fp8_products(operands)), form(emulated.FP8)
     forms = {BFLOAT16: form(BF16), f"FP8 ({operands})": mine}
