@@ -17,7 +17,7 @@ Command: dsjax show deepseek_v2
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import StepDecay
 
 
@@ -50,14 +50,13 @@ def config() -> RunConfig:
         ),
         train=TrainConfig(
             steps=214577,
-            batch=9216,
-            length=4096,
-            precision="bf16",
-            activations="bfloat16",
+            batch_size=9216,
+            seq_len=4096,
         ),
-        rate=StepDecay(peak=2.4e-4, warmup_steps=2000, cuts=(128746, 193119)),
+        precision=PrecisionConfig(matmul="bf16", activations="bfloat16"),
+        learning_rate=StepDecay(peak=2.4e-4, warmup_steps=2000, cuts=(128746, 193119)),
         loss=LossConfig(
             balance=0.0, expert_balance=0.003, device_balance=0.05, communication_balance=0.02
         ),
-        place=PlaceConfig(remat="v3"),
+        machine=MachineConfig(remat="v3"),
     )

@@ -17,7 +17,7 @@ Command: dsjax show deepseek_v2_lite
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import StepDecay
 
 
@@ -47,12 +47,11 @@ def config() -> RunConfig:
         ),
         train=TrainConfig(
             steps=301997,
-            batch=4608,
-            length=4096,
-            precision="bf16",
-            activations="bfloat16",
+            batch_size=4608,
+            seq_len=4096,
         ),
-        rate=StepDecay(peak=4.2e-4, warmup_steps=2000, cuts=(241598, 271797)),
+        precision=PrecisionConfig(matmul="bf16", activations="bfloat16"),
+        learning_rate=StepDecay(peak=4.2e-4, warmup_steps=2000, cuts=(241598, 271797)),
         loss=LossConfig(balance=0.0, expert_balance=0.001),
-        place=PlaceConfig(remat="v3"),
+        machine=MachineConfig(remat="v3"),
     )

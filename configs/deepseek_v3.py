@@ -22,11 +22,11 @@ On 2,048 devices without a pipeline (compiled ahead and not run, experiments/pod
 the backward pass; a v5p makes it again. With --parallel.interleave two rows go side by side.
 
     dsjax compile deepseek_v3 --on h200:256x8 --parallel.data 4 --parallel.fsdp 8 \\
-        --parallel.expert 64 --parallel.expert-nodes 8 --train.precision bf16 \\
-        --train.batch 16384 --train.microbatches 8 --train.batch-start None
+        --parallel.expert 64 --parallel.expert-nodes 8 --precision bf16 \\
+        --train.batch-size 16384 --train.microbatches 8 --train.batch-size-start None
     dsjax compile deepseek_v3 --on v5p:8x16x16 --parallel.data 4 --parallel.fsdp 8 \\
-        --parallel.expert 64 --train.precision bf16 --place.remat full \\
-        --train.batch 16384 --train.microbatches 8 --train.batch-start None
+        --parallel.expert 64 --precision bf16 --machine.remat full \\
+        --train.batch-size 16384 --train.microbatches 8 --train.batch-size-start None
 
 Source: DeepSeek-V3 report (arXiv 2412.19437), sec. 2, 4.1 and 4.2; shapes of the released R1.
 Machine: 2,048 H800 for two months in the report; `dsjax show` counts it anywhere.
@@ -37,7 +37,7 @@ Command: dsjax show deepseek_v3
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import DataConfig, PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import DataConfig, MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 LENGTH = 4096
@@ -78,15 +78,14 @@ def config() -> RunConfig:
         ),
         train=TrainConfig(
             steps=steps,
-            batch=BATCH,
-            length=LENGTH,
-            batch_start=START,
-            batch_ramp_steps=ramp,
-            batch_multiple=START,
-            precision="fp8",
-            activations="bfloat16",
+            batch_size=BATCH,
+            seq_len=LENGTH,
+            batch_size_start=START,
+            batch_size_ramp_steps=ramp,
+            batch_size_multiple=START,
         ),
-        rate=LearningRate(
+        precision=PrecisionConfig(matmul="fp8", activations="bfloat16"),
+        learning_rate=LearningRate(
             peak=2.2e-4,
             low=2.2e-5,
             last=7.3e-6,
@@ -98,5 +97,5 @@ def config() -> RunConfig:
         ),
         loss=LossConfig(mtp_late_from=constant / steps, bias_until=(constant + cosine) / steps),
         data=DataConfig(fim_rate=0.1),
-        place=PlaceConfig(remat="v3"),
+        machine=MachineConfig(remat="v3"),
     )

@@ -16,7 +16,7 @@ Command: dsjax show kimi_k2
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 
@@ -44,12 +44,11 @@ def config() -> RunConfig:
         ),
         train=TrainConfig(
             steps=231000,
-            batch=16384,
-            length=4096,
-            precision="bf16",
-            activations="bfloat16",
+            batch_size=16384,
+            seq_len=4096,
         ),
-        rate=LearningRate(
+        precision=PrecisionConfig(matmul="bf16", activations="bfloat16"),
+        learning_rate=LearningRate(
             peak=2e-4,
             low=2e-5,
             last=2e-5,
@@ -58,5 +57,5 @@ def config() -> RunConfig:
             cosine_steps=81500,
         ),
         loss=LossConfig(),
-        place=PlaceConfig(remat="v3"),
+        machine=MachineConfig(remat="v3"),
     )

@@ -15,7 +15,7 @@ Command: dsjax show moonlight_16b_a3b
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 
@@ -44,14 +44,13 @@ def config() -> RunConfig:
         ),
         train=TrainConfig(
             steps=339865,
-            batch=4096,
-            length=4096,
-            precision="bf16",
-            activations="bfloat16",
+            batch_size=4096,
+            seq_len=4096,
         ),
-        rate=LearningRate(
+        precision=PrecisionConfig(matmul="bf16", activations="bfloat16"),
+        learning_rate=LearningRate(
             peak=4.2e-4, low=4.2e-5, last=4.2e-5, warmup_steps=2000, cosine_steps=337865
         ),
         loss=LossConfig(),
-        place=PlaceConfig(remat="v3"),
+        machine=MachineConfig(remat="v3"),
     )

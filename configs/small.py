@@ -13,7 +13,14 @@ Command: dsjax train small
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import OptimizerConfig, PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import (
+    MachineConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PrecisionConfig,
+    RunConfig,
+    TrainConfig,
+)
 from dsjax.config.schedule import LearningRate
 
 
@@ -42,8 +49,9 @@ def config() -> RunConfig:
             mtp_depth=1,
             init_std=0.02,
         ),
-        train=TrainConfig(steps=2000, batch=4, length=512, precision="bf16"),
-        rate=LearningRate(
+        train=TrainConfig(steps=2000, batch_size=4, seq_len=512),
+        precision=PrecisionConfig(matmul="bf16"),
+        learning_rate=LearningRate(
             peak=1e-3,
             low=1e-4,
             last=3e-5,
@@ -55,5 +63,5 @@ def config() -> RunConfig:
         ),
         loss=LossConfig(bias_speed=0.005),
         optimizer=OptimizerConfig(ema_decay=0.99),
-        place=PlaceConfig(eval_every=200, save_every=200, remat="v3"),
+        machine=MachineConfig(remat="v3"), output=OutputConfig(eval_every=200, save_every=200),
     )

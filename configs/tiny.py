@@ -20,7 +20,14 @@ Command: dsjax train tiny
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import OptimizerConfig, PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import (
+    MachineConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PrecisionConfig,
+    RunConfig,
+    TrainConfig,
+)
 from dsjax.config.schedule import LearningRate
 
 
@@ -49,8 +56,9 @@ def config() -> RunConfig:
             mtp_depth=1,
             init_std=0.02,
         ),
-        train=TrainConfig(steps=600, batch=8, length=256, precision="fp8"),
-        rate=LearningRate(
+        train=TrainConfig(steps=600, batch_size=8, seq_len=256),
+        precision=PrecisionConfig(matmul="fp8"),
+        learning_rate=LearningRate(
             peak=3e-3,
             low=3e-4,
             last=1e-4,
@@ -62,5 +70,5 @@ def config() -> RunConfig:
         ),
         loss=LossConfig(balance=0.01, bias_speed=0.02),
         optimizer=OptimizerConfig(ema_decay=0.98),
-        place=PlaceConfig(eval_every=100, save_every=200, remat="v3"),
+        machine=MachineConfig(remat="v3"), output=OutputConfig(eval_every=100, save_every=200),
     )

@@ -94,7 +94,7 @@ def test_a_lock_that_was_planted_is_refused_and_harms_no_file(tmp_path, kind):
      "broken link": lambda: lock.symlink_to(tmp_path / "none"), "pipe": lambda: os.mkfifo(lock),
      "folder": lock.mkdir}[kind]()
     with pytest.raises(UserError, match="cannot be written to"), \
-            disk.held(lock.parent, "name another --place.out"):
+            disk.held(lock.parent, "name another --output.folder"):
         pass
     assert mine.read_text() == "precious"
     assert not (tmp_path / "none").exists()

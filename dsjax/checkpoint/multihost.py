@@ -118,7 +118,7 @@ def _restless(folder: Path) -> UserError:
         return UserError(f"the checkpoint in {folder} was being replaced when its writer ended; go "
                          "on with the training, which puts it back")
     return UserError(f"the checkpoints in {folder} are removed faster than they are read; keep "
-                     "more of them (--place.keep) or save less often")
+                     "more of them (--output.keep) or save less often")
 
 
 def agreed(folder: Path, say: Say) -> Manifest:

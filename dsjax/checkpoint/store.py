@@ -154,7 +154,7 @@ class Store:
         kept = f"checkpoint {latest} is whole" if latest is not None else "there is none before it"
         return StoreError(
             f"checkpoint {step} could not be written to {self.folder} ({_cause(error)}), {kept}; "
-            "make room or choose another --place.out, then start again"
+            "make room or choose another --output.folder, then start again"
         )
 
 
@@ -290,7 +290,7 @@ def _match(manifest: Manifest, wanted: dict[str, Any], where: Path, *, is_whole:
 
     is_whole: the dtypes must agree too, and no leaf may be left over.
     """
-    other = "--place.out" if is_whole else "run"
+    other = "--output.folder" if is_whole else "run"
     remedy = f"use the config it was written with, or another {other}"
     for name, leaf in wanted.items():
         if name not in manifest.leaves:

@@ -22,7 +22,7 @@ from dsjax.cli.process import devices
 from dsjax.config import flags, load
 from dsjax.config.fields import did_you_mean
 from dsjax.config.model import MLAConfig
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.disk import to_json
 from dsjax.errors import UserError
@@ -111,12 +111,12 @@ def shape_run(args: Bench) -> RunConfig:
         name=args.shape,
         model=model,
         train=TrainConfig(
-            batch=args.batch or batch,
-            length=args.seq or length,
-            precision=PRECISION[args.dtype],
+            batch_size=args.batch or batch,
+            seq_len=args.seq or length,
         ),
-        rate=LearningRate(peak=1e-4, constant_steps=1000),
-        place=PlaceConfig(remat="none", unroll=model.layers),
+        precision=PrecisionConfig(matmul=PRECISION[args.dtype]),
+        learning_rate=LearningRate(peak=1e-4, constant_steps=1000),
+        machine=MachineConfig(remat="none", unroll=model.layers),
         seed=args.seed,
     )
 
@@ -127,7 +127,7 @@ def train(args: Bench) -> dict[str, Any]:
 
     platform.dispatch_inline()
     run_config = shape_run(args)
-    rows, length = run_config.train.batch, run_config.train.length
+    rows, length = run_config.train.batch_size, run_config.train.seq_len
     with fit.refusing(f"a step on {rows:,} rows of {length:,} tokens",
                       needs.training(run_config).at_once, "lower --batch or --seq"):
         return _train(args, run_config)
@@ -144,7 +144,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
     from dsjax.runtime import platform
     from dsjax.train import state, step
 
-    rows, length = run_config.train.batch, run_config.train.length
+    rows, length = run_config.train.batch_size, run_config.train.seq_len
     backend = platform.choose_backend(run_config)
     key = key_of(args.seed)
     tokens = jax.random.randint(key, (rows, length + 1), 0, run_config.model.vocab)
@@ -209,8 +209,8 @@ def train_flops(run: RunConfig) -> float:
     skipped = ("embedding", "norms", "router biases")
     matmuls = sum(p.params_active for p in count(run.model).parts if p.name not in skipped)
     matmuls -= run.model.layers * (a.kv_rank + (a.q_rank or 0))  # the latents' norms
-    tokens = run.train.batch * run.train.length
-    pairs = run.train.batch * run.train.length * (run.train.length + 1) // 2
+    tokens = run.train.batch_size * run.train.seq_len
+    pairs = run.train.batch_size * run.train.seq_len * (run.train.seq_len + 1) // 2
     attention = run.model.layers * a.heads * (a.qk_dim + a.value_dim) * pairs
     return 3.0 * 2.0 * (matmuls * tokens + attention)
 

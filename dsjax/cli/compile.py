@@ -30,7 +30,7 @@ can be overridden.
   --text FILE   also write the compiled program (HLO text, scheduled)
 
   dsjax compile tiny --on h200:1x8 --parallel.data 2 --parallel.expert 4
-  dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --train.precision bf16
+  dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --precision bf16
 
 The compilers are the extras tpu-aot and gpu-aot: pip install 'dsjax[tpu-aot]'.
 """
@@ -81,11 +81,11 @@ def summary(made: Plan) -> dict[str, Any]:
         "devices": made.target.devices,
         "layout": str(made.run.parallel),
         "parallel": dataclasses.asdict(made.run.parallel),
-        "batch": made.run.train.batch,
-        "length": made.run.train.length,
+        "batch": made.run.train.batch_size,
+        "length": made.run.train.seq_len,
         "microbatches": made.run.train.microbatches,
-        "precision": made.run.train.precision,
-        "remat": made.run.place.remat,
+        "precision": made.run.precision.matmul,
+        "remat": made.run.machine.remat,
         "fits": made.memory.fits,
         "bytes": made.memory.total,
         "limit": made.memory.limit,

@@ -34,8 +34,8 @@ def run(argv: list[str]) -> int:
     from dsjax.config import load
 
     config = load.load("tiny")
-    place = dataclasses.replace(config.place, out="runs/demo")
-    config = load.override(dataclasses.replace(config, place=place), argv)
+    output = dataclasses.replace(config.output, folder="runs/demo")
+    config = load.override(dataclasses.replace(config, output=output), argv)
     from dsjax.cli.generate import speak
     from dsjax.cli.train import report
     from dsjax.evaluate import ngram

@@ -85,7 +85,7 @@ def main(args: Generate) -> int:
     texts = _prompts(args)
     devices.require()
     model = load(args.run, args.end_token, {"auto": None, "yes": True, "no": False}[args.bos])
-    context = model.run.train.length if args.context is None else args.context
+    context = model.run.train.seq_len if args.context is None else args.context
     longest = max(len(_ids(model, text)) for text in texts)
     console = None if args.json else Console(highlight=False)
     with typed_as("temperature", "top_p", "max_new"):
@@ -108,7 +108,7 @@ def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = Fa
     from dsjax.infer import Sampling
 
     model = load(run)
-    context = model.run.train.length
+    context = model.run.train.seq_len
     sampling = Sampling(
         temperature=0.8,
         max_new=_room(context, len(_ids(model, prompt))),

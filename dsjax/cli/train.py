@@ -21,21 +21,21 @@ USAGE = """usage: dsjax train CONFIG [--FIELD VALUE ...]
 Train a model from a config: a name (tiny, small, ...), a Python file with one config(), or the
 folder of a run. Any field can be overridden, typed and checked; `dsjax train CONFIG --help` lists
 them all. The same command started again goes on where the newest checkpoint stops, and so does the
-folder of a run. With another --place.out its settings are used anew; parameters that dsjax convert
-made are then what the run starts from. --devices N makes N virtual devices of a CPU, to try a
-layout on. Compiled programs are kept in a cache folder of yours, so that the next start is faster;
---no-cache compiles anew.
+folder of a run. With another --output.folder its settings are used anew; parameters that dsjax
+convert made are then what the run starts from. --devices N makes N virtual devices of a CPU, to try
+a layout on. Compiled programs are kept in a cache folder of yours, so that the next start is
+faster; --no-cache compiles anew.
 
   dsjax train tiny
-  dsjax train tiny --train.steps 200 --train.precision fp32 --place.out runs/short
+  dsjax train tiny --train.steps 200 --precision fp32 --output.folder runs/short
   dsjax train tiny --profile 3            (a trace of three steps, for Perfetto or TensorBoard)
-  dsjax train small --data.train 'books/*.txt.xz' --place.tensorboard
+  dsjax train small --data.train 'books/*.txt.xz' --output.tensorboard
   dsjax train tiny --parallel.data 2 --parallel.expert 4 --devices 8
   dsjax train tiny --parallel.pipe 4 --parallel.schedule dualpipe --train.microbatches 8 \\
       --devices 8
   dsjax train tiny --parallel.expert 8 --coordinator node0:12345 --processes 2 --process 0
-  dsjax train my.py --start-from runs/moonlight
-  dsjax train runs/moonlight --place.out runs/tuned --data.train 'books/*.txt'
+  dsjax train my.py --init-from runs/moonlight
+  dsjax train runs/moonlight --output.folder runs/tuned --data.train 'books/*.txt'
 """
 
 LAUNCHED = ("coordinator", "processes", "process")
@@ -105,13 +105,13 @@ def read(argv: list[str]) -> RunConfig:
     is_here = os.path.realpath(resume.folder(config)) == os.path.realpath(folder)
     is_start = resume.is_start(folder)
     if is_here and is_start:
-        again = ["dsjax", "train", *argv, "--place.out", f"{folder}-trained"]
+        again = ["dsjax", "train", *argv, "--output.folder", f"{folder}-trained"]
         raise UserError(resume.NO_OPTIMIZER.format(out=folder, command=shlex.join(again)))
-    if is_here or config.start_from is not None:
+    if is_here or config.init_from is not None:
         return config
     if is_start:
-        return dataclasses.replace(config, start_from=str(folder))
-    say(f"the settings of {folder}, and new parameters; add --start-from "
+        return dataclasses.replace(config, init_from=str(folder))
+    say(f"the settings of {folder}, and new parameters; add --init-from "
         f"{shlex.quote(str(folder))} to start from its own")
     return config
 

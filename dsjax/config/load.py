@@ -5,7 +5,7 @@ config.json that it holds. `override` lets tyro read any
 field from flags named like it (`--model.moe.experts 8`). A field that may hold one of several
 classes keeps the one it has; `--model.moe None` takes it away, `--model.attention gqa` changes it
 and then wants the fields that have no default, and a flag below an absent one brings it
-(`--model.rope.yarn.factor 40`). Stages of a curriculum are written `FROM_STEP:LENGTH`.
+(`--model.rope.yarn.factor 40`). Stages of a curriculum are written `FROM_STEP:SEQ_LEN`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "configs"
 FOLDER = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
 """The project's own configs: beside the package in a checkout, inside it where pip puts it."""
-SHORT = {"--profile": "--place.profile"}
+SHORT = {"--precision": "--precision.matmul", "--profile": "--output.profile"}
 """Flags that are typed often, and what they stand for."""
 
 
@@ -63,12 +63,13 @@ def load(path_or_name: str) -> RunConfig:
     """The run of a project config by its bare name, of a Python file, or of a run's folder.
 
     A file's one function `config()` is run. A folder, or its config.json, gives back the run that
-    wrote it, with the folder as `place.out`.
+    wrote it, with the folder as `output.folder`.
     """
     path = _find(path_or_name)
     if path.name == STORED:
         run = run_from_json(path)
-        return dataclasses.replace(run, place=dataclasses.replace(run.place, out=str(path.parent)))
+        return dataclasses.replace(
+            run, output=dataclasses.replace(run.output, folder=str(path.parent)))
     return _run_file(path)
 
 
@@ -221,7 +222,9 @@ def _switch(run: RunConfig, argv: list[str]) -> tuple[RunConfig, list[str]]:
             _set(owner, name, None)
         elif choice not in by_name:
             choices = [*by_name, "None"] if type(None) in classes else [*by_name]
-            raise UserError(f"{flag} {asked} is not a choice; use {' or '.join(choices)}")
+            first = next(iter(field_types(classes[0])))
+            raise UserError(f"{flag} {asked} is not a choice; use {' or '.join(choices)}, or a "
+                            f"field of it, as {flag}.{first.replace('_', '-')}")
         elif by_name[choice] is not type(held):
             _set(owner, name, _blank(by_name[choice]))
     return run, argv

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dsjax.config import stored
 from dsjax.config.fields import did_you_mean, field_types
 from dsjax.errors import UserError
 
@@ -18,12 +19,12 @@ FRAME = "[\u2500-\u257f]"
 RULE = f"(?:{FRAME}{{5}}|-{{5}}).*\n?"
 
 ELSEWHERE = {
-    "lr": "peak", "learning-rate": "peak", "max-lr": "peak", "batch-size": "batch",
-    "global-batch-size": "batch", "micro-batch-size": "microbatches", "seq-len": "length",
-    "seq-length": "length", "context-length": "length", "max-steps": "steps", "epochs": "steps",
-    "num-layers": "layers", "hidden-size": "d-model", "num-heads": "heads", "vocab-size": "vocab",
-    "num-experts": "experts", "output-dir": "out", "out-dir": "out", "resume-from": "start-from",
-    "init-from": "start-from", "dtype": "precision", "data-path": "train",
+    "lr": "peak", "max-lr": "peak", "batch": "batch-size", "global-batch-size": "batch-size",
+    "micro-batch-size": "microbatches", "length": "seq-len", "seq-length": "seq-len",
+    "context-length": "seq-len", "max-steps": "steps", "epochs": "steps", "num-layers": "layers",
+    "hidden-size": "d-model", "num-heads": "heads", "vocab-size": "vocab", "num-experts": "experts",
+    "out": "folder", "output-dir": "folder", "out-dir": "folder", "resume-from": "init-from",
+    "dtype": "precision", "data-path": "train",
 }
 """Last words of flags that other programs have, and what they are called here."""
 
@@ -86,6 +87,8 @@ def unknown(flag: str, flags: Sequence[str], own: Sequence[str]) -> None:
     """
     if not flag.startswith("--") or flag in flags:
         return
+    if (now := _today(flag)) is not None:
+        raise UserError(f"{flag} has another name now; use {now}")
     part, _, last = flag.lstrip("-").rpartition(".")
     last = ELSEWHERE.get(last, last)
     parts = {known: known.lstrip("-").rpartition(".") for known in [*flags, *own]}
@@ -101,6 +104,18 @@ def unknown(flag: str, flags: Sequence[str], own: Sequence[str]) -> None:
     found = [known for known in found[:3] if close[known] > close[found[0]] - 0.1]
     mean = f", did you mean {' or '.join(found)}" if found else ""
     raise UserError(f"there is no flag {flag[:60]}{mean}; --help lists them all")
+
+
+def _today(flag: str) -> str | None:
+    """The flag of a field that an earlier version called so; None for others."""
+    owner, _, last = flag[2:].rpartition(".")
+    off = "no-" if last.startswith("no-") else ""
+    path = f"{owner}.{last.removeprefix(off)}".lstrip(".").replace("-", "_")
+    for old, new in stored.RENAMED.items():
+        if path == old or path.startswith(f"{old}."):
+            owner, _, last = f"--{new}{path[len(old):]}".replace("_", "-").rpartition(".")
+            return f"{owner}.{off}{last}".lstrip(".")
+    return None
 
 
 def as_typed(sentence: str, flags: Mapping[str, str]) -> str:

@@ -1,10 +1,10 @@
-"""A run: the model, what it learns from, how it is optimized, and where it goes.
+"""A run: the model, what it learns from, how it is optimized, and where and how it happens.
 
 `model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: a run resumes only with those
-in its folder's config.json, where a field added since has its default. `train` and `rate` may be
-changed on resume by one who means it (more steps, another rate, other microbatches); `place` and
-`parallel` never change what is computed, and `start_from` is read once, where there is no
-checkpoint yet.
+in its folder's config.json, where a field added since has its default. `train`, `learning_rate` and
+`precision` may be changed on resume by one who means it (more steps, another rate, other
+microbatches). `parallel`, `machine` and `output` never change what is computed. `init_from` is read
+once, where there is no checkpoint yet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DataConfig:
     heldout_fraction: float = 0.03
     """Share of the training source that is held out when `heldout` is None."""
     tokenizer: str | None = None
-    """A tokenizer.json; None takes that of `start_from`, or else trains a byte-level BPE of the
+    """A tokenizer.json; None takes that of `init_from`, or else trains a byte-level BPE of the
     model's vocabulary size."""
     end_token: str | None = None
     """Name of the tokenizer's token that ends documents, where no file beside it names it."""
@@ -98,83 +98,79 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SequenceStage:
-    """From `from_step` on, rows are cut to `length` tokens; tokens a step stay the same.
+    """From `from_step` on, rows are cut to `seq_len` tokens; tokens a step stay the same.
 
     Below 1, `from_step` is a share of the run's steps.
     """
 
     from_step: float
-    length: int
+    seq_len: int
 
     def __post_init__(self) -> None:
         """Refuse rows of nothing and stages before the first step."""
         well_typed(self)
-        if self.length < 1 or self.from_step < 0:
+        if self.seq_len < 1 or self.from_step < 0:
             raise ValueError(
-                f"curriculum stage {self.from_step}:{self.length} needs a step from 0 and a length "
-                "of at least 1"
+                f"curriculum stage {self.from_step}:{self.seq_len} needs a step from 0 and a "
+                "seq_len of at least 1"
             )
-        counted("SequenceStage", 0, length=self.length)
+        counted("SequenceStage", 0, seq_len=self.seq_len)
         steps_or_share(self, "from_step")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and in what numbers."""
+    """Length of a run, and the size of its batches."""
 
     steps: int = 1000
     """Optimizer steps."""
-    batch: int = 8
+    batch_size: int = 8
     """Rows a step once the batch-size ramp is over."""
-    length: int = 256
+    seq_len: int = 256
     """Tokens a row."""
-    batch_start: int | None = None
-    """Rows a step at the start of the ramp; None starts at `batch` (V3: 3072 to 15360)."""
-    batch_ramp_steps: float = 0
+    batch_size_start: int | None = None
+    """Rows a step at the start of the ramp; None starts at `batch_size` (V3: 3072 to 15360)."""
+    batch_size_ramp_steps: float = 0
     """Steps the ramp lasts; below 1, their share of the run."""
-    batch_multiple: int = 1
+    batch_size_multiple: int = 1
     """The ramp grows in multiples of this."""
     curriculum: tuple[SequenceStage, ...] = ()
     """Shorter rows at first; the step is compiled again only where the length changes."""
     microbatches: int = 1
     """Parts whose gradients are added up before an update."""
-    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
-    """What the products of every Linear and expert read; sums are float32 in all."""
-    activations: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the residual stream and of what is kept for the backward pass."""
 
     def __post_init__(self) -> None:
         """Refuse batches that do not divide into microbatches, and rows that do not cut."""
         well_typed(self)
-        for name in ("steps", "batch", "length", "microbatches", "batch_multiple"):
+        for name in ("steps", "batch_size", "seq_len", "microbatches", "batch_size_multiple"):
             counted("TrainConfig", **{name: getattr(self, name)})
-        steps_or_share(self, "batch_ramp_steps")
-        if self.batch % self.microbatches:
+        steps_or_share(self, "batch_size_ramp_steps")
+        if self.batch_size % self.microbatches:
             raise ValueError(
-                f"TrainConfig.batch={self.batch} is not divisible by "
+                f"TrainConfig.batch_size={self.batch_size} is not divisible by "
                 f"microbatches={self.microbatches}; "
-                f"choose microbatches from {choices(self.batch, self.microbatches)}"
+                f"choose microbatches from {choices(self.batch_size, self.microbatches)}"
             )
         for stage in self.curriculum:
-            if self.length % stage.length:
+            if self.seq_len % stage.seq_len:
                 raise ValueError(
-                    f"TrainConfig.length={self.length} is not a multiple of the curriculum's "
-                    f"{stage.length}; "
-                    f"choose a divisor of {self.length}"
+                    f"TrainConfig.seq_len={self.seq_len} is not a multiple of the curriculum's "
+                    f"{stage.seq_len}; "
+                    f"choose a divisor of {self.seq_len}"
                 )
-        if self.batch_start is not None and not 1 <= self.batch_start <= self.batch:
+        if self.batch_size_start is not None and not 1 <= self.batch_size_start <= self.batch_size:
             raise ValueError(
-                f"TrainConfig.batch_start={self.batch_start} is not between 1 and "
-                f"batch={self.batch}; start with fewer rows, or leave the ramp out"
+                f"TrainConfig.batch_size_start={self.batch_size_start} is not between 1 and "
+                f"batch_size={self.batch_size}; start with fewer rows, or leave the ramp out"
             )
-        if self.batch_start is not None and (
-            self.batch_start % self.batch_multiple or self.batch % self.batch_multiple
-        ):
+        ends = () if self.batch_size_start is None else (self.batch_size_start, self.batch_size)
+        if any(rows % self.batch_size_multiple for rows in ends):
             raise ValueError(
-                f"TrainConfig.batch_multiple={self.batch_multiple} does not divide "
-                f"batch_start={self.batch_start} and batch={self.batch}; choose a common divisor"
+                f"TrainConfig.batch_size_multiple={self.batch_size_multiple} does not divide "
+                f"batch_size_start={self.batch_size_start} and batch_size={self.batch_size}; "
+                "choose a common divisor"
             )
-        ramp = (self.batch_start, self.batch_multiple) if self.batch_start else ()
+        ramp = (self.batch_size_start, self.batch_size_multiple) if self.batch_size_start else ()
         for rows in ramp:
             if rows % self.microbatches:
                 raise ValueError(
@@ -184,29 +180,34 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class PlaceConfig:
-    """Where and how a run happens; never part of what it computes."""
+class PrecisionConfig:
+    """In what numbers a model is computed; sums, norms, softmax and losses are float32 always."""
 
-    out: str | None = None
+    matmul: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """Operands of the matrix products of every Linear and expert (V3: fp8)."""
+    activations: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the residual stream and of what is saved for the backward pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse names of no format."""
+        well_typed(self)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Folder of a run, and how often it evaluates, saves and reports."""
+
+    folder: str | None = None
     """Folder of the run; None is runs/NAME."""
-    remat: Literal["none", "v3", "full"] = "none"
-    """What the backward pass makes again: `v3` norms, MLA up-projections and SwiGLU outputs; `full`
-    all of a block but its tokens' choice of experts."""
-    fp8: Literal["auto", "kernel", "codes", "values"] = "auto"
-    """How FP8 products are made: of the 8-bit `codes`, by machines that multiply them (Hopper and
-    Blackwell GPUs, TPU7x), or exactly of the `values` they stand for, in bfloat16. `kernel`: of
-    codes, by a Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that
-    the machine has. They differ by roundings of float32 sums. A CPU can be told `codes` to check
-    them; it has no instruction for them and is slow."""
-    unroll: int = 1
-    """Layers written out per scan iteration: longer compile, fewer copies."""
+    resume: bool = True
+    """Continue from the newest checkpoint of `folder` when there is one."""
     eval_every: int = 100
-    """Steps between held-out evaluations; 0 for none but the last."""
+    """Steps between held-out evaluations; 0 evaluates only after the last step."""
     eval_batches: int = 8
-    """Held-out batches an evaluation reads, spread over the held-out text; 0 for all, as after the
-    last step."""
+    """Held-out batches an evaluation reads, spread over the held-out text; 0 reads all, as does the
+    evaluation after the last step."""
     save_every: int = 200
-    """Steps between checkpoints; 0 for none but the last."""
+    """Steps between checkpoints; 0 saves only after the last step."""
     keep: int = 3
     """Checkpoints kept."""
     log_every: int = 10
@@ -216,24 +217,41 @@ class PlaceConfig:
     profile: str | None = None
     """Steps to trace for Perfetto or TensorBoard: a number of them, as 3, or the first and the
     last, as 10:13."""
-    resume: bool = True
-    """Continue from the newest checkpoint of `out` when there is one."""
 
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing."""
         well_typed(self)
-        for name in ("unroll", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PlaceConfig.{name}={getattr(self, name)} must be at least 1; "
-                                 "choose 1 or more")
+        counted("OutputConfig", keep=self.keep, log_every=self.log_every)
         for name in ("eval_every", "eval_batches", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(
-                    f"PlaceConfig.{name}={getattr(self, name)} is negative; choose a number "
-                    "of steps, or 0, which has its own meaning"
+                    f"OutputConfig.{name}={getattr(self, name)} must be at least 0; 0 "
+                    f"{'reads all' if name == 'eval_batches' else 'waits for the last step'}"
                 )
         if self.profile is not None:
             profiled(self.profile)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """How a step is fitted to a machine: memory against time, never what is computed."""
+
+    remat: Literal["none", "v3", "full"] = "none"
+    """What the backward pass computes again: `v3` norms, MLA up-projections and SwiGLU outputs;
+    `full` all of a block but its tokens' choice of experts."""
+    fp8_matmul: Literal["auto", "kernel", "codes", "values"] = "auto"
+    """How FP8 products are computed: of the 8-bit `codes`, by machines that multiply them (Hopper
+    and Blackwell GPUs, TPU7x), or exactly of the `values` they stand for, in bfloat16. `kernel`: of
+    codes, by a Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that
+    the machine has. They differ by roundings of float32 sums. A CPU can be told `codes` to check
+    them; it has no instruction for them and is slow."""
+    unroll: int = 1
+    """Layers written out per scan iteration: longer compile, fewer copies."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that mean nothing."""
+        well_typed(self)
+        counted("MachineConfig", unroll=self.unroll)
 
 
 @dataclass(frozen=True)
@@ -244,15 +262,17 @@ class RunConfig:
     """Short name; the default folder is runs/NAME."""
     model: ModelConfig
     train: TrainConfig = field(default_factory=TrainConfig)
-    rate: LearningRate | StepDecay = field(default_factory=LearningRate)
+    learning_rate: LearningRate | StepDecay = field(default_factory=LearningRate)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    place: PlaceConfig = field(default_factory=PlaceConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     seed: int = 0
     """Seed of start values, data order and tokenizer training."""
-    start_from: str | None = None
+    init_from: str | None = None
     """Folder of a run, e.g. one made by dsjax convert, whose newest parameters and tokenizer this
     one starts from; None draws them."""
 
@@ -272,13 +292,13 @@ def profiled(steps: str) -> tuple[int, int] | int:
             return first
         if last and 1 <= first <= last:
             return first, last
-    raise ValueError(f"--profile (--place.profile) {str(steps)[:40]!r} names no steps; use a "
+    raise ValueError(f"--profile (--output.profile) {str(steps)[:40]!r} names no steps; use a "
                      "number of them, as 3, or the first and the last, as 10:13")
 
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")
 """The parts of a run that its checkpoints depend on."""
-CHANGEABLE = ("train", "rate", "place", "parallel")
+CHANGEABLE = ("train", "learning_rate", "precision", "parallel", "machine", "output")
 """The parts that may be changed on resume, which is said."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,74 @@ from dsjax.config.fields import class_choices, did_you_mean, field_types
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 
+RENAMED = {
+    "train.batch": "train.batch_size",
+    "train.length": "train.seq_len",
+    "train.batch_start": "train.batch_size_start",
+    "train.batch_ramp_steps": "train.batch_size_ramp_steps",
+    "train.batch_multiple": "train.batch_size_multiple",
+    "train.curriculum.length": "train.curriculum.seq_len",
+    "train.precision": "precision.matmul",
+    "train.activations": "precision.activations",
+    "rate": "learning_rate",
+    "start_from": "init_from",
+    "place.out": "output.folder",
+    "place.remat": "machine.remat",
+    "place.fp8": "machine.fp8_matmul",
+    "place.unroll": "machine.unroll",
+    **{f"place.{name}": f"output.{name}" for name in (
+        "resume", "eval_every", "eval_batches", "save_every", "keep", "log_every", "tensorboard",
+        "profile")},
+}
+"""Fields by the names that earlier versions wrote and took, and their names today."""
+
+
+def renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """A config as JSON holds it, fields of earlier versions under today's names."""
+    data = copy.deepcopy(data)
+    for old, new in RENAMED.items():
+        (*there, before), (*here, after) = old.split("."), new.split(".")
+        for owner in _owners(data, there):
+            if before in owner:
+                into = owner if there == here else _made(data, here)
+                if isinstance(into, dict) and after not in into:
+                    into[after] = owner.pop(before)
+    if data.get("place") == {}:
+        del data["place"]
+    return data
+
+
+def _made(data: Any, path: Sequence[str]) -> Any:
+    """What lies under a path of keys, empty dicts where nothing does."""
+    for key in path:
+        data = data.setdefault(key, {}) if isinstance(data, dict) else None
+    return data
+
+
+def _owners(data: Any, path: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The dicts under a path of keys; those of a list each by itself."""
+    if isinstance(data, list):
+        for part in data:
+            yield from _owners(part, path)
+    elif isinstance(data, dict) and path:
+        yield from _owners(data.get(path[0]), path[1:])
+    elif isinstance(data, dict):
+        yield data
+
 
 def run_to_json(run: RunConfig, path: Path | str) -> None:
     """Write a run, whole or not at all: a resumed one is compared with it.
 
     A field that may hold one of several classes names its class under `kind`.
     """
-    disk.write_json(path, _plain(run), "make room or name another --place.out")
+    disk.write_json(path, _plain(run), "make room or name another --output.folder")
 
 
 def run_from_json(path: Path | str) -> RunConfig:
-    """Read back exactly what `run_to_json` wrote; unknown keys are refused by name."""
+    """Read back exactly what `run_to_json` wrote, of any version; refuse unknown keys."""
     data = disk.read_object(path, "put back the config.json of the run, or give another run")
     try:
-        return _build(RunConfig, data, "run")
+        return _build(RunConfig, renamed(data), "run")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: {error}; put back the config.json of the run, or give "
                         "another run") from None

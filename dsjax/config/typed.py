@@ -1,4 +1,4 @@
-"""How the values of fields are typed: numbers in ASCII digits, stages as FROM_STEP:LENGTH.
+"""How the values of fields are typed: numbers in ASCII digits, stages as FROM_STEP:SEQ_LEN.
 
 A name or a path has at least one character: Python takes an empty path for the current folder.
 """
@@ -84,18 +84,18 @@ def _stages(info: Any) -> Any:
 
     def read(words: list[str]) -> tuple[SequenceStage, ...]:
         try:
-            pairs = [(float(start), int(length)) for start, _, length in
+            pairs = [(float(start), int(seq_len)) for start, _, seq_len in
                      (word.partition(":") for word in words)]
         except ValueError:
-            raise ValueError("expected FROM_STEP:LENGTH") from None
-        return tuple(SequenceStage(start, length) for start, length in pairs)
+            raise ValueError("expected FROM_STEP:SEQ_LEN") from None
+        return tuple(SequenceStage(start, seq_len) for start, seq_len in pairs)
 
     if info.type != tuple[SequenceStage, ...]:
         return None
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="FROM_STEP:LENGTH",
+        metavar="FROM_STEP:SEQ_LEN",
         instance_from_str=read,
         is_instance=lambda x: isinstance(x, tuple),
-        str_from_instance=lambda x: [f"{s.from_step}:{s.length}" for s in x],
+        str_from_instance=lambda x: [f"{s.from_step}:{s.seq_len}" for s in x],
     )

@@ -52,31 +52,32 @@ def batch_size_at(tokens_seen: int, ramp: BatchRamp) -> int:
 
 def rows_of(train: TrainConfig, step: int) -> int:
     """Return the rows of the batch that follows `step` steps of a run, before it is cut."""
-    if train.batch_start is None:
-        return train.batch
-    ramp = BatchRamp(train.batch_start, train.batch,
-                     whole_steps(train.batch_ramp_steps, train.steps), train.batch_multiple)
+    if train.batch_size_start is None:
+        return train.batch_size
+    steps = whole_steps(train.batch_size_ramp_steps, train.steps)
+    ramp = BatchRamp(train.batch_size_start, train.batch_size, steps, train.batch_size_multiple)
     return batch_size_at(step, ramp)
 
 
 def length_of(train: TrainConfig, step: int) -> int:
     """Return the row length of the batch that follows `step` steps of a run."""
-    stages = [SequenceStage(whole_steps(stage.from_step, train.steps), stage.length)
+    stages = [SequenceStage(whole_steps(stage.from_step, train.steps), stage.seq_len)
               for stage in train.curriculum]
-    return length_at(step, stages, train.length)
+    return length_at(step, stages, train.seq_len)
 
 
 def tokens_after(train: TrainConfig, steps: int) -> int:
     """Return the tokens that the first `steps` steps of a run with these settings read."""
     rising = _rows_of_the_ramp(train)
     last = len(rising) - 1
-    return (rising[min(steps, last)] + max(steps - last, 0) * train.batch) * train.length
+    return (rising[min(steps, last)] + max(steps - last, 0) * train.batch_size) * train.seq_len
 
 
 @functools.lru_cache(maxsize=4)
 def _rows_of_the_ramp(train: TrainConfig) -> list[int]:
     """Rows read in the first 0, 1, ... steps, up to the end of the ramp or of the run."""
-    ramp = 0 if train.batch_start is None else whole_steps(train.batch_ramp_steps, train.steps)
+    ramp = whole_steps(train.batch_size_ramp_steps, train.steps)
+    ramp = 0 if train.batch_size_start is None else ramp
     rows = (rows_of(train, step) for step in range(min(ramp, train.steps)))
     return list(itertools.accumulate(rows, initial=0))
 
@@ -84,7 +85,7 @@ def _rows_of_the_ramp(train: TrainConfig) -> list[int]:
 def length_at(step: int, stages: Sequence[SequenceStage], length: int) -> int:
     """Return the row length at `step`: that of the last stage begun, or `length` before any."""
     begun = [stage for stage in stages if stage.from_step <= step]
-    return max(begun, key=lambda stage: stage.from_step).length if begun else length
+    return max(begun, key=lambda stage: stage.from_step).seq_len if begun else length
 
 
 def recut(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:

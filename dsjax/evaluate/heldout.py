@@ -58,7 +58,8 @@ def remark(found: Heldout) -> str | None:
     if not found.targets:
         return "the held-out text has no token to predict: there is no held-out loss; give more"
     if not math.isfinite(found.nats):
-        return "the held-out loss is not finite: the parameters may be lost; lower --rate.peak"
+        return ("the held-out loss is not finite: the parameters may be lost; lower "
+                "--learning-rate.peak")
     if not math.isfinite(found.bits_per_byte):
         return ("the held-out text's targets stand for no bytes (documents of one token have none "
                 "of their own), so bits per byte are not defined: see nats, or give longer text")

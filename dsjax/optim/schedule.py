@@ -85,13 +85,14 @@ def misfit(schedule: LearningRate | StepDecay, steps: int) -> str | None:
     s = in_steps(schedule, steps)
     if s.warmup_steps > steps:
         return (f"the run ends after {steps} of the {s.warmup_steps} steps in which the rate climbs"
-                "; lower --rate.warmup-steps (0.05 is a twentieth of the run)")
-    remedy = "give its lengths as shares of the run (--rate.cosine-steps 0.5 is half of it)"
+                "; lower --learning-rate.warmup-steps (0.05 is a twentieth of the run)")
+    remedy = ("give its lengths as shares of the run (--learning-rate.cosine-steps 0.5 is half of "
+              "it)")
     if isinstance(s, StepDecay):
         missed = next((cut for cut in s.cuts if cut >= steps), None)
         return None if missed is None else (
-            f"the rate is cut at step {missed}, and the run ends at {steps}; give --rate.cuts as "
-            "shares of the run (0.6 0.9)")
+            f"the rate is cut at step {missed}, and the run ends at {steps}; give "
+            "--learning-rate.cuts as shares of the run (0.6 0.9)")
     if not (s.cosine_steps or s.low_steps or s.last_steps):
         return None
     end = s.warmup_steps + s.constant_steps + s.cosine_steps + s.low_steps + s.last_steps

@@ -146,7 +146,7 @@ def _cut_weights(run: RunConfig) -> Iterator[Way]:
 
 
 def _cut_activations(run: RunConfig) -> Iterator[Way]:
-    rows = run.train.batch // (run.train.microbatches * run.parallel.row_devices)
+    rows = run.train.batch_size // (run.train.microbatches * run.parallel.row_devices)
     for part in divisors(rows)[1:]:
         count = part * run.train.microbatches
         yield "fewer rows at once", f"--train.microbatches {count}"
@@ -154,6 +154,7 @@ def _cut_activations(run: RunConfig) -> Iterator[Way]:
             yield ("fewer rows at once, none beside another",
                    f"--parallel.no-interleave --train.microbatches {count}")
     stronger = {"none": "v3", "v3": "full"}
-    if run.place.remat in stronger:
-        yield "make more again in the backward pass", f"--place.remat {stronger[run.place.remat]}"
-    yield "shorter rows", f"--train.length {run.train.length // 2}"
+    if run.machine.remat in stronger:
+        yield ("compute more again in the backward pass",
+               f"--machine.remat {stronger[run.machine.remat]}")
+    yield "shorter rows", f"--train.seq-len {run.train.seq_len // 2}"

@@ -41,7 +41,7 @@ def plan(run: RunConfig, machine: Target) -> Plan:
     backend = spread.on_mesh(run, platform.choose_backend(run, mesh.devices.flat[0]), mesh)
     state = spread.abstract(run, mesh)
     where = meshes.sharding(mesh, meshes.AXES)
-    shape = (run.train.batch, run.train.length + 1)
+    shape = (run.train.batch_size, run.train.seq_len + 1)
     dtypes = {"tokens": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
     batch = from_rows({name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
                        for name, dtype in dtypes.items()})

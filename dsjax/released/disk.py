@@ -195,7 +195,7 @@ def _write_rest(source: Path, target: Target, plan: Plan) -> None:
     run = RunConfig(
         name="".join(c if c.isprintable() else "_" for c in target.name),
         model=plan.cfg,
-        train=TrainConfig(length=LENGTH),
+        train=TrainConfig(seq_len=LENGTH),
         loss=plan.released.loss,
         data=DataConfig(),
     )
@@ -229,9 +229,9 @@ def _released_before(run: Path, config: RunConfig, say: Say) -> Path | None:
         seen.append(run)
         if (run / RELEASED / hf_files.CONFIG).is_file():
             return run / RELEASED
-        if config.start_from is None:
+        if config.init_from is None:
             return None
-        run = Path(config.start_from)
+        run = Path(config.init_from)
         if not (run / hf_files.CONFIG).is_file():
             say(f"{run}, which {seen[-1]} started from, is not there: what its checkpoint had "
                 "besides weights is not taken over; --like names a checkpoint that has it")

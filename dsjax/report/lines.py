@@ -27,7 +27,7 @@ Event = dict[str, Any]
 Say = Callable[[str], Any]
 DAMAGED = ".damaged"
 LIMIT = 64 << 30
-REMEDY = "move it away, or name another --place.out"
+REMEDY = "move it away, or name another --output.folder"
 
 
 def read(path: Path) -> tuple[list[Event], int]:
@@ -48,7 +48,7 @@ class LineFile:
         A "final" event goes in any case: a run that goes on has not ended, or ends once more.
         """
         self.path = path
-        disk.make_folder(path.parent, "name another --place.out")
+        disk.make_folder(path.parent, "name another --output.folder")
         try:
             self._handle = _claim(path)
             try:
@@ -86,7 +86,7 @@ class LineFile:
 
     def _failed(self, error: OSError) -> UserError:
         return UserError(f"{self.path} cannot be written ({disk.cause(error)}); make room or name "
-                         "another --place.out, then start the same command again")
+                         "another --output.folder, then start the same command again")
 
     def _keep(self, until: int | None, say: Say) -> None:
         """Cut the file back to `until`; the lines that are no events go into a file beside."""
@@ -199,6 +199,6 @@ def _lock(handle: int, path: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{path} is being written by another process; wait for its end, or name "
-                        "another --place.out") from None
+                        "another --output.folder") from None
     except OSError:  # a file system without locks; the run's folder is held besides
         return

@@ -78,7 +78,7 @@ class Profiler:
 
 def once(run: RunConfig) -> RunConfig:
     """The run as its folder keeps it: the next start traces what it is asked to, not this again."""
-    return dataclasses.replace(run, place=dataclasses.replace(run.place, profile=None))
+    return dataclasses.replace(run, output=dataclasses.replace(run.output, profile=None))
 
 
 def chosen(text: str | None, done: int, steps: int) -> tuple[int, int] | None:

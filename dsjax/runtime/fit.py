@@ -145,7 +145,7 @@ def _whole(run: RunConfig, mesh: Mesh | None, there: Room) -> int:
 
 def _named(run: RunConfig) -> str:
     train = run.train
-    return f"{run.name} on {train.batch} rows of {train.length} tokens"
+    return f"{run.name} on {train.batch_size} rows of {train.seq_len} tokens"
 
 
 def _too_much(run: RunConfig, mesh: Mesh | None, there: Room, check: Check,
@@ -216,20 +216,20 @@ def ways(run: RunConfig, check: Check) -> Iterator[Way]:
 
 def _changes(run: RunConfig) -> Iterator[tuple[bool, str, str, Any]]:
     train = run.train
-    parts = divisors(train.batch)
+    parts = divisors(train.batch_size)
     more = [n for n in parts if n > train.microbatches]
     for count in more[:: max(len(more) // MOST_ROWS, 1)] + more[-1:]:
         yield True, "train", "microbatches", count
     for remat in ("v3", "full"):
-        yield True, "place", "remat", remat
+        yield True, "machine", "remat", remat
     if run.optimizer.moments != "bfloat16":
         yield False, "optimizer", "moments", "bfloat16"
     if run.optimizer.ema_decay:
         yield False, "optimizer", "ema_decay", 0.0
-    if train.activations != "bfloat16":
-        yield False, "train", "activations", "bfloat16"
-    fewer = [n for n in parts if n < train.batch]
+    if run.precision.activations != "bfloat16":
+        yield False, "precision", "activations", "bfloat16"
+    fewer = [n for n in parts if n < train.batch_size]
     for rows in fewer[:: -max(len(fewer) // MOST_ROWS, 1)]:
-        yield False, "train", "batch", rows
-    if train.length > 2:
-        yield False, "train", "length", train.length // 2
+        yield False, "train", "batch_size", rows
+    if train.seq_len > 2:
+        yield False, "train", "seq_len", train.seq_len // 2

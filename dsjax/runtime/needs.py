@@ -88,8 +88,8 @@ def training(run: RunConfig, mesh: Mesh | None = None) -> Training:
         first_gradients=learnt if is_cut else _sum((main, specs.head), _of_learnt(held)),
         activations=0 if run.parallel.pipe > 1 else rows * _kept_of_a_row(run),
         mtp_activations=0 if run.parallel.pipe > 1 else rows * _kept_by_modules(run),
-        logits=rows * min(CHUNK, run.train.length) * run.model.vocab * 4,
-        batch=rows * run.train.microbatches * (run.train.length + 1) * BATCH_BYTES,
+        logits=rows * min(CHUNK, run.train.seq_len) * run.model.vocab * 4,
+        batch=rows * run.train.microbatches * (run.train.seq_len + 1) * BATCH_BYTES,
         average=masters if run.optimizer.ema_decay else 0,
     )
 
@@ -153,17 +153,17 @@ def _of_learnt(held: Callable[[Spec], int]) -> Callable[[Spec], int]:
 def _rows(run: RunConfig, mesh: Mesh | None) -> int:
     """Rows that go through a device at once."""
     devices = 1 if mesh is None else run.parallel.row_devices
-    return -(-run.train.batch // (run.train.microbatches * devices))
+    return -(-run.train.batch_size // (run.train.microbatches * devices))
 
 
 def _kept_of_a_row(run: RunConfig) -> int:
     """Bytes kept of one row for the backward pass, and of one layer what is made again at once."""
-    model, remat = run.model, run.place.remat
+    model, remat = run.model, run.machine.remat
     kinds = [(model.dense_layers, None), (model.moe_layers, model.moe)]
     kept = [(layers, _kept_of_a_token(run, moe, remat), _kept_of_a_token(run, moe, "none"))
             for layers, moe in kinds if layers]
     again = max(whole - part for _, part, whole in kept)
-    return (sum(layers * part for layers, part, _ in kept) + again) * run.train.length
+    return (sum(layers * part for layers, part, _ in kept) + again) * run.train.seq_len
 
 
 def _kept_by_modules(run: RunConfig) -> int:
@@ -173,13 +173,13 @@ def _kept_by_modules(run: RunConfig) -> int:
     """
     model = run.model
     states = model.d_model * _wide(run)
-    module = _kept_of_a_token(run, model.moe, run.place.remat) + states
-    return (model.mtp_depth * (module + states) + states) * run.train.length
+    module = _kept_of_a_token(run, model.moe, run.machine.remat) + states
+    return (model.mtp_depth * (module + states) + states) * run.train.seq_len
 
 
 def _wide(run: RunConfig) -> int:
     """Bytes of a number of the residual stream."""
-    return np.dtype(jax.numpy.dtype(run.train.activations)).itemsize
+    return np.dtype(jax.numpy.dtype(run.precision.activations)).itemsize
 
 
 def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
@@ -187,7 +187,7 @@ def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
     model, a, wide = run.model, run.model.attention, _wide(run)
     if remat == "full":
         return model.d_model * wide
-    low = 4 if run.train.precision == "fp32" else 2
+    low = 4 if run.precision.matmul == "fp32" else 2
     heads = a.heads * (a.value_dim if isinstance(a, MLAConfig) else a.head_dim)
     kept = (2 * model.d_model + heads) * wide  # before and after attention, and its heads
     if isinstance(a, MLAConfig):
@@ -195,7 +195,7 @@ def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
     hidden = model.dense_dim
     if moe is not None:
         hidden = (moe.shared_experts + moe.experts_per_token) * moe.expert_dim
-    kept += 2 * hidden * (1 if run.train.precision == "fp8" else min(wide, low))
+    kept += 2 * hidden * (1 if run.precision.matmul == "fp8" else min(wide, low))
     if remat == "none":
         qk = a.qk_dim if isinstance(a, MLAConfig) else a.head_dim
         kept += (2 * a.heads * qk + heads) * low

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dsjax.config.model import MoEConfig
-from dsjax.config.run import PlaceConfig, RunConfig
+from dsjax.config.run import MachineConfig, RunConfig
 from dsjax.errors import UserError
 from dsjax.layers import backend as backends
 from dsjax.layers.backend import Backend
@@ -39,10 +39,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "
 
 def choose_backend(run: RunConfig, device: jax.Device | None = None) -> Backend:
     """The functions layers call, in the run's precision; for this machine, or a device's."""
-    precision = PRECISIONS[run.train.precision]
-    if run.train.precision == "fp8":
-        precision = fp8_products(fp8_operands(run.place, device or jax.devices()[0]))
-    return backends.single(precision, jnp.dtype(run.train.activations))
+    precision = PRECISIONS[run.precision.matmul]
+    if run.precision.matmul == "fp8":
+        precision = fp8_products(fp8_operands(run.machine, device or jax.devices()[0]))
+    return backends.single(precision, jnp.dtype(run.precision.activations))
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def fp8_products(operands: Operands) -> Precision:
     return CODES if operands == "codes" else gemm.FP8
 
 
-def fp8_operands(place: PlaceConfig, device: jax.Device) -> Operands:
+def fp8_operands(machine: MachineConfig, device: jax.Device) -> Operands:
     """What FP8 products multiply on a device: 8-bit codes, or their values in bfloat16.
 
     Codes by the device's kernel, `hopper` or `tpu`, or by XLA's own products.
@@ -73,11 +73,11 @@ def fp8_operands(place: PlaceConfig, device: jax.Device) -> Operands:
         kernel = "hopper" if has_codes and int(major) == HOPPER else None
     elif "7x" in device.device_kind:
         kernel = "tpu"
-    if place.fp8 == "kernel" and kernel is None:
-        raise UserError(f"--place.fp8 kernel is for Hopper GPUs and TPU7x, and this is "
+    if machine.fp8_matmul == "kernel" and kernel is None:
+        raise UserError(f"--machine.fp8-matmul kernel is for Hopper GPUs and TPU7x, and this is "
                         f"{device.device_kind}; use auto, codes or values")
-    if place.fp8 in ("codes", "values"):
-        return place.fp8
+    if machine.fp8_matmul in ("codes", "values"):
+        return machine.fp8_matmul
     return kernel or ("codes" if has_codes else "values")
 
 
@@ -155,24 +155,24 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "precision": f"{backend.precision.name} products, float32 sums, "
         f"{backend.dtype} activations",
         "optimizer": f"AdamW, {run.optimizer.moments} moments, float32 masters",
-        "rate": schedule.describe(run.rate, run.train.steps),
+        "rate": schedule.describe(run.learning_rate, run.train.steps),
         "attention": "blocks of 128 queries, probabilities made again in the backward pass",
         **_experts(run.model.moe),
-        "remat": f"{run.place.remat}, {run.place.unroll} layer{'s' * (run.place.unroll > 1)} "
+        "remat": f"{run.machine.remat}, {run.machine.unroll} layer{'s' * (run.machine.unroll > 1)} "
         "written out per scan step",
     }
-    if run.train.precision == "fp8":
+    if run.precision.matmul == "fp8":
         said = {"hopper": "products of 8-bit codes by a kernel, promoted every 128 in registers",
                 "tpu": "products of 8-bit codes by a kernel, promoted every 128 on the chip",
                 "codes": "products of 8-bit codes, scaled and summed in float32 every 128",
                 "values": "emulated: exact products of what codes stand for, summed in float32"}
-        choices["fp8"] = said[fp8_operands(run.place, devices[0])]
+        choices["fp8"] = said[fp8_operands(run.machine, devices[0])]
     if jax.default_backend() == "cpu":
         state = "on" if huge else "off (set GLIBC_TUNABLES=glibc.malloc.hugetlb=1)"
         choices["huge pages"] = state
         is_plain = "xla_cpu_disable_loop_unrolling" in os.environ.get("XLA_FLAGS", "")
         choices["kernels"] = "LLVM does not unroll" if is_plain else "LLVM's defaults"
     choices["programs"] = program_cache.describe()
-    if (misfit := schedule.misfit(run.rate, run.train.steps)) is not None:
+    if (misfit := schedule.misfit(run.learning_rate, run.train.steps)) is not None:
         choices["warning"] = misfit
     return choices

@@ -151,7 +151,7 @@ def _from_shards(run: RunConfig, out: Path) -> tuple[Tokenizer, TokenStream, Tok
 def _pack(run: RunConfig, words: Tokenizer, training: TokenStream, heldout: TokenStream,
           tokens: Tokens) -> Corpus:
     cut = pack.concat if run.data.packing == "concat" else pack.segments
-    length = run.train.length
+    length = run.train.seq_len
     return Corpus(
         tokenizer=words,
         train=cut(training, length, words.end_id),

@@ -148,7 +148,7 @@ def _closing(s: Session) -> Iterator[None]:
 def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mesh | None,
           console: Console) -> Session:
     """Start a run, or restore it."""
-    store = Store(out / "checkpoints", run.place.keep)
+    store = Store(out / "checkpoints", run.output.keep)
     stream = RowStream(
         corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
     )
@@ -167,8 +167,8 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         host = HostEMA(start.params, run.optimizer.ema_decay, run.optimizer.ema_every, average)
     proof = Proof(store, resumed)
     proof.begin()
-    board = out / "tensorboard" if run.place.tensorboard else None
-    dtype = "float32" if run.train.precision == "fp32" else "bfloat16"
+    board = out / "tensorboard" if run.output.tensorboard else None
+    dtype = "float32" if run.precision.matmul == "fp32" else "bfloat16"
     return Session(
         run=run,
         out=out,
@@ -180,10 +180,10 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         proof=proof,
         writer=metrics.open_writer(out / "metrics.jsonl", resumed, board, console.print,
                                    step_report.layer_labels(run)),
-        display=open_display(run.name, run.train.steps, run.place.log_every, console),
+        display=open_display(run.name, run.train.steps, run.output.log_every, console),
         speed=pace.Throughput(),
         profiler=profile.Profiler(
-            profile.chosen(run.place.profile, int(start.step), run.train.steps),
+            profile.chosen(run.output.profile, int(start.step), run.train.steps),
             out / "profile", console.print),
         peak=metrics.matmul_peak(dtype),
         heldout_step=sharding.compile_heldout(run, backend, mesh),
@@ -207,10 +207,10 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
         _report(s, delayed.push(done, values, began))
         if s.profiler.took(done, values):
             s.speed.restart()
-        if _is_due(done, s.run.place.eval_every, s.run.train.steps):
+        if _is_due(done, s.run.output.eval_every, s.run.train.steps):
             _report(s, delayed.flush())
             _evaluate(s, done)
-        if _is_due(done, s.run.place.save_every, s.run.train.steps):
+        if _is_due(done, s.run.output.save_every, s.run.train.steps):
             _report(s, delayed.flush())
             if not s.proof.in_row:  # what is skipped changes nothing, and may be past mending
                 _save(s, done)
@@ -241,7 +241,7 @@ def _batch(s: Session, done: int) -> Batch:
     train = s.run.train
     drawn = s.stream.next_batch(curriculum.rows_of(train, done) // jax.process_count())
     length = curriculum.length_of(train, done)
-    cut = drawn if length == train.length else curriculum.recut(drawn, length)
+    cut = drawn if length == train.seq_len else curriculum.recut(drawn, length)
     return sharding.put_rows(cut, s.mesh)
 
 
@@ -273,7 +273,7 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
 
 def _evaluate(s: Session, done: int) -> Heldout:
     s.display.doing("evaluating on held-out text")
-    found = _heldout(s, s.state.params, s.run.place.eval_batches)
+    found = _heldout(s, s.state.params, s.run.output.eval_batches)
     s.display.doing("")
     values = heldout.values(found)
     written: dict[str, Any] = dict(values)
@@ -291,8 +291,8 @@ def _evaluate(s: Session, done: int) -> Heldout:
 def _heldout(s: Session, params: Any, most: int) -> Heldout:
     """Evaluate on `most` batches spread over the held-out text, or on all of it when 0."""
     host, hosts = jax.process_index(), jax.process_count()
-    batches = heldout_batches(s.corpus.heldout, s.run.train.batch // hosts, s.corpus.token_sizes,
-                              most=most, host=host, hosts=hosts)
+    batches = heldout_batches(s.corpus.heldout, s.run.train.batch_size // hosts,
+                              s.corpus.token_sizes, most=most, host=host, hosts=hosts)
     put = functools.partial(sharding.put_rows, mesh=s.mesh)
     found = heldout.evaluate(s.heldout_step, params, batches, put)
     if (said := heldout.remark(found)) is not None:

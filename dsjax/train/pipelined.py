@@ -46,9 +46,10 @@ def check(run: RunConfig) -> None:
     Several processes draw different rows, so that a batch is drawn by all devices in equal shares.
     """
     train, devices = run.train, run.parallel.devices
-    sizes = {"batch": train.batch}
-    if train.batch_start is not None:
-        sizes |= {"batch-start": train.batch_start, "batch-multiple": train.batch_multiple}
+    sizes = {"batch-size": train.batch_size}
+    if train.batch_size_start is not None:
+        sizes |= {"batch-size-start": train.batch_size_start,
+                  "batch-size-multiple": train.batch_size_multiple}
     for name, rows in sizes.items():
         if jax.process_count() > 1 and rows % devices:
             raise UserError(
@@ -90,9 +91,9 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     if run.model.moe is not None and run.parallel.expert > 1:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
             mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
-            wire=exchange.WIRES[run.train.precision]))
+            wire=exchange.WIRES[run.precision.matmul]))
     is_open = mesh.devices.flat[0].platform != "cpu"
-    pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.place.remat, is_open)
+    pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.machine.remat, is_open)
 
     def gradients(p: TransformerParams, batch: Batch, at: Array, run: RunConfig,
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:

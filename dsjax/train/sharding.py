@@ -45,9 +45,9 @@ def open_mesh(run: RunConfig) -> Mesh | None:
 def check(run: RunConfig) -> None:
     """Refuse a run that does not divide over its layout, or parts of which could never learn."""
     _check_learning(run)
-    rows = [run.train.batch]
-    if run.train.batch_start is not None:
-        rows += [run.train.batch_start, run.train.batch_multiple]
+    rows = [run.train.batch_size]
+    if run.train.batch_size_start is not None:
+        rows += [run.train.batch_size_start, run.train.batch_size_multiple]
     meshes.check(run.parallel, run.model, rows, run.train.microbatches)
     if run.parallel.interleave:
         _check_halves(run, rows)
@@ -57,11 +57,11 @@ def check(run: RunConfig) -> None:
 
 def _check_learning(run: RunConfig) -> None:
     """Refuse modules without a target and losses without a gradient."""
-    depth, length, moe = run.model.mtp_depth, run.train.length, run.model.moe
+    depth, length, moe = run.model.mtp_depth, run.train.seq_len, run.model.moe
     if depth >= length:
         raise UserError(
             f"MTP module {depth} predicts the token {depth + 1} ahead, and rows of {length} tokens "
-            f"hold none: it would never learn; use --train.length {depth + 1} or more, or "
+            f"hold none: it would never learn; use --train.seq-len {depth + 1} or more, or "
             f"--model.mtp-depth {length - 1} or less"
         )
     if run.loss.device_balance and moe is not None and moe.groups == 1:
@@ -94,7 +94,7 @@ def on_mesh(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Backend:
     backend = dataclasses.replace(backend, parts=2 if run.parallel.interleave else 1)
     if mesh is None:
         return backend
-    wire = exchange.WIRES[run.train.precision]
+    wire = exchange.WIRES[run.precision.matmul]
     return mesh_backend.on_mesh(backend, mesh, run.parallel, run.model, wire)
 
 
@@ -112,7 +112,7 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
     if run.model.moe is not None and run.parallel.expert > 1:
         said["exchange"] = mesh_backend.describe(
             tokens_of_a_device(run), run.parallel, run.model.d_model, run.model.moe,
-            exchange.WIRES[run.train.precision], np.dtype(run.train.activations).itemsize)
+            exchange.WIRES[run.precision.matmul], np.dtype(run.precision.activations).itemsize)
         if run.parallel.interleave:
             said["interleaved"] = ("two halves of each device's rows, attention of the second "
                                    "while tokens of the first travel")
@@ -122,7 +122,7 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
 def tokens_of_a_device(run: RunConfig) -> int:
     """Tokens of a device that an exchange begins with, of a whole batch's microbatch."""
     parts = run.parallel.row_devices * run.train.microbatches * (1 + run.parallel.interleave)
-    return run.train.batch * run.train.length // parts
+    return run.train.batch_size * run.train.seq_len // parts
 
 
 def first_alone(work: Callable[[], Made]) -> Made:

@@ -69,7 +69,7 @@ def make_train_step(run: RunConfig, backend: Backend,
     specs = transformer.specs(run.model)
     update = optimizer(specs, run.optimizer).update
     is_free = trainable_mask(specs)
-    course = in_steps(run.rate, run.train.steps)
+    course = in_steps(run.learning_rate, run.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         rate = schedule.learning_rate(course, state.step)
@@ -109,7 +109,7 @@ def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
         tree = p if held is None else precision.attach(p, held, specs)
         return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend,
-                           remat=run.place.remat, unroll=run.place.unroll)
+                           remat=run.machine.remat, unroll=run.machine.unroll)
 
     def grad(p: TransformerParams, part: Batch) -> Any:
         out, grads = jax.value_and_grad(part_loss, has_aux=True)(p, part)

@@ -77,10 +77,10 @@ def shown(values: dict[str, Any]) -> dict[str, Any]:
 
 def of_the_model(run: RunConfig) -> dict[str, str]:
     """What the header of a run says of its size."""
-    sizes = count.count(run.model, run.train.length)
+    sizes = count.count(run.model, run.train.seq_len)
     mtp = f", {sizes.params_mtp:,} more in MTP modules" if sizes.params_mtp else ""
-    rows, length = run.train.batch, run.train.length
-    ramp = "" if run.train.batch_start is None else f"{run.train.batch_start} to "
+    rows, length = run.train.batch_size, run.train.seq_len
+    ramp = "" if run.train.batch_size_start is None else f"{run.train.batch_size_start} to "
     return {
         "parameters": f"{sizes.params_total:,}, {sizes.params_active:,} active for a token{mtp}",
         "a step": f"{ramp}{rows} rows of {length} tokens: {rows * length:,} tokens",

@@ -36,8 +36,8 @@ def choose(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> Toke
         name = run.data.tokenizer
     elif is_going_on and own.exists():
         words, name = tokenizer.load(own, end=run.data.end_token), str(own)
-    elif run.start_from is not None and not is_going_on:
-        words, name = _of_start(run, say), str(Path(run.start_from) / FILE)
+    elif run.init_from is not None and not is_going_on:
+        words, name = _of_start(run, say), str(Path(run.init_from) / FILE)
     else:
         words, name = _trained(run, out, training, say), "one trained anew on the text"
     hold(run, out, words, name)
@@ -47,9 +47,9 @@ def choose(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> Toke
 def refuse_tokenizer(run: RunConfig, out: Path) -> None:
     """Refuse what `choose` would refuse, as far as it can be told without the text."""
     is_going_on = identity.is_going_on(out)
-    is_starting = run.start_from is not None and not is_going_on
-    if is_starting and not files.steps(Path(str(run.start_from)) / "checkpoints"):
-        raise UserError(f"--start-from {run.start_from} is no run: it has no checkpoints; give the "
+    is_starting = run.init_from is not None and not is_going_on
+    if is_starting and not files.steps(Path(str(run.init_from)) / "checkpoints"):
+        raise UserError(f"--init-from {run.init_from} is no run: it has no checkpoints; give the "
                         "folder of a run, or one that dsjax convert has made")
     if run.data.tokenizer is not None:
         words = tokenizer.load(run.data.tokenizer, end=run.data.end_token)
@@ -67,8 +67,8 @@ def hold(run: RunConfig, out: Path, words: Tokenizer, name: str) -> None:
     """Refuse a tokenizer that the parameters a run begins or goes on with do not belong to."""
     if identity.is_going_on(out):
         identity.hold_tokenizer(words, name, out)
-    elif run.start_from is not None:
-        _hold_start(run.start_from, words, name)
+    elif run.init_from is not None:
+        _hold_start(run.init_from, words, name)
     if words.vocab > run.model.vocab:
         raise UserError(
             f"the tokenizer has {words.vocab:,} ids but the model's vocabulary is "
@@ -78,7 +78,7 @@ def hold(run: RunConfig, out: Path, words: Tokenizer, name: str) -> None:
 
 def keep(words: Tokenizer, out: Path, say: Say) -> None:
     """Have the tokenizer in the run's folder; another one that was there is set aside."""
-    disk.make_folder(out, "name another --place.out")
+    disk.make_folder(out, "name another --output.folder")
     own = out / FILE
     if os.path.lexists(own):
         if own.is_file() and own.read_bytes() == words.source.encode():
@@ -91,16 +91,16 @@ def keep(words: Tokenizer, out: Path, say: Say) -> None:
 
 
 def _file_of_start(run: RunConfig) -> Path:
-    path = Path(str(run.start_from)) / FILE
+    path = Path(str(run.init_from)) / FILE
     if not path.exists():
-        raise UserError(f"--start-from {run.start_from} has no {FILE}, so what its ids mean is not "
+        raise UserError(f"--init-from {run.init_from} has no {FILE}, so what its ids mean is not "
                         "known; name the tokenizer it was trained with as --data.tokenizer")
     return path
 
 
 def _of_start(run: RunConfig, say: Say) -> Tokenizer:
     words = tokenizer.load(_file_of_start(run), end=run.data.end_token)
-    say(f"reading with the tokenizer of {run.start_from}, which its parameters belong to")
+    say(f"reading with the tokenizer of {run.init_from}, which its parameters belong to")
     return words
 
 
@@ -112,7 +112,7 @@ def _hold_start(start: str, words: Tokenizer, name: str) -> None:
         there = tokenizer.load(path).fingerprint
     if there is not None and not words.has_fingerprint(there):
         raise UserError(
-            f"{name} is not the tokenizer that the parameters of --start-from {start} belong to "
+            f"{name} is not the tokenizer that the parameters of --init-from {start} belong to "
             f"(fingerprint {words.fingerprint}, not {there}), so its ids mean other words; leave "
             "--data.tokenizer out to use theirs, and prepare shards with it: "
             f"dsjax data --tokenizer {path}")
@@ -133,7 +133,7 @@ def _trained(run: RunConfig, out: Path, training: Sequence[str], say: Say) -> To
     with refusal.typed_as("model.vocab"):
         words = tokenizer.train_bpe(training, run.model.vocab)
     if not identity.is_going_on(out):
-        disk.make_folder(out, "name another --place.out")
+        disk.make_folder(out, "name another --output.folder")
         disk.write_whole(record, json.dumps(made_of | {"tokenizer": words.fingerprint}) + "\n")
     return words
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from dsjax.config.run import PlaceConfig, RunConfig
+from dsjax.config.run import MachineConfig, OutputConfig, RunConfig
+from dsjax.config.stored import renamed
 from dsjax.layers.backend import Backend
 from dsjax.report.metrics import read_metrics
 from dsjax.train import loop
@@ -41,7 +42,7 @@ class Arm:
     @property
     def stem(self) -> str:
         """Name of the record and of the folder."""
-        tokens = self.run.train.batch * self.run.train.length
+        tokens = self.run.train.batch_size * self.run.train.seq_len
         return f"{self.run.name}-{tokens}-{self.name}-seed{self.run.seed}"
 
 
@@ -70,13 +71,13 @@ def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
     """
     path, config = records / f"{arm.stem}.json", plain(arm.run)
     if path.exists():
-        kept = json.loads(path.read_text())
+        kept = _read(path)
         if (said := changed(kept["config"], config, "run")) is not None:
             raise ValueError(f"{path} records {said}; remove it to measure anew")
         return kept
     out = runs / arm.stem
-    place = dataclasses.replace(arm.run.place, out=str(out))
-    outcome = loop.train(dataclasses.replace(arm.run, place=place), backend=arm.backend)
+    output = dataclasses.replace(arm.run.output, folder=str(out))
+    outcome = loop.train(dataclasses.replace(arm.run, output=output), backend=arm.backend)
     if not outcome.is_complete:
         raise KeyboardInterrupt
     metrics = out / "metrics.jsonl"
@@ -131,13 +132,20 @@ def train_all(of: Sequence[Arm], records: Path, runs: Path, command: str) -> tup
 def kept(of: Sequence[Arm], records: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The records there are, and the names of those that are missing."""
     paths = [records / f"{arm.stem}.json" for arm in of]
-    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    found = [_read(path) for path in paths if path.exists()]
     return found, [path.stem for path in paths if not path.exists()]
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A record, its config in today's names."""
+    found = json.loads(path.read_text())
+    return found | {"config": renamed(found["config"])}
+
+
 def plain(run: RunConfig) -> dict[str, Any]:
-    """What a run computes, as JSON holds it: its config without its place."""
-    return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(run, place=PlaceConfig()))))
+    """What a run computes, as JSON holds it: its config without its machine and its folder."""
+    return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(
+        run, machine=MachineConfig(), output=OutputConfig()))))
 
 
 def changed(kept: Any, now: Any, name: str) -> str | None:

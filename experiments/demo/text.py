@@ -11,13 +11,13 @@ from pathlib import Path
 from experiments.common import record
 from experiments.common.command import Asked
 
-QUICK = ("--train.steps", "20", "--place.eval-batches", "2")
+QUICK = ("--train.steps", "20", "--output.eval-batches", "2")
 
 
 def main(asked: Asked) -> None:
     """Run, read the summary, write the record."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dsjax", "demo", "--place.out", folder]
+        command = [sys.executable, "-m", "dsjax", "demo", "--output.folder", folder]
         command += QUICK if asked.is_quick else ()
         subprocess.run(command, check=True, cwd=record.ROOT)
         found = json.loads((Path(folder) / "summary.json").read_text())

@@ -86,7 +86,7 @@ def measure(run: RunConfig, how: Precision) -> dict[str, int]:
 def residuals(run: RunConfig, how: Precision, p: Any, operands: Any) -> list[jax.ShapeDtypeStruct]:
     """What the layers' backward pass keeps besides parameters and operands."""
     cfg, specs = run.model, transformer.specs(run.model)
-    tokens = jnp.zeros((run.train.batch, run.train.length), jnp.int32)
+    tokens = jnp.zeros((run.train.batch_size, run.train.seq_len), jnp.int32)
     backend = single(how.precision, how.activations)
 
     def pull(p: Any, operands: Any) -> Any:
@@ -105,7 +105,7 @@ def residuals(run: RunConfig, how: Precision, p: Any, operands: Any) -> list[jax
 
 def cached(run: RunConfig) -> list[tuple[int, ...]]:
     """Shapes of what V3 caches in 8 bits; the last dim is tiled."""
-    cfg, (b, t) = run.model, (run.train.batch, run.train.length)
+    cfg, (b, t) = run.model, (run.train.batch_size, run.train.seq_len)
     assert cfg.moe is not None, "both configs have experts"
     moe, layers = cfg.moe, cfg.moe_layers
     rows = math.ceil(b * t * moe.experts_per_token / moe.experts * HEADROOM / 8) * 8
@@ -134,7 +134,7 @@ def split(kept: list[jax.ShapeDtypeStruct], run: RunConfig,
 def arithmetic(run: RunConfig, how: Precision) -> dict[str, float]:
     """The same bytes from the config alone."""
     cfg = dataclasses.replace(run.model, mtp_depth=0)
-    a, tokens = cfg.attention, run.train.batch * run.train.length
+    a, tokens = cfg.attention, run.train.batch_size * run.train.seq_len
     assert isinstance(a, MLAConfig), "both configs have latent attention"
     assert a.q_rank is not None, "both configs compress queries"
     leaves = jax.tree.leaves(transformer.specs(cfg))

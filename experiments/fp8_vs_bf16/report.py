@@ -24,7 +24,7 @@ Group = tuple[str, int]
 def group(r: Record) -> Group:
     """Where a record belongs."""
     train = r["config"]["train"]
-    return r["config"]["name"], train["batch"] * train["length"]
+    return r["config"]["name"], train["batch_size"] * train["seq_len"]
 
 
 def pairs(found: Sequence[Record], of_group: Group, arm: str) -> list[tuple[Record, Record]]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import small, tiny
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, OutputConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.numerics import precision as numerics
 from experiments.common import arms
@@ -41,18 +41,20 @@ def base(config: RunConfig, train: TrainConfig, peak: float) -> RunConfig:
     return dataclasses.replace(
         config,
         train=train,
-        rate=LearningRate(peak=peak, warmup_steps=report.WARMUP, constant_steps=train.steps),
+        learning_rate=LearningRate(peak=peak, warmup_steps=report.WARMUP,
+                                   constant_steps=train.steps),
         loss=dataclasses.replace(config.loss, bias_speed=0.001),
         optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0),
-        place=PlaceConfig(eval_every=report.EVALUATED, eval_batches=0, save_every=250, keep=1,
-                          log_every=100, unroll=config.model.layers),
+        machine=MachineConfig(unroll=config.model.layers),
+        output=OutputConfig(eval_every=report.EVALUATED, eval_batches=0, save_every=250, keep=1,
+                            log_every=100),
     )
 
 
 def with_(run: RunConfig, precision: str, seed: int) -> RunConfig:
     """The run in a precision, from a seed."""
-    train = dataclasses.replace(run.train, precision=precision)
-    return dataclasses.replace(run, train=train, seed=seed)
+    return dataclasses.replace(run, seed=seed,
+                               precision=dataclasses.replace(run.precision, matmul=precision))
 
 
 def all_arms() -> list[Arm]:
@@ -61,11 +63,11 @@ def all_arms() -> list[Arm]:
         return [Arm(name, PRECISIONS[name], with_(run, name, seed))
                 for seed in seeds for name in names]
 
-    small_run = base(small.config(), TrainConfig(steps=1000, batch=4, length=512), 2.2e-4)
-    tiny_run = base(tiny.config(), TrainConfig(steps=2000, batch=8, length=256), 2.2e-4)
-    noisy_small = base(small.config(), TrainConfig(steps=1000, batch=2, length=256), 3e-4)
-    noisy_tiny = base(tiny.config(), TrainConfig(steps=2000, batch=4, length=256), 3e-4)
-    half = base(tiny.config(), TrainConfig(steps=1000, batch=4, length=256), 3e-4)
+    small_run = base(small.config(), TrainConfig(steps=1000, batch_size=4, seq_len=512), 2.2e-4)
+    tiny_run = base(tiny.config(), TrainConfig(steps=2000, batch_size=8, seq_len=256), 2.2e-4)
+    noisy_small = base(small.config(), TrainConfig(steps=1000, batch_size=2, seq_len=256), 3e-4)
+    noisy_tiny = base(tiny.config(), TrainConfig(steps=2000, batch_size=4, seq_len=256), 3e-4)
+    half = base(tiny.config(), TrainConfig(steps=1000, batch_size=4, seq_len=256), 3e-4)
     made = [arm for names in (("bf16", "fp8"), ("fp32",)) for run, seeds in
             ((small_run, (0,)), (tiny_run, SEEDS)) for arm in of(run, seeds, names)]
     made += of(noisy_tiny, SEEDS, tuple(PRECISIONS)) + of(noisy_small, (0,), tuple(PRECISIONS))
@@ -83,9 +85,10 @@ def quick_arms() -> list[Arm]:
     config = tiny.config()
     model = dataclasses.replace(config.model, layers=2, mtp_depth=0)
     run = base(dataclasses.replace(config, model=model),
-               TrainConfig(steps=report.WARMUP + 20, batch=1, length=32), 2.2e-4)
-    place = dataclasses.replace(run.place, eval_every=0, eval_batches=2, save_every=0, unroll=1)
-    run = dataclasses.replace(run, place=place)
+               TrainConfig(steps=report.WARMUP + 20, batch_size=1, seq_len=32), 2.2e-4)
+    run = dataclasses.replace(
+        run, machine=MachineConfig(),
+        output=dataclasses.replace(run.output, eval_every=0, eval_batches=2, save_every=0))
     return [Arm(name, PRECISIONS[name], with_(run, name, 0)) for name in ("bf16", "fp8")]
 
 

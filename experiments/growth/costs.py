@@ -15,7 +15,7 @@ import numpy as np
 
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import RunConfig, TrainConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers import router
 from dsjax.layers.moe import moe_specs
 from dsjax.model.loss import Batch
@@ -40,8 +40,8 @@ def configured(devices: int, experts: int, precision: str = "fp32") -> RunConfig
         moe=MoEConfig(experts=experts, experts_per_token=PER_TOKEN, expert_dim=64,
                       shared_experts=1),
     )
-    train = TrainConfig(batch=ROWS * devices, length=LENGTH, precision=precision)
-    return RunConfig(name="growth", model=model, train=train,
+    train = TrainConfig(batch_size=ROWS * devices, seq_len=LENGTH)
+    return RunConfig(name="growth", model=model, train=train, precision=PrecisionConfig(precision),
                      parallel=ParallelConfig(expert=devices))
 
 
@@ -50,7 +50,7 @@ def compiled(run: RunConfig) -> str:
     mesh = spread.open_mesh(run)
     backend = spread.on_mesh(run, platform.choose_backend(run), mesh)
     step = spread.compile_step(run, backend, mesh)
-    shape = (run.train.batch, run.train.length + 1)
+    shape = (run.train.batch_size, run.train.seq_len + 1)
     rows = {name: np.zeros(shape, dtype) for name, dtype in (
         ("tokens", np.int32), ("segments", np.int32), ("weights", np.float32))}
     batch: Batch = jax.tree.map(
@@ -111,7 +111,7 @@ def copies_counted(run: RunConfig) -> float:
 
 def row_bytes(run: RunConfig) -> tuple[int, int]:
     """Bytes that a copy of a token moves: forward, out and back; backward, out and back."""
-    wire = exchange.WIRES[run.train.precision]
+    wire = exchange.WIRES[run.precision.matmul]
     there, back = (form.row_bytes(WIDTH, 4) for form in (wire.out, wire.back))
     weights = numbers = 4 * PER_TOKEN
     return there + weights + numbers + back, there + weights + back
@@ -122,7 +122,7 @@ def sent_expected(run: RunConfig) -> int:
     moe, devices = run.model.moe, run.parallel.expert
     assert moe is not None, "the model of this experiment is a mixture"
     hop = mesh_backend.hops(TOKENS, mesh_backend._nothing, run.parallel, moe,
-                     exchange.WIRES[run.train.precision])
+                     exchange.WIRES[run.precision.matmul])
     return (devices - 1) * hop.rows * sum(row_bytes(run))
 
 

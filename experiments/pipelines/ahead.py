@@ -22,7 +22,7 @@ import numpy as np
 from configs import tiny
 from dsjax.config.model import MLAConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import RunConfig
+from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
@@ -61,10 +61,10 @@ def run_of(stages: int) -> RunConfig:
         attention=MLAConfig(heads=8, q_rank=512, kv_rank=256, nope_dim=128, rope_dim=64,
                             value_dim=128),
         moe=dataclasses.replace(base.model.moe, expert_dim=512))
-    train = dataclasses.replace(base.train, batch=2 * ROWS * MICROBATCHES, length=LENGTH,
-                                microbatches=MICROBATCHES, precision="bf16")
-    return dataclasses.replace(base, model=model, train=train,
-                               place=dataclasses.replace(base.place, remat="none"))
+    train = dataclasses.replace(base.train, batch_size=2 * ROWS * MICROBATCHES, seq_len=LENGTH,
+                                microbatches=MICROBATCHES)
+    return dataclasses.replace(base, model=model, train=train, precision=PrecisionConfig("bf16"),
+                               machine=dataclasses.replace(base.machine, remat="none"))
 
 
 def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
@@ -91,7 +91,7 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     shapes = jax.eval_shape(lambda: transformer.init(run.model, jax.random.key(0)))
     p = jax.tree.map(lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
                      shapes, rules.used_shardings(specs, devices))
-    rows, shape = mesh.sharding(devices, AXES), (run.train.batch, LENGTH + 1)
+    rows, shape = mesh.sharding(devices, AXES), (run.train.batch_size, LENGTH + 1)
     batch = Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
                     for dtype in (jnp.int32, jnp.int32, jnp.float32)))
     platform = target.chip.platform

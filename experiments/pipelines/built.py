@@ -19,7 +19,7 @@ import numpy as np
 
 from configs import tiny
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import RunConfig
+from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
@@ -39,17 +39,17 @@ def run_of(microbatches: int, layers: int = 8, remat: str = "none") -> RunConfig
     """The run that all schedules compute, in float32."""
     base = tiny.config()
     model = dataclasses.replace(base.model, layers=layers, dense_layers=0)
-    train = dataclasses.replace(base.train, batch=ROWS * microbatches, length=LENGTH,
-                                microbatches=microbatches, precision="fp32")
-    return dataclasses.replace(base, model=model, train=train,
-                               place=dataclasses.replace(base.place, remat=remat))
+    train = dataclasses.replace(base.train, batch_size=ROWS * microbatches, seq_len=LENGTH,
+                                microbatches=microbatches)
+    return dataclasses.replace(base, model=model, train=train, precision=PrecisionConfig("fp32"),
+                               machine=dataclasses.replace(base.machine, remat=remat))
 
 
 @functools.cache
 def inputs(run: RunConfig) -> tuple[Any, Batch]:
     """Parameters, and random tokens [B, T+1]."""
     rng = np.random.default_rng(0)
-    shape = (run.train.batch, run.train.length + 1)
+    shape = (run.train.batch_size, run.train.seq_len + 1)
     batch = Batch(jnp.asarray(rng.integers(0, run.model.vocab, shape), jnp.int32),
                   jnp.ones(shape, jnp.int32), jnp.ones(shape))
     return transformer.init(run.model, jax.random.key(0)), batch
@@ -61,7 +61,7 @@ def piped(run: RunConfig, program: Program) -> Any:
     mesh = make_mesh(ParallelConfig(pipe=ranks)) if ranks > 1 else jax.make_mesh(
         (1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 5)
-    pipe = Pipeline(program, mesh, run.model, run.loss, single(), run.place.remat)
+    pipe = Pipeline(program, mesh, run.model, run.loss, single(), run.machine.remat)
     count = run.train.microbatches
 
     def take(p: Any, batch: Batch) -> executor.Outcome:

@@ -24,7 +24,7 @@ from experiments.common import plot
 from experiments.common.command import Asked
 
 STEPS = 60
-COMMON = ("--place.eval-every", "0", "--place.save-every", "0", "--train.precision", "fp32",
+COMMON = ("--output.eval-every", "0", "--output.save-every", "0", "--precision", "fp32",
           "--train.steps")
 PIPED = ("--parallel.pipe", "4", "--parallel.schedule", "dualpipe", "--devices", "8")
 ARMS = {
@@ -32,14 +32,15 @@ ARMS = {
     "DualPipe": (*PIPED, "--train.microbatches", "8"),
 }
 QUICK = {  # two layers on two ranks and few tokens: most of the time goes into compiling
-    arm: ("--model.layers", "2", "--train.batch", "4", "--train.length", "64",
+    arm: ("--model.layers", "2", "--train.batch-size", "4", "--train.seq-len", "64",
           "--train.microbatches", "4", *more)
     for arm, more in (("one device", ()), ("DualPipe", (
         "--parallel.pipe", "2", "--parallel.schedule", "dualpipe", "--devices", "2")))}
 CONTROL = {"one device, 4 microbatches": ("--train.microbatches", "4")}
 RECIPES = {
-    "calm": ("--rate.peak", "2.2e-4", "--rate.low", "2.2e-5", "--rate.last", "7.3e-6",
-             "--loss.bias-speed", "0.001", "--optimizer.moments", "float32"),
+    "calm": ("--learning-rate.peak", "2.2e-4", "--learning-rate.low", "2.2e-5",
+             "--learning-rate.last", "7.3e-6", "--loss.bias-speed", "0.001",
+             "--optimizer.moments", "float32"),
     "as it is": (),
 }
 
@@ -50,7 +51,7 @@ def trained(out: Path, words: tuple[str, ...], steps: int) -> np.ndarray:
     if not path.exists() or len(read_metrics(path, "train")) < steps:
         env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
         subprocess.run([sys.executable, "-m", "dsjax", "train", "tiny", *words, *COMMON,
-                        str(steps), "--place.out", str(out)], check=True, env=env,
+                        str(steps), "--output.folder", str(out)], check=True, env=env,
                        stdout=subprocess.DEVNULL)
     return np.array([e["loss"] for e in read_metrics(path, "train")])
 

@@ -13,6 +13,7 @@ import time
 import jax
 
 from configs import tiny
+from dsjax.config.run import PrecisionConfig
 from dsjax.pipeline.instructions import compile_table, shortest
 from dsjax.pipeline.schedules.build import build
 from experiments.common.command import Asked
@@ -26,9 +27,9 @@ def main(asked: Asked) -> None:
     rows, found = [], []
     base, rounds = tiny.config(), 2 if asked.is_quick else ROUNDS
     for remat in ("none",) if asked.is_quick else ("none", "v3"):
-        train = dataclasses.replace(base.train, microbatches=MICROBATCHES, precision="fp32")
-        run = dataclasses.replace(base, train=train,
-                                  place=dataclasses.replace(base.place, remat=remat))
+        train = dataclasses.replace(base.train, microbatches=MICROBATCHES)
+        run = dataclasses.replace(base, train=train, precision=PrecisionConfig("fp32"),
+                                  machine=dataclasses.replace(base.machine, remat=remat))
         table = build("1f1b", 1, MICROBATCHES)
         programs = {"plain": built.plain(run),
                     "piped": built.piped(run, compile_table(shortest(table)))}

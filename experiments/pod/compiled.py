@@ -19,22 +19,23 @@ from experiments.common import machines
 from experiments.common.command import Asked
 
 V3 = ["deepseek_v3", "--parallel.data", "4", "--parallel.fsdp", "8", "--parallel.expert", "64",
-      "--train.batch", "16384", "--train.microbatches", "8", "--train.batch-start", "None"]
+      "--train.batch-size", "16384", "--train.microbatches", "8",
+      "--train.batch-size-start", "None"]
 V5P = [*V3, "--on", "v5p:8x16x16"]
 H200 = [*V3, "--on", "h200:256x8", "--parallel.expert-nodes", "8"]
-LITE = ["deepseek_v2_lite", "--train.length", "4096", "--train.batch", "16", "--place.remat",
-        "full", "--parallel.expert", "8", "--train.precision", "bf16", "--train.activations",
-        "bfloat16"]
+LITE = ["deepseek_v2_lite", "--train.seq-len", "4096", "--train.batch-size", "16",
+        "--machine.remat", "full", "--parallel.expert", "8", "--precision", "bf16",
+        "--precision.activations", "bfloat16"]
 PODS = {
-    "v5p bf16": [*V5P, "--train.precision", "bf16", "--place.remat", "full"],
-    "h200 bf16": [*H200, "--train.precision", "bf16"],
+    "v5p bf16": [*V5P, "--precision", "bf16", "--machine.remat", "full"],
+    "h200 bf16": [*H200, "--precision", "bf16"],
     "h200 fp8": H200,
     "v5p bf16, two rows interleaved": [
-        *V5P, "--train.precision", "bf16", "--place.remat", "full", "--train.microbatches", "4",
+        *V5P, "--precision", "bf16", "--machine.remat", "full", "--train.microbatches", "4",
         "--parallel.interleave"],
     "h200 bf16, two rows interleaved": [
-        *H200, "--train.precision", "bf16", "--train.microbatches", "4", "--parallel.interleave"],
-    "v5p bf16, remat v3": [*V5P, "--train.precision", "bf16"],
+        *H200, "--precision", "bf16", "--train.microbatches", "4", "--parallel.interleave"],
+    "v5p bf16, remat v3": [*V5P, "--precision", "bf16"],
 }
 HOSTS = {
     f"{kind} {form}{' interleaved' if halves else ''}":
@@ -44,7 +45,7 @@ HOSTS = {
     for form in ("ragged", "padded")
     for halves in (False, True)
 }
-TINY = ["tiny", "--train.batch", "16", "--parallel.expert", "8"]
+TINY = ["tiny", "--train.batch-size", "16", "--parallel.expert", "8"]
 QUICK = {"v5p tiny": [*TINY, "--on", "v5p:2x2x2"], "h200 tiny": [*TINY, "--on", "h200:1x8"]}
 SHARES = ("beside products (of its bytes)", "of these beside attention", "beside other work alone")
 SHARED = ("hidden", "attention", "other")

@@ -66,7 +66,8 @@ def peer(shape: str, given: dict[str, Any]) -> dict[str, Any]:
     """One process of the peer, float32."""
     run = shape_run(Bench(shape=shape))
     words = ["--model", json.dumps(dataclasses.asdict(run.model)), "--batch",
-             str(run.train.batch), "--seq", str(run.train.length), "--steps", str(given["steps"])]
+             str(run.train.batch_size), "--seq", str(run.train.seq_len), "--steps",
+             str(given["steps"])]
     return measure([given["peer_python"], str(PEER), *words], {})
 
 

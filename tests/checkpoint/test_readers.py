@@ -113,7 +113,7 @@ def test_checkpoints_that_always_go_are_a_sentence(folder, monkeypatch):
     monkeypatch.setattr(multihost, "newest", lambda folder, say, is_ours: newest(
         folder, say, is_ours=is_ours,
         check=lambda path: types.SimpleNamespace(step=int(path.name[-8:]))))
-    with pytest.raises(UserError, match=r"faster than they are read.*--place.keep"):
+    with pytest.raises(UserError, match=r"faster than they are read.*--output.keep"):
         multihost.read(folder, never, use)
 
 

@@ -96,7 +96,7 @@ def test_another_models_checkpoint_is_refused_by_its_first_different_leaf(tmp_pa
         store.restore(abstract(some_state(dim=9)))
     text = str(caught.value)
     assert "train.params.w is float32[5, 7] there and float32[5, 9] in this config" in text
-    assert "--place.out" in text
+    assert "--output.folder" in text
     state = abstract(some_state())
     with pytest.raises(UserError, match="has no extra_leaf, which this config needs"):
         store.restore({**state, "extra_leaf": np.zeros(2)})

@@ -7,7 +7,7 @@ import pytest
 from dsjax.checkpoint.store import Store
 from dsjax.cli import train as command
 from dsjax.cli.main import main
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import OutputConfig, RunConfig, TrainConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.model import transformer
@@ -26,8 +26,8 @@ def converted(tmp_path, monkeypatch):
     store = Store(folder / "checkpoints", keep=1)
     store.save(0, {"params": agreement.draw(transformer.specs(model), 3)}, {})
     store.close()
-    run = RunConfig("lite", model, train=TrainConfig(steps=1, batch=2, length=16),
-                    place=PlaceConfig(eval_every=0, eval_batches=1, out="somewhere else"))
+    run = RunConfig("lite", model, train=TrainConfig(steps=1, batch_size=2, seq_len=16),
+                    output=OutputConfig(eval_every=0, eval_batches=1, folder="somewhere else"))
     run_to_json(run, folder / "config.json")
     tokenizer.train_bpe([TEXT], 280).save(folder / "tokenizer.json")
     (tmp_path / "text.txt").write_text(TEXT)
@@ -41,18 +41,18 @@ def test_converted_parameters_are_trained_in_another_folder_and_never_in_their_o
     assert main(argv) == 2
     said = capsys.readouterr().err
     assert "without an optimizer" in said
-    assert "dsjax train 'runs/lite [1]' --data.train text.txt --place.out" in said
+    assert "dsjax train 'runs/lite [1]' --data.train text.txt --output.folder" in said
     assert sorted(tmp_path.rglob("*")) == before
     out = tmp_path / "runs" / "lite [1]-trained"
-    assert main([*argv, "--place.out", str(out)]) == 0  # what was advised
+    assert main([*argv, "--output.folder", str(out)]) == 0  # what was advised
     assert "starting from the parameters of runs/lite [1]" in capsys.readouterr().out
     made = run_from_json(out / "config.json")
-    assert made.start_from == str(converted)
-    assert made.place.out == str(out)
+    assert made.init_from == str(converted)
+    assert made.output.folder == str(out)
     # The folder that was made is a run like any other: it goes on, or lends its settings.
     assert command.read([str(out)]) == made
-    again = command.read([str(out), "--place.out", "third", "--seed", "4"])
-    assert (again.start_from, again.seed, again.place.out) == (str(converted), 4, "third")
+    again = command.read([str(out), "--output.folder", "third", "--seed", "4"])
+    assert (again.init_from, again.seed, again.output.folder) == (str(converted), 4, "third")
 
 
 def test_the_settings_of_a_trained_run_are_used_anew_and_that_is_said(converted, tmp_path, capsys):
@@ -60,18 +60,18 @@ def test_the_settings_of_a_trained_run_are_used_anew_and_that_is_said(converted,
     folder = tmp_path / "trained"
     folder.mkdir()
     run_to_json(run, folder / "config.json")
-    assert command.read([str(folder)]).place.out == str(folder)
-    made = command.read([str(folder), "--place.out", "other"])
-    assert made.start_from is None
-    assert f"add --start-from {folder}" in capsys.readouterr().err
-    given = command.read([str(folder), "--place.out", "other", "--start-from", str(folder)])
-    assert given.start_from == str(folder)
+    assert command.read([str(folder)]).output.folder == str(folder)
+    made = command.read([str(folder), "--output.folder", "other"])
+    assert made.init_from is None
+    assert f"add --init-from {folder}" in capsys.readouterr().err
+    given = command.read([str(folder), "--output.folder", "other", "--init-from", str(folder)])
+    assert given.init_from == str(folder)
     assert not capsys.readouterr().err
 
 
 def test_a_layout_of_more_devices_than_there_are_is_met_with_the_flag_that_makes_them(
         tmp_path, capsys):
-    argv = ["train", "tiny", "--parallel.data", "16", "--train.batch", "16", "--place.out",
+    argv = ["train", "tiny", "--parallel.data", "16", "--train.batch-size", "16", "--output.folder",
             str(tmp_path / "run")]
     assert main(argv) == 2
     said = capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from dsjax.cli.main import main
 from dsjax.config.load import load
-from dsjax.config.run import DataConfig, PlaceConfig, SequenceStage, TrainConfig
+from dsjax.config.run import DataConfig, OutputConfig, SequenceStage, TrainConfig
 from dsjax.config.schedule import LearningRate, Piecewise
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.errors import UserError
@@ -26,8 +26,8 @@ def file(tmp_path, body, name="mine.py"):
 @pytest.mark.parametrize(("change", "words"), [
     ("model=None", "RunConfig.model=None is of type NoneType; give a ModelConfig"),
     ("train=None", "RunConfig.train=None"),
-    ("rate=None", "give a LearningRate or a StepDecay"),
-    ("place='runs/x'", "RunConfig.place='runs/x' is of type str; give a PlaceConfig"),
+    ("learning_rate=None", "give a LearningRate or a StepDecay"),
+    ("output='runs/x'", "RunConfig.output='runs/x' is of type str; give a OutputConfig"),
     ("name=5", "RunConfig.name=5 is of type int; give a text"),
     ("name=''", "RunConfig.name=''"),
     ("name='../other'", "'../other' is not a folder's name"),
@@ -39,18 +39,18 @@ def file(tmp_path, body, name="mine.py"):
     ("seed=np.int64(3)", "of type int64; give a whole number"),
     ("train=R(r.train, steps=4.5)", "TrainConfig.steps=4.5"),
     ("train=R(r.train, steps='4')", "TrainConfig.steps='4' is of type str"),
-    ("train=R(r.train, precision='fp9')", "TrainConfig.precision='fp9' is not a choice"),
+    ("precision=R(r.precision, matmul='fp9')", "PrecisionConfig.matmul='fp9' is not a choice"),
     ("train=R(r.train, curriculum=[])", "TrainConfig.curriculum=[] is not a tuple"),
     ("train=R(r.train, curriculum=((0, 64),))", "TrainConfig.curriculum=((0, 64),) is of type"),
     ("data=R(r.data, train=5)", "DataConfig.train=5"),
     ("data=R(r.data, train=b'x')", "DataConfig.train=b'x' is of type bytes; give a text"),
     ("data=R(r.data, heldout_fraction=float('nan'))", "heldout_fraction=nan is not a finite"),
-    ("rate=R(r.rate, peak=np.float64(1e-3))", "of type float64; give a number"),
-    ("rate=R(r.rate, peak=True)", "LearningRate.peak=True is of type bool"),
+    ("learning_rate=R(r.learning_rate, peak=np.float64(1e-3))", "of type float64; give a number"),
+    ("learning_rate=R(r.learning_rate, peak=True)", "LearningRate.peak=True is of type bool"),
     ("optimizer=R(r.optimizer, clip=float('inf'))", "OptimizerConfig.clip=inf"),
-    (r"place=R(r.place, out='a\0b')", r"PlaceConfig.out='a\x00b' has the control character"),
-    (r"place=R(r.place, out='\x1b[2J')", r"control character '\x1b'"),
-    ("place=R(r.place, resume=1)", "PlaceConfig.resume=1 is of type int; give True or False"),
+    (r"output=R(r.output, folder='a\0b')", r"OutputConfig.folder='a\x00b' has the control"),
+    (r"output=R(r.output, folder='\x1b[2J')", r"control character '\x1b'"),
+    ("output=R(r.output, resume=1)", "OutputConfig.resume=1 is of type int; give True or False"),
     ("parallel=R(r.parallel, data=2.0)", "ParallelConfig.data=2.0"),
     ("model=R(r.model, moe=R(r.model.moe, experts='8'))", "MoEConfig.experts='8'"),
     ("model=R(r.model, attention=r.train)", "give a MLAConfig or a GQAConfig"),
@@ -58,7 +58,7 @@ def file(tmp_path, body, name="mine.py"):
 def test_a_field_of_another_type_is_named_with_what_it_should_be(tmp_path, change, words, capsys):
     path = file(tmp_path, f"return R(r, {change})")
     out = tmp_path / "run"
-    assert main(["train", str(path), "--place.out", str(out)]) == 2
+    assert main(["train", str(path), "--output.folder", str(out)]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert str(path) in said
@@ -68,9 +68,9 @@ def test_a_field_of_another_type_is_named_with_what_it_should_be(tmp_path, chang
 
 def test_what_is_taken_is_given_back_equal(tmp_path):
     run = dataclasses.replace(
-        TINY, rate=LearningRate(peak=1),
+        TINY, learning_rate=LearningRate(peak=1),
         data=DataConfig(train="caf\u00e9/[a] #1", tokenizer="\u65e5"),
-        place=PlaceConfig(out="runs/\udce9"),
+        output=OutputConfig(folder="runs/\udce9"),
         train=TrainConfig(curriculum=(SequenceStage(0, 64),)), seed=2**63 - 1)
     run_to_json(run, tmp_path / "config.json")
     assert run_from_json(tmp_path / "config.json") == run
@@ -152,12 +152,12 @@ def test_an_edit_within_a_second_is_seen_and_a_file_may_define_classes(tmp_path)
 def test_a_runs_folder_is_a_config_whose_place_is_the_folder(tmp_path, monkeypatch):
     folder = tmp_path / "was moved"
     folder.mkdir()
-    run = dataclasses.replace(TINY, place=PlaceConfig(out="runs/before", keep=7), seed=5)
+    run = dataclasses.replace(TINY, output=OutputConfig(folder="runs/before", keep=7), seed=5)
     run_to_json(run, folder / "config.json")
-    expected = dataclasses.replace(run, place=PlaceConfig(out=str(folder), keep=7))
+    expected = dataclasses.replace(run, output=OutputConfig(folder=str(folder), keep=7))
     assert load(str(folder)) == load(f"{folder}/") == load(str(folder / "config.json")) == expected
     monkeypatch.chdir(tmp_path)
-    assert load("was moved").place.out == "was moved"
+    assert load("was moved").output.folder == "was moved"
     (tmp_path / "tiny").mkdir()
     assert load("tiny") == TINY  # a bare name is the project's config first
     with pytest.raises(UserError, match="tiny is a folder without"):

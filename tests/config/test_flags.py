@@ -45,7 +45,7 @@ def test_numbers_are_digits_within_their_range():
     ("show tiny --length= --json", "--length needs a value"),
     ("show --loads=nowhere", "nowhere"),
     ("show tiny --json=1", "--json=1 is a switch"),
-    ("show tiny --lenght 4", "did you mean --length or --train.length"),
+    ("show tiny --lenght 4", "did you mean --length"),
     ("compile tiny --on=nowhere", "nowhere"),
     ("train tiny --devices=\u00b2", "--devices"),
     ("train tiny --devices 1000000", "up to 4,096"),
@@ -55,9 +55,9 @@ def test_numbers_are_digits_within_their_range():
     ("train tiny --seed -1", "--seed -1 is not a seed"),
     ("train tiny --seed 9223372036854775808", "--seed 9223372036854775808"),
     ("train tiny --train.steps=0", "--train.steps 0 must be at least 1"),
-    ("train tiny --rate.peak nan", "--rate.peak nan is not a finite number"),
+    ("train tiny --learning-rate.peak nan", "--learning-rate.peak nan is not a finite number"),
     ("train tiny --model.moe.expert 8", "did you mean --model.moe.experts;"),
-    ("train tiny --out x", "did you mean --place.out;"),
+    ("train tiny --out x", "did you mean --output.folder;"),
     ("generate nowhere --seed 9223372036854775808", "--seed 9223372036854775808 is not a seed"),
     ("data nowhere --seed -1", "--seed -1 is not a seed"),
     ("bench train --steps=\u0664", "--steps"),
@@ -81,7 +81,7 @@ def test_numbers_are_digits_within_their_range():
     ("train tiny --", "there is no flag --"),
     ("train tiny extra", "belong to no flag: extra"),
     ("train --train.steps 5 tiny", "stands where a CONFIG should"),
-    ("demo --place.out=", "--place.out is empty"),
+    ("demo --output.folder=", "--output.folder is empty"),
     ("pipeline gpipe --ranks 4 --microbatches 8 --times.forward 1e308", "--times.forward 1e+308"),
     ("pipeline gpipe --ranks 4 --microbatches 8 --times.transfer 1e-300 --json",
      "--times.transfer 1e-300 is not a duration"),
@@ -121,14 +121,14 @@ def test_help_is_given_wherever_it_is_asked_for(line, capsys):
     ("--seed", "\u0663", "takes INT, not '\u0663'"),
     ("--seed", " 5", "takes INT"),
     ("--seed", "9" * 5000, "takes INT, not '9999"),
-    ("--rate.peak", "\u0663", "takes FLOAT"),
-    ("--rate.peak", "1e400", "--rate.peak inf is not a finite number"),
+    ("--learning-rate.peak", "\u0663", "takes FLOAT"),
+    ("--learning-rate.peak", "1e400", "--learning-rate.peak inf is not a finite number"),
     ("--model.attention.q-rank", "x", "takes None or INT, not 'x'"),
     ("--data.train", "", "--data.train is empty"),
-    ("--place.out", "", "--place.out is empty"),
-    ("--place.out", "a\0b", "--place.out"),
-    ("--lr", "1e-3", "did you mean --rate.peak;"),
-    ("--batch-size", "4", "did you mean --train.batch;"),
+    ("--output.folder", "", "--output.folder is empty"),
+    ("--output.folder", "a\0b", "--output.folder"),
+    ("--lr", "1e-3", "did you mean --learning-rate.peak;"),
+    ("--batch-size", "4", "did you mean --train.batch-size;"),
     ("--model.num-layers", "4", "did you mean --model.layers;"),
     ("--parallel.experts", "4", "did you mean --parallel.expert;"),
     ("--model.heads", "4", "did you mean --model.attention.heads;"),
@@ -144,16 +144,17 @@ def test_values_of_fields_are_held_to_the_same_rules_in_either_form(
 
 
 def test_none_and_underscores_are_values(capsys):
-    line = "show tiny --json --model.attention.q-rank None --train.steps 1_000 --rate.peak=.5e-3"
+    line = ("show tiny --json --model.attention.q-rank None --train.steps 1_000 "
+            "--learning-rate.peak=.5e-3")
     assert main(line.split()) == 0
 
 
 @pytest.mark.parametrize(("flags_typed", "words"), [
     ("--train.microbatches 3", "choose --train.microbatches from [1, 2, 4, 8]"),
-    ("--train.batch-start 9", "--train.batch-start 9 is not between 1 and --train.batch 8"),
-    ("--train.batch-start 3 --train.batch-multiple 2", "--train.batch-multiple 2"),
-    ("--train.batch-start 6 --train.microbatches 4", "--train.microbatches 4"),
-    ("--train.curriculum 0:100", "--train.length 256"),
+    ("--train.batch-size-start 9", "is not between 1 and --train.batch-size 8"),
+    ("--train.batch-size-start 3 --train.batch-size-multiple 2", "--train.batch-size-multiple 2"),
+    ("--train.batch-size-start 6 --train.microbatches 4", "--train.microbatches 4"),
+    ("--train.curriculum 0:100", "--train.seq-len 256"),
     ("--parallel.expert 4 --parallel.expert-nodes 3", "choose --parallel.expert-nodes from"),
     ("--parallel.pipe 2 --parallel.fsdp 2", "choose --parallel.fsdp 1"),
     ("--model.moe.groups 7", "choose --model.moe.groups from [1, 2, 4, 8, 16]"),
@@ -164,9 +165,9 @@ def test_none_and_underscores_are_values(capsys):
     ("--model.mtp-depth -1", "--model.mtp-depth -1"),
     ("--model.rope.yarn.beta-fast 0.1", "--model.rope.yarn.beta-slow 1.0"),
     ("--optimizer.beta1 1", "--optimizer.beta1 1.0"),
-    ("--place.keep 0", "--place.keep 0"),
-    ("--place.eval-every -1", "--place.eval-every -1"),
-    ("--rate.low 5", "--rate.peak"),
+    ("--output.keep 0", "--output.keep 0"),
+    ("--output.eval-every -1", "--output.eval-every -1"),
+    ("--learning-rate.low 5", "--learning-rate.peak"),
 ])
 def test_fields_are_named_as_they_are_typed_and_every_refusal_has_a_remedy(
         flags_typed, words, capsys):

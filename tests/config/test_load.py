@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from dsjax.config import load as loading
+from dsjax.config import stored
 from dsjax.config.load import load, override, run_from_json, run_to_json
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from dsjax.config.run import RunConfig, SequenceStage, TrainConfig, difference
@@ -15,7 +17,7 @@ from dsjax.errors import UserError
 MLA = MLAConfig(heads=3, kv_rank=8, nope_dim=6, rope_dim=4, value_dim=5, q_rank=7)
 MOE = MoEConfig(experts=12, experts_per_token=2, expert_dim=9, groups=3, groups_per_token=2)
 MODEL = ModelConfig(101, 16, 4, 1, 24, MLA, MOE, mtp_depth=1)
-RUN = RunConfig("small_test", MODEL, rate=LearningRate(0.003, low=0.001), seed=5)
+RUN = RunConfig("small_test", MODEL, learning_rate=LearningRate(0.003, low=0.001), seed=5)
 DENSE = dataclasses.replace(
     RUN,
     model=dataclasses.replace(
@@ -25,7 +27,7 @@ DENSE = dataclasses.replace(
         attention=GQAConfig(4, 2, 6),
         rope=RopeConfig(yarn=YarnConfig(factor=3)),
     ),
-    train=TrainConfig(steps=9, length=64, curriculum=(SequenceStage(0, 16), SequenceStage(5, 64))),
+    train=TrainConfig(steps=9, seq_len=64, curriculum=(SequenceStage(0, 16), SequenceStage(5, 64))),
 )
 FILE = '''"""A page of science."""
 from tests_config_values import RUN
@@ -44,13 +46,13 @@ def _refusal(*argv, run=RUN):
 
 
 def test_flags_replace_the_fields_they_name_and_nothing_else():
-    flags = "--model.layers 3 --train.steps=100 --model.moe.expert_dim 8 --place.no-resume"
+    flags = "--model.layers 3 --train.steps=100 --model.moe.expert_dim 8 --output.no-resume"
     got = override(RUN, flags.split())
     want = dataclasses.replace(
         RUN,
         model=dataclasses.replace(MODEL, layers=3, moe=dataclasses.replace(MOE, expert_dim=8)),
         train=dataclasses.replace(RUN.train, steps=100),
-        place=dataclasses.replace(RUN.place, resume=False),
+        output=dataclasses.replace(RUN.output, resume=False),
     )
     assert got == want
     assert type(got.model.attention) is MLAConfig
@@ -88,14 +90,15 @@ def test_a_curriculum_is_written_as_steps_and_lengths():
     got = override(RUN, ["--train.curriculum", "0:64", "0.3:128"])
     assert got.train.curriculum[1].from_step == 0.3
     for bad in ("30", "a:64", "0:64.5", "1.5:64", "0:64:2", ":"):
-        assert "FROM_STEP:LENGTH" in _refusal("--train.curriculum", "0:64", bad)
+        assert "FROM_STEP:SEQ_LEN" in _refusal("--train.curriculum", "0:64", bad)
 
 
 def test_lengths_of_a_schedule_are_read_as_steps_or_shares():
-    got = override(RUN, ["--rate.warmup-steps", "30", "--rate.cosine-steps", "0.5"])
-    assert (got.rate.warmup_steps, got.rate.cosine_steps) == (30, 0.5)
-    assert type(got.rate.warmup_steps) is int
-    assert "2.5" in _refusal("--rate.warmup-steps", "2.5")
+    flags = ["--learning-rate.warmup-steps", "30", "--learning-rate.cosine-steps", "0.5"]
+    got = override(RUN, flags)
+    assert (got.learning_rate.warmup_steps, got.learning_rate.cosine_steps) == (30, 0.5)
+    assert type(got.learning_rate.warmup_steps) is int
+    assert "2.5" in _refusal("--learning-rate.warmup-steps", "2.5")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_lengths_of_a_schedule_are_read_as_steps_or_shares():
         (["--wrong", "3"], ["no flag --wrong;"]),
         (["--model.layers", "x"], ["--model.layers takes INT, not 'x'"]),
         (["--model.layers"], ["--model.layers needs a value"]),
-        (["--train.precision", "fp9"], ["--train.precision is 'fp9'", "'bf16'"]),
+        (["--precision", "fp9"], ["--precision.matmul is 'fp9'", "'bf16'"]),
         (["more"], ["no flag: more"]),
         (["--model.moe.experts", "7"],
          ["--model.moe.experts 7 is not divisible by --model.moe.groups 3; choose"]),
@@ -177,13 +180,57 @@ def test_a_broken_config_file_is_named_with_the_line(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("run", [RUN, DENSE, dataclasses.replace(RUN, rate=LearningRate(1))])
+@pytest.mark.parametrize("run", [
+    RUN, DENSE, dataclasses.replace(RUN, learning_rate=LearningRate(1))])
 def test_json_gives_the_same_run(tmp_path, run):
     run_to_json(run, tmp_path / "run.json")
     got = run_from_json(tmp_path / "run.json")
     assert got == run
     assert repr(got) == repr(run)  # also 1 and 1.0 stay what they were
     assert difference(got, run, "run") is None
+
+
+OLDER = [
+    "--train.steps 40 --train.batch-size 12 --train.seq-len 128 --train.batch-size-start 4",
+    "--train.batch-size-ramp-steps 10 --train.batch-size-multiple 2 --train.microbatches 2",
+    "--train.curriculum 0:32 20:64 --precision bf16 --precision.activations bfloat16",
+    "--learning-rate.peak 0.002 --output.folder runs/old --machine.remat full --machine.unroll 2",
+    "--machine.fp8-matmul codes --output.eval-every 7 --output.eval-batches 3 --output.keep 5",
+    "--output.save-every 9 --output.log-every 4 --output.tensorboard --output.no-resume",
+    "--parallel.data 2 --parallel.interleave --init-from runs/lite",
+]
+"""Flags of the runs in older/, each written by the commit that names its file."""
+
+
+@pytest.mark.parametrize(("commit", "more"), [
+    ("0273670", "--learning-rate.warmup-steps 30 --learning-rate.constant-steps 240 "
+     "--learning-rate.cosine-steps 290 --learning-rate.low-steps 20 --learning-rate.last-steps 20"),
+    ("d1b936c", "--profile 2:3"),
+])
+def test_configs_of_earlier_versions_are_read_in_todays_names(commit, more):
+    got = run_from_json(Path(__file__).parent / "older" / f"{commit}.json")
+    assert got == override(load("tiny"), " ".join([*OLDER, more]).split())
+
+
+def test_a_config_with_both_names_of_a_field_is_refused(tmp_path):
+    path = _stored(tmp_path, lambda d: d["train"].update(length=64))
+    with pytest.raises(UserError, match="unknown key 'length'"):
+        run_from_json(path)
+
+
+@pytest.mark.parametrize("old", stored.RENAMED)
+def test_flags_of_earlier_versions_name_those_of_today(old):
+    flag = f"--{stored.RENAMED[old]}".replace("_", "-")
+    said = _refusal(f"--{old}".replace("_", "-"), "1")
+    assert flag in said
+    assert "another name" in said
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("--rate.peak=3", "--learning-rate.peak"), ("--place.no-resume", "--output.no-resume"),
+    ("--place.eval_every", "--output.eval-every"), ("--train.batch-start", "batch-size-start")])
+def test_parts_and_switches_of_earlier_versions_name_those_of_today(old, new):
+    assert f"use {new}" in _refusal(old).replace("--train.", "")
 
 
 def test_a_difference_is_named_by_its_first_field():
@@ -221,7 +268,7 @@ def _stored(tmp_path, change):
         (lambda d: d["model"].pop("layers"), "run.model lacks 'layers'"),
         (lambda d: d["model"]["attention"].update(kind="RNN"), "run.model.attention.kind is 'RNN'"),
         (lambda d: d["model"]["moe"].update(experts=7), "experts=7 is not divisible by groups=3"),
-        (lambda d: d["train"].update(precision="fp9"), "run.train.precision is 'fp9'"),
+        (lambda d: d["precision"].update(matmul="fp9"), "run.precision.matmul is 'fp9'"),
         (lambda d: d["train"].update(curriculum=[1]), "run.train.curriculum[0] is 1"),
         (lambda d: d["model"].update(attention={"kind": ["MLA"]}), "attention.kind is ['MLA']"),
         (lambda d: d["optimizer"].update(eps=10**400), "run.optimizer.eps is 1000"),

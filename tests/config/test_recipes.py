@@ -13,22 +13,23 @@ ROWS = 15360 * 4096  # tokens of a step after the ramp
 def tokens_after(run, steps):
     """Tokens read in the first `steps` steps, as the loop draws them."""
     train = run.train
-    ramp = BatchRamp(train.batch_start, train.batch, train.batch_ramp_steps, train.batch_multiple)
-    in_ramp = min(steps, train.batch_ramp_steps)
+    ramp = BatchRamp(train.batch_size_start, train.batch_size, train.batch_size_ramp_steps,
+                     train.batch_size_multiple)
+    in_ramp = min(steps, train.batch_size_ramp_steps)
     rows = sum(batch_size_at(step, ramp) for step in range(in_ramp))
-    return (rows + (steps - in_ramp) * train.batch) * train.length
+    return (rows + (steps - in_ramp) * train.batch_size) * train.seq_len
 
 
 def test_v3_reads_its_tokens_and_ramps_over_the_first_469_billion():
     # The five lengths are whole steps: each is off by at most half a step of its own size.
     assert tokens_after(V3, V3.train.steps) == pytest.approx(14.8e12, abs=5 * ROWS / 2)
-    assert tokens_after(V3, V3.train.batch_ramp_steps) == pytest.approx(469e9, abs=ROWS)
-    assert V3.train.batch_ramp_steps == 14_909
+    assert tokens_after(V3, V3.train.batch_size_ramp_steps) == pytest.approx(469e9, abs=ROWS)
+    assert V3.train.batch_size_ramp_steps == 14_909
     assert V3.train.steps == 242_694
 
 
 def test_v3_changes_its_rate_and_weights_at_the_tokens_of_the_report():
-    rate, loss, steps = V3.rate, V3.loss, V3.train.steps
+    rate, loss, steps = V3.learning_rate, V3.loss, V3.train.steps
     ends = [rate.warmup_steps, rate.constant_steps, rate.cosine_steps, rate.low_steps]
     ends = [sum(ends[: i + 1]) for i in range(4)]
     assert ends[0] == 2000

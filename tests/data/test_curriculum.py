@@ -83,8 +83,8 @@ def test_the_last_stage_begun_sets_the_length():
 
 def test_ramp_and_stages_may_be_shares_of_the_run():
     def train(ramp, half):
-        return TrainConfig(steps=40, batch=8, length=64, batch_start=2, batch_ramp_steps=ramp,
-                           batch_multiple=2,
+        return TrainConfig(steps=40, batch_size=8, seq_len=64, batch_size_start=2,
+                           batch_size_ramp_steps=ramp, batch_size_multiple=2,
                            curriculum=(SequenceStage(0, 16), SequenceStage(half, 32)))
 
     shares, steps = train(0.25, 0.5), train(10, 20)
@@ -96,8 +96,9 @@ def test_ramp_and_stages_may_be_shares_of_the_run():
 
 
 def test_tokens_are_the_sum_of_the_steps_batches():
-    ramp = TrainConfig(steps=40, batch=8, length=64, batch_start=2, batch_ramp_steps=10)
+    ramp = TrainConfig(steps=40, batch_size=8, seq_len=64, batch_size_start=2,
+                       batch_size_ramp_steps=10)
     for steps in (0, 3, 10, 17):
         rows = sum(curriculum.rows_of(ramp, step) for step in range(steps))
         assert curriculum.tokens_after(ramp, steps) == rows * 64
-    assert curriculum.tokens_after(TrainConfig(batch=3, length=5), 7) == 105
+    assert curriculum.tokens_after(TrainConfig(batch_size=3, seq_len=5), 7) == 105

@@ -32,8 +32,8 @@ def test_the_difference_is_of_smoothed_curves_relative_to_the_base():
 def arm(tmp_path):
     text = small_run.write_text(tmp_path / "words.txt")
     run = small_run.small_run(tmp_path / "unused", text, steps=3)
-    place = dataclasses.replace(run.place, eval_every=0, save_every=2)
-    return Arm("plain", "nothing", dataclasses.replace(run, place=place))
+    output = dataclasses.replace(run.output, eval_every=0, save_every=2)
+    return Arm("plain", "nothing", dataclasses.replace(run, output=output))
 
 
 def told_to_stop_while_tracing(run):
@@ -70,7 +70,7 @@ def test_a_stopped_arm_goes_on_and_a_finished_one_is_read(arm, tmp_path):
                                                 ["small_run-64-other-seed0"])
 
     rate = dataclasses.replace(arm.run.rate, peak=1e-3)
-    other = dataclasses.replace(arm, run=dataclasses.replace(arm.run, rate=rate))
+    other = dataclasses.replace(arm, run=dataclasses.replace(arm.run, learning_rate=rate))
     with pytest.raises(ValueError, match=r"run\.rate\.peak=0\.003, not 0\.001; remove it"):
         arms.train(other, records, runs, "python -m x")
 
@@ -80,7 +80,7 @@ def test_a_field_added_since_does_not_make_a_record_another_run(arm):
     older = json.loads(json.dumps(config))
     del older["train"]["activations"]
     assert arms.changed(older, config, "run") is None
-    assert arms.changed(config, older, "run") == "run.train.activations=float32, not None"
+    assert arms.changed(config, older, "run") == "run.precision.activations=float32, not None"
 
 
 def test_an_arm_belongs_to_one_process_at_a_time(arm, tmp_path):

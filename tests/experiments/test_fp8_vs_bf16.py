@@ -73,22 +73,22 @@ def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():
     found = training.all_arms()
     assert len({arm.stem for arm in found}) == len(found)
     def group(run):
-        return run.name, run.train.batch * run.train.length, run.seed
+        return run.name, run.train.batch_size * run.train.seq_len, run.seed
 
     bases = {group(arm.run): arm.run for arm in found if arm.name == "bf16"}
     for arm in found:
         base = bases[group(arm.run)]
-        train = dataclasses.replace(base.train, precision=arm.run.train.precision,
-                                    steps=arm.run.train.steps)
-        rate = dataclasses.replace(base.rate, constant_steps=arm.run.train.steps)
-        assert arms.plain(arm.run) == arms.plain(dataclasses.replace(base, train=train, rate=rate))
+        train = dataclasses.replace(base.train, steps=arm.run.train.steps)
+        rate = dataclasses.replace(base.learning_rate, constant_steps=arm.run.train.steps)
+        assert arms.plain(arm.run) == arms.plain(dataclasses.replace(
+            base, train=train, learning_rate=rate, precision=arm.run.precision))
         assert arm.run.train.steps % report.EVALUATED == 0
     tiny = [arm for arm in found if arm.run.name == "tiny"]
     assert min(arm.run.train.steps for arm in tiny if arm.name in training.PRECISIONS) == 2000
 
 
 def made(arm, seed, curve, heldout):
-    config = {"name": "tiny", "train": {"batch": 2, "length": 5}}
+    config = {"name": "tiny", "train": {"batch_size": 2, "seq_len": 5}}
     return {"arm": arm, "seeds": [seed], "claim": f"tiny: {arm} of this", "config": config,
             "next_token": curve, "heldout_nats": {str(len(curve)): heldout, "110": 9.0},
             "commit": "c", "is_clean": True}

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     store = Store(folder / "checkpoints", keep=1)
     store.save(3, {"params": agreement.draw(transformer.specs(cfg), 3)}, {})
     store.close()
-    config = RunConfig("short", cfg, train=TrainConfig(length=40))
+    config = RunConfig("short", cfg, train=TrainConfig(seq_len=40))
     run_to_json(config, folder / "config.json")
     words.save(folder / "tokenizer.json")
     return folder

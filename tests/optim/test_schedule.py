@@ -151,10 +151,10 @@ SHARES = LearningRate(peak=2.0, low=0.5, last=0.25, warmup_steps=0.1, constant_s
 def test_the_configs_shares_are_the_steps_they_had(name, steps, parts):
     run = load.load(name)
     assert run.train.steps == steps
-    rates = {"peak": run.rate.peak, "low": run.rate.low, "last": run.rate.last}
+    rates = {name: getattr(run.learning_rate, name) for name in ("peak", "low", "last")}
     counted = LearningRate(**rates, **dict(zip(
         ("warmup_steps", "constant_steps", "cosine_steps", "low_steps", "last_steps"), parts)))
-    of_the_run = in_steps(run.rate, steps)
+    of_the_run = in_steps(run.learning_rate, steps)
     assert of_the_run == counted
     curves = [jax.jit(jax.vmap(lambda i, s=s: learning_rate(s, i)))(np.arange(steps + 9))
               for s in (of_the_run, counted)]
@@ -163,7 +163,7 @@ def test_the_configs_shares_are_the_steps_they_had(name, steps, parts):
 
 @pytest.mark.parametrize("steps", [5, 24, 97, 200, 600, 1009])
 def test_a_run_of_any_length_climbs_falls_and_ends_at_its_last_rate(steps):
-    rate = load.load("tiny").rate
+    rate = load.load("tiny").learning_rate
     parts = in_steps(rate, steps)
     assert sum((parts.warmup_steps, parts.constant_steps, parts.cosine_steps, parts.low_steps,
                 parts.last_steps)) == steps
@@ -189,7 +189,7 @@ def test_shares_and_steps_may_stand_beside_each_other():
 @pytest.mark.parametrize(("rate", "steps", "words"), [
     (FIVE, 9, ("21 steps", "run's 9", "1.93", "0.25", "share")),
     (FIVE, 100, ("21 steps", "run's 100", "0.25")),
-    (FIVE, 2, ("2 of the 3", "climbs", "--rate.warmup-steps")),
+    (FIVE, 2, ("2 of the 3", "climbs", "--learning-rate.warmup-steps")),
     (StepDecay(1.0, 2, cuts=(6, 50)), 50, ("step 50", "ends at 50", "0.6 0.9")),
 ])
 def test_a_schedule_that_does_not_fit_the_run_is_told_of_with_the_remedy(rate, steps, words):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import RunConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.model import transformer
 from dsjax.numerics.scaled import quantize
 from dsjax.runtime import platform
@@ -33,9 +33,8 @@ def stored():
 
 
 def logits(p, layout, precision="fp32"):
-    run = RunConfig(name="stored", model=CFG, parallel=layout)
-    run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch=4, length=7,
-                                                             precision=precision))
+    run = RunConfig(name="stored", model=CFG, train=TrainConfig(batch_size=4, seq_len=7),
+                    precision=PrecisionConfig(precision), parallel=layout)
     mesh = sharding.open_mesh(run)
     backend = sharding.on_mesh(run, platform.choose_backend(run), mesh)
     specs = transformer.specs(CFG)

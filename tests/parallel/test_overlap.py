@@ -108,7 +108,7 @@ def setting(is_interleaved=False):
     """A backend over two devices, a layer's parameters and rows."""
     layout = ParallelConfig(expert=2, interleave=is_interleaved)
     run = RunConfig(name="overlap", model=CFG, parallel=layout)
-    run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch=4, length=8))
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=4, seq_len=8))
     backend = sharding.on_mesh(run, platform.choose_backend(run), sharding.open_mesh(run))
     p = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0))).moe
     p = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), p)

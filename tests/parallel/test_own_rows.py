@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.cli.benches import equal_layouts
 from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import PrecisionConfig
 from dsjax.kernels import tiles
 from dsjax.layers import backend as backends
 from dsjax.numerics import codes, gemm
@@ -90,7 +91,7 @@ def test_a_whole_step_by_a_kernel_is_its_twin_s_on_eight_devices(monkeypatch):
         return operands.plain(*read)
 
     run = dataclasses.replace(
-        equal_layouts.RUN, train=dataclasses.replace(equal_layouts.RUN.train, precision="fp8"))
+        equal_layouts.RUN, precision=PrecisionConfig("fp8"))
     layout, results = ParallelConfig(data=2, fsdp=2, expert=2), []
     for machine in (codes.MATMUL, tiles.machine(kernel)):
         precision = gemm.precision(recipe, machine)

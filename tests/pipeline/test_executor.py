@@ -18,7 +18,7 @@ from dsjax import params
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
@@ -71,10 +71,10 @@ class Case:
         """A stage has one layer or two, or none where there are more stages than layers."""
         rows = 2 * self.microbatches * self.layout.row_devices
         model = dataclasses.replace(MODEL, layers=self.ranks + 1, dense_layers=self.dense)
-        train = TrainConfig(batch=rows, length=T, microbatches=self.microbatches,
-                            precision=self.precision)
+        train = TrainConfig(batch_size=rows, seq_len=T, microbatches=self.microbatches)
         return RunConfig("pipeline", model, train=train, loss=LOSSES,
-                         place=PlaceConfig(remat=self.remat))
+                         precision=PrecisionConfig(self.precision),
+                         machine=MachineConfig(remat=self.remat))
 
 
 @functools.cache
@@ -108,16 +108,16 @@ def start(model):
 def alone(run, layout=None):
     """What one device makes of the same microbatches, or the devices of a layout without `pipe`."""
     layout = layout or ParallelConfig()
-    backend, where = single(PRODUCTS[run.train.precision]), None
+    backend, where = single(PRODUCTS[run.precision.matmul]), None
     if layout.devices > 1:
         devices = mesh.make_mesh(layout)
-        wire = exchange.WIRES[run.train.precision]
+        wire = exchange.WIRES[run.precision.matmul]
         backend = mesh_backend.on_mesh(backend, devices, layout, run.model, wire)
         where = mesh.sharding(devices, AXES)
     take = jax.jit(lambda p, b: step.gradients(p, b, jnp.int32(0), run, backend),
                    compiler_options=QUICK)
     return jax.device_get(
-        take(start(run.model), jax.device_put(batch_of(run.train.batch), where)))
+        take(start(run.model), jax.device_put(batch_of(run.train.batch_size), where)))
 
 
 def piped(case, attend=None):
@@ -147,7 +147,7 @@ def piped(case, attend=None):
         weight = step.schedule_mtp_weight(run, jnp.int32(0))
         return executor.run(pipe, p, held, cut, losses.count(batch), weight)
 
-    out = jax.jit(take, compiler_options=QUICK)(start(run.model), batch_of(run.train.batch))
+    out = jax.jit(take, compiler_options=QUICK)(start(run.model), batch_of(run.train.batch_size))
     return jax.device_get(out), program
 
 
@@ -231,7 +231,7 @@ def test_long_rows_are_attended_in_blocks_within_a_pipeline(monkeypatch):
 def test_the_compared_batch_would_show_each_way_of_averaging_wrongly():
     """Documents, padding, targets, biases and losses of the cases are such that each would show."""
     run = Case("zb-v", 2).run
-    batch = batch_of(run.train.batch)
+    batch = batch_of(run.train.batch_size)
     assert set(np.unique(batch.segments)) >= {0, 1, 2}  # packed, with padding
     for ahead in (1, 2):  # next tokens, and the MTP module's
         weights = losses.target_weights(batch, ahead).reshape(run.train.microbatches, -1)

@@ -15,7 +15,7 @@ from dsjax.plan import target
 
 SMALL = [
     "tiny", "--model.layers", "3", "--model.vocab", "512", "--model.moe.expert-dim", "128",
-    "--train.length", "128", "--train.batch", "16", "--train.precision", "bf16", "--place.remat",
+    "--train.seq-len", "128", "--train.batch-size", "16", "--precision", "bf16", "--machine.remat",
     "full",
 ]
 

@@ -16,8 +16,8 @@ from dsjax.plan.memory import KINDS, WORKING, Memory
 from dsjax.runtime import platform
 from dsjax.train import sharding
 
-LAYOUT = ["--parallel.data", "2", "--parallel.fsdp", "2", "--parallel.expert", "2", "--train.batch",
-          "16", "--train.precision", "bf16"]
+LAYOUT = ["--parallel.data", "2", "--parallel.fsdp", "2", "--parallel.expert", "2",
+          "--train.batch-size", "16", "--precision", "bf16"]
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_advice_names_the_largest_part_and_what_makes_it_smaller(run, kind, way)
 
 
 @pytest.mark.parametrize(("flags", "kind"), [
-    (["--train.batch", "24"], WORKING[2]),  # three rows a device
+    (["--train.batch-size", "24"], WORKING[2]),  # three rows a device
     (["--parallel.interleave"], WORKING[2]),  # which needs two rows at once
-    (["--train.microbatches", "2", "--place.remat", "full"], WORKING[2]),
+    (["--train.microbatches", "2", "--machine.remat", "full"], WORKING[2]),
     (["--parallel.data", "1", "--parallel.expert", "4"], WORKING[0]),
     ([], "masters"),
     ([], "moments"),

@@ -138,8 +138,8 @@ def test_a_fine_tuned_run_keeps_what_its_source_had_beside_weights(lite, tmp_pat
     (tmp_path / "a").mkdir()
     shutil.copyfile(lite / "tokenizer.json", tmp_path / "a" / "tokenizer.json")
     loss = LossConfig(balance=0.0, expert_balance=0.5)
-    tuned = checkpointed(tmp_path / "a", draw(cfg, 1), model=cfg, loss=loss, start_from=str(lite))
-    again = checkpointed(tmp_path / "b", draw(cfg, 2), model=cfg, start_from=str(tuned))
+    tuned = checkpointed(tmp_path / "a", draw(cfg, 1), model=cfg, loss=loss, init_from=str(lite))
+    again = checkpointed(tmp_path / "b", draw(cfg, 2), model=cfg, init_from=str(tuned))
     for run in (tuned, again):
         config, files = exported(run, tmp_path / f"out-{run.name}")
         assert (config["eos_token_id"], config["max_position_embeddings"]) == (7, 163840)
@@ -152,7 +152,7 @@ def test_another_tokenizer_does_not_get_the_token_ids_of_the_source(lite, tmp_pa
     words = tokenizer.train_bpe(["the rest is silence " * 9], 300)
     (tmp_path / "a").mkdir()
     words.save(tmp_path / "a" / "tokenizer.json")
-    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, start_from=str(lite))
+    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, init_from=str(lite))
     config, files = exported(run, tmp_path / "out")
     assert "is not that of" in capsys.readouterr().err
     assert (config["eos_token_id"], config["max_position_embeddings"]) == (words.end_id, 163840)
@@ -162,7 +162,7 @@ def test_another_tokenizer_does_not_get_the_token_ids_of_the_source(lite, tmp_pa
 
 def test_a_source_that_is_gone_is_said_and_can_be_named(lite, tmp_path, capsys):
     cfg = run_from_json(lite / "config.json").model
-    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, start_from=str(tmp_path / "gone"))
+    run = checkpointed(tmp_path / "a", draw(cfg), model=cfg, init_from=str(tmp_path / "gone"))
     config, _ = exported(run, tmp_path / "out")
     assert "eos_token_id" not in config
     assert "is not there: what its checkpoint had besides weights" in capsys.readouterr().err

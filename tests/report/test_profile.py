@@ -8,7 +8,7 @@ import json
 import pytest
 
 from dsjax.config.load import load, override, run_from_json
-from dsjax.config.run import PlaceConfig, profiled
+from dsjax.config.run import OutputConfig, profiled
 from dsjax.errors import UserError
 from dsjax.report.profile import Profiler, chosen
 from dsjax.terminal import Console
@@ -30,14 +30,14 @@ def test_a_number_of_steps_comes_after_the_first_two_or_before_the_end(text, don
     "1 2",
 ])
 def test_what_names_no_steps_is_refused_with_the_two_forms(text):
-    with pytest.raises(ValueError, match=r"--profile \(--place.profile\) .* names no steps.*10:13"):
-        PlaceConfig(profile=text)
+    with pytest.raises(ValueError, match=r"--output.profile.* names no steps.*10:13"):
+        OutputConfig(profile=text)
 
 
 @pytest.mark.parametrize("flags", [["--profile", "2:3"], ["--profile=2:3"],
-                                   ["--place.profile", "2:3"]])
+                                   ["--output.profile", "2:3"]])
 def test_the_flag_is_short(flags):
-    assert profiled(override(load("tiny"), flags).place.profile) == (2, 3)
+    assert profiled(override(load("tiny"), flags).output.profile) == (2, 3)
     with pytest.raises(UserError, match="names no steps"):
         override(load("tiny"), ["--profile", "0"])
 
@@ -46,7 +46,7 @@ def test_the_trace_of_a_run_shorter_than_asked_is_there_and_holds_its_steps(tmp_
     text = write_text(tmp_path / "words.txt")
     said = io.StringIO()
     run = small_run(tmp_path / "o[u]t", text, steps=4)
-    run = override(run, ["--profile", "3:9", "--place.save-every", "0"])
+    run = override(run, ["--profile", "3:9", "--output.save-every", "0"])
     loop.train(run, Console(file=said, width=500))
     traces = list((tmp_path / "o[u]t" / "profile").rglob("*.trace.json.gz"))
     assert len(traces) == 1
@@ -56,8 +56,8 @@ def test_the_trace_of_a_run_shorter_than_asked_is_there_and_holds_its_steps(tmp_
     assert sorted(int(e["args"]["step_num"]) for e in marks) == [3, 4]
     assert any("jit_train_step" in str(e) for e in events)
     kept = run_from_json(tmp_path / "o[u]t" / "config.json")
-    assert kept.place.profile is None  # the next start does not trace again
-    assert dataclasses.replace(kept, place=run.place) == run
+    assert kept.output.profile is None  # the next start does not trace again
+    assert dataclasses.replace(kept, output=run.output) == run
 
 
 def test_steps_that_never_come_are_told_of(tmp_path):

@@ -100,11 +100,11 @@ RUN = load.override(load.load("tiny"), ["--optimizer.ema-decay", "0"])
 
 
 @pytest.mark.parametrize("flags", [
-    ["--train.length", "100000"],
-    ["--train.batch", "4096", "--train.precision", "bf16"],
-    ["--optimizer.ema-decay", "0.9", "--optimizer.moments", "float32", "--place.remat", "full",
+    ["--train.seq-len", "100000"],
+    ["--train.batch-size", "4096", "--precision", "bf16"],
+    ["--optimizer.ema-decay", "0.9", "--optimizer.moments", "float32", "--machine.remat", "full",
      "--model.layers", "400"],
-    ["--train.batch", "7", "--train.length", "300000", "--place.remat", "none"],
+    ["--train.batch-size", "7", "--train.seq-len", "300000", "--machine.remat", "none"],
 ])
 def test_what_surely_does_not_fit_is_refused_with_flags_that_save_what_they_say(flags, free):
     run = load.override(RUN, flags)
@@ -138,7 +138,7 @@ def test_a_model_that_no_flag_makes_fit_says_what_is_left(free):
 
 
 def test_virtual_devices_share_the_memory_of_their_machine(free):
-    run = load.override(RUN, ["--parallel.data", "8", "--train.batch", "16"])
+    run = load.override(RUN, ["--parallel.data", "8", "--train.batch-size", "16"])
     mesh = meshes.make_mesh(run.parallel)
     each = needs.training(run, mesh)
     assert each.masters < needs.training(run).masters / 7  # ZeRO-1 cuts all but norms
@@ -174,7 +174,7 @@ def test_a_compiled_step_is_held_against_what_is_free_before_it_runs(free):
 def test_running_out_of_memory_is_said_as_what_was_needed_and_free(error, free):
     free(GB)
     with pytest.raises(UserError, match=r"ran out of memory: .* 1.0 GB are available.*saves"), \
-            fit.explained(load.override(RUN, ["--train.length", "4096"]), None, sharding.check):
+            fit.explained(load.override(RUN, ["--train.seq-len", "4096"]), None, sharding.check):
         raise error
 
 
@@ -185,16 +185,17 @@ def test_other_errors_of_a_run_stay_what_they_are(free):
 
 
 ABSURD = [("--model.d-model", 10**7), ("--model.d-model", 10**30), ("--model.vocab", 10**9),
-          ("--model.layers", 10**9), ("--model.moe.experts", 10**9), ("--train.length", 10**15),
-          ("--train.batch", 10**9), ("--train.batch", 10**7), ("--model.mtp-depth", 10**6),
-          ("--model.attention.heads", 10**9), ("--model.dense-dim", 2**31 - 1)]
+          ("--model.layers", 10**9), ("--model.moe.experts", 10**9), ("--train.seq-len", 10**15),
+          ("--train.batch-size", 10**9), ("--train.batch-size", 10**7),
+          ("--model.mtp-depth", 10**6), ("--model.attention.heads", 10**9),
+          ("--model.dense-dim", 2**31 - 1)]
 
 
 @pytest.mark.parametrize(("flag", "value"), ABSURD)
 def test_sizes_that_no_machine_has_are_a_sentence_at_once(flag, value, capsys, tmp_path, free):
     free(24 * GB)
     out = tmp_path / "out"
-    assert main(["train", "tiny", "--place.out", str(out), flag, str(value)]) == 2
+    assert main(["train", "tiny", "--output.folder", str(out), flag, str(value)]) == 2
     said = capsys.readouterr().err
     assert said.count("dsjax: ") == 1
     assert re.search("of memory|than any machine has|more than 63 bits|would never learn", said)
@@ -202,7 +203,7 @@ def test_sizes_that_no_machine_has_are_a_sentence_at_once(flag, value, capsys, t
 
 
 def test_a_batch_that_does_not_divide_is_a_sentence_at_once(capsys):
-    flags = ["--train.batch", str(2**31 - 1), "--train.microbatches", "2"]
+    flags = ["--train.batch-size", str(2**31 - 1), "--train.microbatches", "2"]
     assert main(["train", "tiny", *flags]) == 2
     assert "microbatches from [1, 2147483647]" in capsys.readouterr().err
 
@@ -210,7 +211,7 @@ def test_a_batch_that_does_not_divide_is_a_sentence_at_once(capsys):
 def test_a_run_is_refused_before_its_folder_is_made(free, tmp_path, capsys):
     free(10**6)
     out = tmp_path / "out"
-    assert main(["train", "tiny", "--place.out", str(out)]) == 2
+    assert main(["train", "tiny", "--output.folder", str(out)]) == 2
     assert "1.0 MB are available on this machine" in capsys.readouterr().err
     assert not out.exists()
 

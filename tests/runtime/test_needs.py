@@ -10,7 +10,7 @@ import pytest
 from dsjax.cli.main import main
 from dsjax.config import load
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import OptimizerConfig, PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.model.loss import from_rows
 from dsjax.runtime import needs, platform
 from dsjax.train import sharding
@@ -22,13 +22,14 @@ MODEL = ModelConfig(vocab=300, d_model=32, layers=3, dense_layers=1, dense_dim=6
 DENSE = ModelConfig(vocab=40, d_model=64, layers=4, dense_layers=4, dense_dim=48,
                     attention=GQAConfig(heads=4, kv_heads=2, head_dim=16))
 RUNS = {
-    "everything kept": RunConfig("kept", DENSE, TrainConfig(batch=16, length=128)),
+    "everything kept": RunConfig("kept", DENSE, TrainConfig(batch_size=16, seq_len=128)),
     "parts of a batch, all made again": RunConfig(
-        "full", DENSE, TrainConfig(batch=32, length=64, microbatches=2),
-        optimizer=OptimizerConfig(moments="float32"), place=PlaceConfig(remat="full")),
+        "full", DENSE, TrainConfig(batch_size=32, seq_len=64, microbatches=2),
+        optimizer=OptimizerConfig(moments="float32"), machine=MachineConfig(remat="full")),
     "experts and MTP, V3's policy": RunConfig(
-        "v3", MODEL, TrainConfig(batch=32, length=64, precision="bf16", activations="bfloat16"),
-        place=PlaceConfig(remat="v3")),
+        "v3", MODEL, TrainConfig(batch_size=32, seq_len=64),
+        precision=PrecisionConfig(matmul="bf16", activations="bfloat16"),
+        machine=MachineConfig(remat="v3")),
 }
 
 
@@ -38,7 +39,7 @@ def test_what_is_counted_is_less_than_what_the_compiler_asks_for_and_not_much(na
     """At most five times less: that much are a layer's temporaries at these sizes."""
     run = RUNS[name]
     backend = platform.choose_backend(run)
-    shape = (run.train.batch, run.train.length + 1)
+    shape = (run.train.batch_size, run.train.seq_len + 1)
     dtypes = {"tokens": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
     batch = from_rows({key: jax.ShapeDtypeStruct(shape, d) for key, d in dtypes.items()})
     state = sharding.abstract(run, None)

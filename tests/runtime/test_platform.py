@@ -10,19 +10,15 @@ import pytest
 
 from dsjax.cli.benches import equal_layouts
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import PlaceConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig
 from dsjax.errors import UserError
 from dsjax.numerics.scaled import Scaled
 from dsjax.runtime import platform
 
 
-def run_with(**place):
-    base = equal_layouts.RUN
-    return dataclasses.replace(
-        base,
-        train=dataclasses.replace(base.train, precision="fp8"),
-        place=dataclasses.replace(base.place, **place),
-    )
+def run_with(**machine):
+    return dataclasses.replace(equal_layouts.RUN, precision=PrecisionConfig("fp8"),
+                               machine=MachineConfig(**machine))
 
 
 def a_device(platform, kind="", capability=None):
@@ -39,16 +35,16 @@ def a_device(platform, kind="", capability=None):
     (a_device("cpu", "cpu"), "values"),
 ])
 def test_codes_are_multiplied_by_machines_that_can_unless_told_otherwise(device, operands):
-    assert platform.fp8_operands(PlaceConfig(), device) == operands
+    assert platform.fp8_operands(MachineConfig(), device) == operands
     for told in ("codes", "values"):
-        assert platform.fp8_operands(PlaceConfig(fp8=told), device) == told
+        assert platform.fp8_operands(MachineConfig(fp8_matmul=told), device) == told
 
 
 @pytest.mark.parametrize("device", [a_device("cpu", "cpu"), a_device("gpu", "NVIDIA B200", "10.0"),
                                     a_device("tpu", "TPU v5p")], ids=lambda d: d.device_kind)
 def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
     with pytest.raises(UserError, match=f"Hopper.*{device.device_kind}; use auto"):
-        platform.fp8_operands(PlaceConfig(fp8="kernel"), device)
+        platform.fp8_operands(MachineConfig(fp8_matmul="kernel"), device)
 
 
 def test_a_backend_is_chosen_for_the_device_it_is_asked_for():

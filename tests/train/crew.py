@@ -54,17 +54,17 @@ def run_on(folder: Path, name: str, layout: ParallelConfig, length: int,
         run,
         parallel=layout,
         model=model,
-        rate=dataclasses.replace(run.rate, constant_steps=10**6),
+        learning_rate=dataclasses.replace(run.learning_rate, constant_steps=10**6),
         loss=dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0),
         optimizer=dataclasses.replace(run.optimizer, ema_decay=0.0),
-        place=dataclasses.replace(run.place, eval_every=0, save_every=0),
+        output=dataclasses.replace(run.output, eval_every=0, save_every=0),
     )
 
 
 def lasting(run: RunConfig, length: int, save_every: int = 0) -> RunConfig:
     """The same run to another step."""
     return dataclasses.replace(run, train=dataclasses.replace(run.train, steps=length),
-                               place=dataclasses.replace(run.place, save_every=save_every))
+                               output=dataclasses.replace(run.output, save_every=save_every))
 
 
 def here(run: RunConfig) -> str:
@@ -76,7 +76,7 @@ def here(run: RunConfig) -> str:
 
 def words(run: RunConfig) -> list[str]:
     """The command that trains a run."""
-    stored = Path(run.place.out).with_suffix(".json")
+    stored = Path(run.output.folder).with_suffix(".json")
     run_to_json(run, stored)
     config = stored.with_suffix(".py")
     config.write_text(CONFIG.format(path=str(stored)))
@@ -127,7 +127,7 @@ def end(processes: Sequence[Process]) -> None:
 
 def steps(run: RunConfig) -> list[dict]:
     """What a run has reported of its steps so far."""
-    path = Path(run.place.out) / "metrics.jsonl"
+    path = Path(run.output.folder) / "metrics.jsonl"
     return read_metrics(path, "train") if path.exists() else []
 
 
@@ -151,5 +151,5 @@ def curve(run: RunConfig) -> np.ndarray:
 
 def heldout(run: RunConfig) -> tuple[float, int]:
     """Bits per byte and tokens of a run's last evaluation."""
-    event = read_metrics(Path(run.place.out) / "metrics.jsonl", "final")[-1]
+    event = read_metrics(Path(run.output.folder) / "metrics.jsonl", "final")[-1]
     return event["bits_per_byte"], event["heldout_tokens"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import DataConfig, OptimizerConfig, PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import DataConfig, OptimizerConfig, OutputConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.report.metrics import CLOCK
 
@@ -30,12 +30,13 @@ def small_run(out: Path, text: Path, steps: int = 24) -> RunConfig:
     return RunConfig(
         name="small_run",
         model=MODEL,
-        train=TrainConfig(steps=steps, batch=4, length=16),
-        rate=LearningRate(peak=3e-3, warmup_steps=2, constant_steps=steps),
+        train=TrainConfig(steps=steps, batch_size=4, seq_len=16),
+        learning_rate=LearningRate(peak=3e-3, warmup_steps=2, constant_steps=steps),
         loss=LossConfig(bias_speed=0.01),
         optimizer=OptimizerConfig(ema_decay=0.9, ema_every=2),
         data=DataConfig(train=str(text), heldout_fraction=0.1),
-        place=PlaceConfig(out=str(out), eval_every=12, eval_batches=2, save_every=6, log_every=1),
+        output=OutputConfig(folder=str(out), eval_every=12, eval_batches=2, save_every=6,
+                            log_every=1),
     )
 
 

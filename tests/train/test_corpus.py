@@ -25,7 +25,7 @@ def read(run, **data):
 
 
 def run_folder(run):
-    return Path(run.place.out)
+    return Path(run.output.folder)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def lose(run, count, gone):
     """Start a run, kill one of its processes, see the others off; return what it had reported."""
     processes = crew.start(run, count)
     try:
-        newest = max(run.place.save_every, 1)
+        newest = max(run.output.save_every, 1)
         crew.wait_for_step(run, newest + 2, processes)
         processes[gone].kill()
         killed_at = time.monotonic()
@@ -106,7 +106,7 @@ def told_to_stop(run, count, numbers):
     assert [p.returncode for p in processes] == [128 + signal.SIGTERM] * count, "\n".join(said)
     done = crew.steps(run)[-1]["step"]
     assert f"SIGTERM: saved after step {done}" in said[0]
-    assert files.steps(Path(run.place.out) / "checkpoints") == [done]
+    assert files.steps(Path(run.output.folder) / "checkpoints") == [done]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dsjax.config.run import PlaceConfig, RunConfig, TrainConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
@@ -18,9 +18,9 @@ from tests.train.small_run import MODEL
 @pytest.mark.parametrize("remat", ["none", "v3"])
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_weights_are_quantized_once_a_step_and_gradients_in_every_microbatch(microbatches, remat):
-    run = RunConfig(name="fp8", model=MODEL, place=PlaceConfig(remat=remat),
-                    train=TrainConfig(batch=4, length=16, precision="fp8",
-                                      microbatches=microbatches))
+    run = RunConfig(name="fp8", model=MODEL, machine=MachineConfig(remat=remat),
+                    train=TrainConfig(batch_size=4, seq_len=16, microbatches=microbatches),
+                    precision=PrecisionConfig(matmul="fp8"))
     held = []
 
     def quantize_weight(w, parts=1):

@@ -40,7 +40,7 @@ def text(tmp_path_factory):
 
 def start(run, folder: Path, *flags: str) -> subprocess.Popen:
     """Start `dsjax train` on a run in a process of its own."""
-    config = folder / f"{run.name}-{Path(run.place.out).name}.py"
+    config = folder / f"{run.name}-{Path(run.output.folder).name}.py"
     run_to_json(run, config.with_suffix(".json"))
     config.write_text(crew.CONFIG.format(path=str(config.with_suffix(".json"))))
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(crew.ROOT)}
@@ -56,7 +56,7 @@ def finish(process: subprocess.Popen) -> str:
 
 def wait_for_step(run, number: int, process: subprocess.Popen) -> None:
     """Return when the metrics file has a line of step `number`."""
-    path = Path(run.place.out) / "metrics.jsonl"
+    path = Path(run.output.folder) / "metrics.jsonl"
     began = time.monotonic()
     while time.monotonic() - began < 240 and process.poll() is None:
         if path.exists() and any(e["step"] >= number for e in read_metrics(path, "train")):
@@ -67,7 +67,7 @@ def wait_for_step(run, number: int, process: subprocess.Popen) -> None:
 
 def final_state(run):
     abstract = {"train": states.abstract(run), "ema": states.abstract(run).params}
-    return Store(Path(run.place.out) / "checkpoints", 3).restore(abstract)
+    return Store(Path(run.output.folder) / "checkpoints", 3).restore(abstract)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_run_killed_with_9_continues_bit_for_bit(kill_at, tmp_path, text, unin
     assert second.returncode == 0, output
 
     whole, _ = uninterrupted
-    events, expected = (numbers(read_metrics(Path(r.place.out) / "metrics.jsonl"))
+    events, expected = (numbers(read_metrics(Path(r.output.folder) / "metrics.jsonl"))
                         for r in (run, whole))
     assert events == expected
     (step, got, extra), (_, wanted, wanted_extra) = final_state(run), final_state(whole)
@@ -103,10 +103,10 @@ def test_a_run_killed_with_9_continues_bit_for_bit(kill_at, tmp_path, text, unin
 
 def test_it_learns_and_leaves_its_pictures(uninterrupted):
     run, output = uninterrupted
-    losses = [e["loss"] for e in read_metrics(Path(run.place.out) / "metrics.jsonl", "train")]
+    losses = [e["loss"] for e in read_metrics(Path(run.output.folder) / "metrics.jsonl", "train")]
     assert losses[-1] < losses[0] - 1
     for name in ("loss.png", "experts.png", "config.json", "tokenizer.json"):
-        assert (Path(run.place.out) / name).stat().st_size > 0
+        assert (Path(run.output.folder) / name).stat().st_size > 0
     assert "held out:" in output
     assert "bits per byte" in output
 
@@ -128,7 +128,7 @@ def test_a_run_told_to_stop_saves_and_says_so(number, tmp_path, text):
 def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_checkpoints(tmp_path, text):
     """While checkpoints are written one after the other; the third and all others are no matter."""
     run = small_run(tmp_path / "out", text, steps=100000)
-    run = dataclasses.replace(run, place=dataclasses.replace(run.place, save_every=1))
+    run = dataclasses.replace(run, output=dataclasses.replace(run.output, save_every=1))
     process = start(run, tmp_path)
     wait_for_step(run, 3, process)
     began = time.monotonic()
@@ -154,7 +154,7 @@ def test_another_models_checkpoint_is_refused_in_a_sentence(uninterrupted, tmp_p
     assert last.startswith("dsjax: ")
     assert "24" in last
     assert "28" in last
-    assert "--place.out" in last
+    assert "--output.folder" in last
 
 
 def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupted):
@@ -166,8 +166,8 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
     kept.close()
     shutil.copy(Path(source.place.out) / "tokenizer.json", tmp_path / "source")
     run = dataclasses.replace(
-        small_run(tmp_path / "out", text, steps=1), start_from=str(tmp_path / "source"),
-        rate=LearningRate(peak=1e-30, constant_steps=1), loss=LossConfig(bias_speed=0.0),
+        small_run(tmp_path / "out", text, steps=1), init_from=str(tmp_path / "source"),
+        learning_rate=LearningRate(peak=1e-30, constant_steps=1), loss=LossConfig(bias_speed=0.0),
     )
     outcome = loop.train(run, Console(file=io.StringIO()))
     got = final_state(run)[1]["train"].params
@@ -183,7 +183,7 @@ def test_another_models_parameters_are_no_start(tmp_path, text, uninterrupted):
     source, _ = uninterrupted
     run = small_run(tmp_path / "out", text)
     wide = dataclasses.replace(run, model=dataclasses.replace(run.model, d_model=28),
-                               start_from=source.place.out)
+                               init_from=source.place.out)
     with pytest.raises(UserError, match=r"embed is float32\[300, 24\] there") as raised:
         loop.train(wide, Console(file=io.StringIO()))
     assert str(raised.value).endswith("or another run")

@@ -41,7 +41,7 @@ def test_checkpoints_of_a_pipeline_are_resumed_by_any_other_layout(tmp_path):
         for steps, layout, microbatches in legs:
             run = small_run(tmp_path / name, text, 8)
             run = dataclasses.replace(
-                run, parallel=layout, place=dataclasses.replace(run.place, save_every=0),
+                run, parallel=layout, output=dataclasses.replace(run.output, save_every=0),
                 train=dataclasses.replace(run.train, steps=steps, microbatches=microbatches),
                 loss=dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0))
             outcome = loop.train(run, Console(file=io.StringIO()))

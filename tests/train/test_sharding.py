@@ -29,7 +29,7 @@ def run_to(folder, text, steps, layout, **train):
     run = dataclasses.replace(
         run,
         parallel=layout,
-        place=dataclasses.replace(run.place, save_every=0, eval_every=4),
+        output=dataclasses.replace(run.output, save_every=0, eval_every=4),
         train=dataclasses.replace(run.train, steps=steps, **train),
         loss=dataclasses.replace(run.loss, mtp_late_from=1.0, bias_until=1.0),
     )
@@ -75,15 +75,15 @@ def test_a_layout_is_named_on_the_command_line_and_kept_with_the_run(tmp_path, t
 
 def test_every_size_of_a_batch_ramp_must_divide(tmp_path, text):
     run = small_run(tmp_path, text)
-    train = dataclasses.replace(run.train, batch=8, batch_start=4, batch_multiple=2,
-                                batch_ramp_steps=4)
+    train = dataclasses.replace(run.train, batch_size=8, batch_size_start=4, batch_size_multiple=2,
+                                batch_size_ramp_steps=4)
     run = dataclasses.replace(run, train=train, parallel=ParallelConfig(data=4))
     with pytest.raises(UserError, match=r"a batch of 2 rows does not divide over 4 devices"):
         sharding.open_mesh(run)
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    (["--train.length", "1"], "rows of 1 tokens hold none.*--train.length 2 or more"),
+    (["--train.seq-len", "1"], "rows of 1 tokens hold none.*--train.seq-len 2 or more"),
     (["--model.mtp-depth", "16"], "MTP module 16 .*--model.mtp-depth 15 or less"),
     (["--loss.device-balance", "0.05", "--model.moe.groups", "1", "--model.moe.groups-per-token",
       "1"], "constant without a gradient.*--loss.device-balance 0"),

@@ -22,7 +22,7 @@ ROWS, LENGTH = 8, 15
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = small_run(tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("text"))
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, batch=ROWS))
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=ROWS))
 
 
 @pytest.fixture(scope="module")

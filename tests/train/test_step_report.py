@@ -20,8 +20,8 @@ def short(tmp_path_factory):
     """A run of 5 steps with an evaluation after each and a save after every other."""
     folder = tmp_path_factory.mktemp("short")
     run = small_run(folder / "out", write_text(folder / "words.txt"), steps=5)
-    place = dataclasses.replace(run.place, eval_every=1, save_every=2, tensorboard=True)
-    run = dataclasses.replace(run, place=place)
+    output = dataclasses.replace(run.output, eval_every=1, save_every=2, tensorboard=True)
+    run = dataclasses.replace(run, output=output)
     said = io.StringIO()
     loop.train(run, Console(file=said, width=300))
     lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
@@ -76,7 +76,7 @@ def test_no_share_of_a_peak_is_told_where_there_is_none():
 
 def test_the_tokens_of_a_ramp_are_counted_once(monkeypatch):
     run = small_run("out", "text")
-    ramp = dataclasses.replace(run.train, steps=9, batch_start=2, batch_ramp_steps=0.5)
+    ramp = dataclasses.replace(run.train, steps=9, batch_size_start=2, batch_size_ramp_steps=0.5)
     rows = [curriculum.rows_of(ramp, step) for step in range(12)]
     assert [curriculum.tokens_after(ramp, n) for n in range(13)] == [
         16 * sum(rows[:n]) for n in range(13)]

@@ -55,7 +55,7 @@ MODEL = ModelConfig(
 RUN = RunConfig(
     name="layouts",
     model=MODEL,
-    train=TrainConfig(batch=ROWS, length=LENGTH),
+    train=TrainConfig(batch_size=ROWS, seq_len=LENGTH),
     optimizer=OptimizerConfig(beta1=0.0, clip=1e9, moments="float32"),
     loss=LossConfig(balance=0.01, bias_speed=0.01, expert_balance=0.003, device_balance=0.05,
                     communication_balance=0.02),

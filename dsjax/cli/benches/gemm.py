@@ -62,13 +62,13 @@ def compare(m: int, k: int, n: int, rounds: int, calls: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from dsjax.config.run import PlaceConfig
+    from dsjax.config.run import MachineConfig
     from dsjax.numerics import gemm as emulated
     from dsjax.numerics.precision import BF16, Precision, contract
     from dsjax.runtime import platform
 
     device = jax.devices()[0]
-    operands = platform.fp8_operands(PlaceConfig(), device)
+    operands = platform.fp8_operands(MachineConfig(), device)
     x = jax.random.normal(jax.random.key(0), (m, k), jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (k, n), jnp.bfloat16) / k**0.5
 

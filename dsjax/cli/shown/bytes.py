@@ -42,12 +42,12 @@ def tables(run: RunConfig, context: int) -> list[Table]:
 def _training(run: RunConfig) -> Table:
     train, found = run.train, training(run)
     cut = f" in {train.microbatches:,} microbatches" if train.microbatches > 1 else ""
-    drawn = _table(f"training {train.batch:,} rows of {train.length:,} tokens{cut}, all devices "
-                   "together", "bytes")
+    drawn = _table(f"training {train.batch_size:,} rows of {train.seq_len:,} tokens{cut}, all "
+                   "devices together", "bytes")
     for name, said in (("masters", "masters, float32"),
                        ("moments", f"moments, {run.optimizer.moments}"),
                        ("gradients", "gradients, float32"),
-                       ("activations", f"activations with remat {run.place.remat}, at least"),
+                       ("activations", f"activations with remat {run.machine.remat}, at least"),
                        ("logits", f"logits of {needs.CHUNK} positions of every row"),
                        ("batch", "the batch"),
                        ("average", "average of the parameters, on the host")):

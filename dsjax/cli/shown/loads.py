@@ -115,7 +115,7 @@ def _of_run(folder: Path) -> Loads:
     if not any("loads" in e for e in events):
         raise UserError(
             f"{folder} holds no loads of experts (metrics.jsonl has them at every evaluation of a "
-            "mixture); train with --place.eval-every, or give a JSON file of loads")
+            "mixture); train with --output.eval-every, or give a JSON file of loads")
     run = run_from_json(folder / "config.json")
     labels = step_report.layer_labels(run)
     steps, loads = metrics.recorded_loads(events, len(labels))

@@ -113,11 +113,11 @@ def lost_gradients(proof: Proof, number: int, in_row: int) -> UserError:
     left = proof.give_up(number - in_row)
     return UserError(
         f"{in_row} steps in a row had a non-finite gradient, the last is {number}; {left}; go on "
-        "with a lower --rate.peak, or look at the data")
+        "with a lower --learning-rate.peak, or look at the data")
 
 
 def lost_model(proof: Proof, step: int) -> UserError:
     """The sentence of a run whose last step has ruined its parameters."""
     left = proof.give_up(step)
     return UserError(f"the held-out loss after the last step, {step}, is not finite; {left}; go on "
-                     "with a lower --rate.peak, or look at the data")
+                     "with a lower --learning-rate.peak, or look at the data")

@@ -16,7 +16,7 @@ from dsjax.config.run import RunConfig
 from dsjax.train import corpus, heartbeat
 from dsjax.train.folder import resume
 
-REMEDY = "wait for its end, stop it, or name another --place.out"
+REMEDY = "wait for its end, stop it, or name another --output.folder"
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
     corpus.refuse(run, out)
     checkpoints = out / "checkpoints"
     if os.path.lexists(checkpoints):
-        disk.make_folder(checkpoints, "move that away, or name another --place.out")
+        disk.make_folder(checkpoints, "move that away, or name another --output.folder")
     stack.enter_context(_folder(out))
     resume.refuse_another(run, out)
     resume.refuse_fewer_steps(run, out)
@@ -53,7 +53,7 @@ def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
 def _folder(out: Path) -> Iterator[None]:
     """Make and hold a folder; one that was made here and stays empty is removed again."""
     missing = [path for path in (out, *out.parents) if not path.exists()]
-    disk.make_folder(out, "name another --place.out")
+    disk.make_folder(out, "name another --output.folder")
     with disk.held(out, REMEDY):
         try:
             yield

@@ -77,7 +77,7 @@ def hold_tokenizer(words: Tokenizer, name: str, out: Path) -> None:
         raise UserError(
             f"{name} is not the tokenizer that the run in {out} was trained with (fingerprint "
             f"{words.fingerprint}, not {there}), so its ids mean other words; put that one back, "
-            "or name another --place.out")
+            "or name another --output.folder")
 
 
 def hold_tokens(tokens: Tokens, run: RunConfig, out: Path) -> None:
@@ -91,4 +91,4 @@ def hold_tokens(tokens: Tokens, run: RunConfig, out: Path) -> None:
             raise UserError(
                 f"{name} has changed since the run in {out} read it (fingerprint of its tokens "
                 f"{getattr(tokens, part)}, not {was}); put it back, or begin another run from its "
-                f"parameters: --start-from {out} --place.out ANOTHER")
+                f"parameters: --init-from {out} --output.folder ANOTHER")

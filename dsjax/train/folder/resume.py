@@ -37,24 +37,24 @@ Say = Callable[[str], Any]
 
 def folder(run: RunConfig) -> Path:
     """Where a run writes; refused at once where no folder can be."""
-    out = Path(run.place.out or Path("runs") / run.name)
+    out = Path(run.output.folder or Path("runs") / run.name)
     try:
         nearest = next(path for path in (out, *out.parents) if path.exists())
     except (OSError, ValueError) as error:  # too long, or no path at all
         raise UserError(f"{out} cannot be a folder ({disk.cause(error).lower()}); name another "
-                        "--place.out") from None
+                        "--output.folder") from None
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         why = "may not be written to" if nearest.is_dir() else "is a file"
-        raise UserError(f"{out} cannot be made: {nearest} {why}; name another --place.out")
+        raise UserError(f"{out} cannot be made: {nearest} {why}; name another --output.folder")
     return out
 
 
 def begin(run: RunConfig, say: Say, mesh: Mesh | None = None) -> TrainState:
     """The state before the first step: parameters drawn, or another run's as float32 masters."""
-    if run.start_from is None:
+    if run.init_from is None:
         return sharding.init(run, mesh)
-    found = load_params(run.start_from, run.model, say=say)
-    say(f"starting from the parameters of {run.start_from}")
+    found = load_params(run.init_from, run.model, say=say)
+    say(f"starting from the parameters of {run.init_from}")
     masters = jax.tree.map(lambda a: a.astype(np.float32), found)
     return sharding.begin(run, masters, mesh)
 
@@ -96,11 +96,11 @@ def refuse_another(run: RunConfig, out: Path) -> None:
     if kept is None:
         return
     if is_start(out):
-        again = ["dsjax", "train", str(out), "--place.out", f"{out}-trained"]
+        again = ["dsjax", "train", str(out), "--output.folder", f"{out}-trained"]
         raise UserError(NO_OPTIMIZER.format(out=out, command=shlex.join(again)))
-    if not run.place.resume:
-        raise UserError(f"{out} already holds a run; name another --place.out, or go on with it: "
-                        "leave --place.no-resume out")
+    if not run.output.resume:
+        raise UserError(f"{out} already holds a run; name another --output.folder, or go on with "
+                        "it: leave --output.no-resume out")
     if kept.data != run.data and _keeps_tokens(out):  # they are held, whatever their paths
         places = {name: getattr(run.data, name) for name in DATA_PATHS}
         kept = dataclasses.replace(kept, data=dataclasses.replace(kept.data, **places))
@@ -109,7 +109,7 @@ def refuse_another(run: RunConfig, out: Path) -> None:
         if said is not None:
             raise UserError(
                 f"the run in {out} was made with {said}; give the config it was made with, "
-                "or another --place.out"
+                "or another --output.folder"
             )
 
 
@@ -127,7 +127,7 @@ def refuse_fewer_steps(run: RunConfig, out: Path) -> None:
     if run.train.steps < done:
         raise UserError(
             f"--train.steps {run.train.steps} is below checkpoint {done}, where the run in {out} "
-            f"stands; give at least {done}, or another --place.out"
+            f"stands; give at least {done}, or another --output.folder"
         )
 
 
@@ -139,22 +139,23 @@ def kept_config(out: Path) -> RunConfig | None:
     if not path.exists():
         raise UserError(
             f"{out} holds checkpoints but no config.json, which says what they are of; put it back "
-            "or name another --place.out"
+            "or name another --output.folder"
         )
     return run_from_json(path)
 
 
 def changed(kept: RunConfig, run: RunConfig, step: int) -> list[str]:
-    """What is to be said of settings that are other ones from a step on; places are no settings."""
-    here = dataclasses.replace(kept.place, out=run.place.out, resume=run.place.resume)
-    kept = dataclasses.replace(kept, place=here)
+    """Return a sentence for each setting that changes from a step on; the folder is none."""
+    here = dataclasses.replace(kept.output, folder=run.output.folder, resume=run.output.resume)
+    kept = dataclasses.replace(kept, output=here)
     found = [said for part in (*CHANGEABLE, "data")
              for said in changes(getattr(kept, part), getattr(run, part), part)]
     said = [f"{one} from step {step} on" for one in found]
-    curve = schedule.changed((kept.rate, kept.train.steps), (run.rate, run.train.steps), step)
+    curve = schedule.changed((kept.learning_rate, kept.train.steps),
+                             (run.learning_rate, run.train.steps), step)
     said += [curve] if curve is not None else []
-    if run.start_from not in (None, kept.start_from):
-        said.append(f"--start-from {run.start_from} is not read: the run goes on from its own "
+    if run.init_from not in (None, kept.init_from):
+        said.append(f"--init-from {run.init_from} is not read: the run goes on from its own "
                     "checkpoint")
     return said
 

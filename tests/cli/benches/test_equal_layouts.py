@@ -14,6 +14,7 @@ import pytest
 from dsjax.cli.benches import equal_layouts
 from dsjax.cli.benches.equal_layouts import KINDS, Stepper
 from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import PrecisionConfig
 from dsjax.model import loss as losses
 from dsjax.train import sharding, state
 
@@ -55,8 +56,8 @@ def test_a_step_is_the_same_on_every_layout(layout, microbatches, alone):
 def test_low_precision_and_recomputation_run_on_a_mesh(precision):
     base = dataclasses.replace(
         equal_layouts.RUN,
-        train=dataclasses.replace(equal_layouts.RUN.train, precision=precision),
-        place=dataclasses.replace(equal_layouts.RUN.place, remat="v3"),
+        precision=PrecisionConfig(precision),
+        machine=dataclasses.replace(equal_layouts.RUN.machine, remat="v3"),
     )
     layout = ParallelConfig(data=2, fsdp=2, expert=2, interleave=precision == "fp8")
     alone, many = (Stepper(where, 1, base).take("packed") for where in (ParallelConfig(), layout))

@@ -42,7 +42,7 @@ EMPTY = {
     "pipeline": [" --ranks 2 --microbatches 2", "1f1b --ranks 2 --microbatches 2 --svg="],
     "compile tiny": ["--text=", "--on="],
     "show": ["--loads=", "--loads run --out="],
-    "train tiny": ["--place.out=", "--start-from="],
+    "train tiny": ["--output.folder=", "--init-from="],
 }
 
 

@@ -24,15 +24,16 @@ WILD = LearningRate(peak=1e38, constant_steps=10**6)
 
 
 def steps(run) -> list[int]:
-    return files.steps(Path(run.place.out) / "checkpoints")
+    return files.steps(Path(run.output.folder) / "checkpoints")
 
 
 def lines(run) -> list[dict]:
-    return [json.loads(x) for x in (Path(run.place.out) / "metrics.jsonl").read_text().splitlines()]
+    path = Path(run.output.folder) / "metrics.jsonl"
+    return [json.loads(x) for x in path.read_text().splitlines()]
 
 
 def wild(run, length=60, save_every=1):
-    return dataclasses.replace(crew.lasting(run, length, save_every), rate=WILD)
+    return dataclasses.replace(crew.lasting(run, length, save_every), learning_rate=WILD)
 
 
 @pytest.fixture
@@ -41,23 +42,23 @@ def run(tmp_path):
 
 
 def test_good_checkpoints_survive_restarts_and_the_advised_command_trains_on(run):
-    run = dataclasses.replace(run, place=dataclasses.replace(run.place, keep=2))
+    run = dataclasses.replace(run, output=dataclasses.replace(run.output, keep=2))
     crew.here(crew.lasting(run, 3, 1))
     assert steps(run) == [2, 3]
     for _ in range(2):
-        with pytest.raises(UserError, match=r"10 steps in a row .*checkpoint 3 .*--rate.peak"):
+        with pytest.raises(UserError, match=r"10 steps in a row .*checkpoint 3 .*rate.peak"):
             crew.here(wild(run))
         assert steps(run) == [2, 3]
         taken = [e for e in lines(run) if e["kind"] == "train"]
         assert [e["step"] for e in taken] == list(range(1, len(taken) + 1))
         assert sum(e["grad_norm"] is None for e in taken) == 10
-    aside = {p.name for p in (Path(run.place.out) / "checkpoints").glob("diverged-*")}
+    aside = {p.name for p in (Path(run.output.folder) / "checkpoints").glob("diverged-*")}
     assert aside == {"diverged-00000004"}  # written before the next step told
     crew.here(crew.lasting(run, 5, 1))
     taken = [e for e in lines(run) if e["kind"] == "train"]
     assert [e["step"] for e in taken] == [1, 2, 3, 4, 5]
     assert all(e["grad_norm"] is not None for e in taken)
-    number, kept, _ = Store(Path(run.place.out) / "checkpoints", 2).restore(
+    number, kept, _ = Store(Path(run.output.folder) / "checkpoints", 2).restore(
         {"train": states.abstract(run)})
     assert number == 5
     assert all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(kept))

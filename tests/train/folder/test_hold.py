@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 
 def test_a_second_start_is_refused_with_the_holder_before_anything_is_touched(run):
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     before = content(out)
     longer = crew.lasting(run, 4)
     with disk.held(out, "wait"), pytest.raises(UserError, match=r"by process \d+ on"):
@@ -47,10 +47,10 @@ def test_a_second_start_is_refused_with_the_holder_before_anything_is_touched(ru
 
 
 def test_a_finished_run_says_so_and_keeps_everything_as_it_was(run):
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     before = content(out)
     said = io.StringIO()
-    other = changed(changed(run, "rate", peak=1.0), "train", microbatches=2)
+    other = changed(changed(run, "learning_rate", peak=1.0), "train", microbatches=2)
     outcome = loop.train(other, Console(file=said, width=300))
     assert "finished after step 2: there is nothing to do" in said.getvalue()
     assert outcome.was_finished
@@ -62,8 +62,8 @@ def test_a_finished_run_says_so_and_keeps_everything_as_it_was(run):
 
 def test_fewer_steps_than_the_checkpoint_are_refused_before_anything_is_touched(run, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(run.place.out, out)
-    shorter = changed(crew.lasting(run, 1), "place", out=str(out))
+    shutil.copytree(run.output.folder, out)
+    shorter = changed(crew.lasting(run, 1), "output", folder=str(out))
     assert f"{out} holds this run at step 2, past --train.steps 1: there is nothing to do" in (
         crew.here(shorter))
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -76,8 +76,8 @@ def test_fewer_steps_than_the_checkpoint_are_refused_before_anything_is_touched(
 
 def test_a_finished_run_whose_checkpoint_is_damaged_goes_on_or_is_refused(run, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(run.place.out, out)
-    here = changed(run, "place", out=str(out))
+    shutil.copytree(run.output.folder, out)
+    here = changed(run, "output", folder=str(out))
     for path in (out / "checkpoints").rglob("arrays/**/*"):
         if path.is_file() and path.stat().st_size:
             data = path.read_bytes()
@@ -90,7 +90,7 @@ def test_a_finished_run_whose_checkpoint_is_damaged_goes_on_or_is_refused(run, t
 def test_an_average_that_has_not_moved_is_not_told_of(run, tmp_path):
     for every, is_told in ((3, False), (2, True)):
         out = tmp_path / str(every)
-        here = changed(changed(run, "place", out=str(out)), "optimizer", ema_decay=0.9,
+        here = changed(changed(run, "output", folder=str(out)), "optimizer", ema_decay=0.9,
                        ema_every=every)
         outcome = loop.train(here, Console(file=io.StringIO()))
         final = read_metrics(out / "metrics.jsonl", "final")[0]
@@ -99,7 +99,7 @@ def test_an_average_that_has_not_moved_is_not_told_of(run, tmp_path):
 
 
 def test_a_run_without_its_last_evaluation_or_checkpoint_is_not_finished(run, tmp_path):
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     assert resume.final_event(run, out)["step"] == 2
     assert resume.final_event(crew.lasting(run, 3), out) is None
     copy = tmp_path / "copy"
@@ -120,13 +120,13 @@ def test_a_run_without_its_last_evaluation_or_checkpoint_is_not_finished(run, tm
 
 
 def test_more_steps_go_on_and_what_is_another_is_said_and_kept(run):
-    more = changed(changed(crew.lasting(run, 3), "rate", peak=1e-3), "place", keep=2)
+    more = changed(changed(crew.lasting(run, 3), "learning_rate", peak=1e-3), "output", keep=2)
     said = crew.here(more)
     for words in ("train.steps 2 -> 3 from step 2 on", "rate.peak 0.003 -> 0.001 from step 2 on",
                   "place.keep 3 -> 2 from step 2 on"):
         assert words in said
-    out = Path(run.place.out)
-    assert json.loads((out / "config.json").read_text())["rate"]["peak"] == 1e-3
+    out = Path(run.output.folder)
+    assert json.loads((out / "config.json").read_text())["learning_rate"]["peak"] == 1e-3
     assert [e["step"] for e in read_metrics(out / "metrics.jsonl", "train")] == [1, 2, 3]
     assert [e["step"] for e in read_metrics(out / "metrics.jsonl", "final")] == [3]
 
@@ -137,13 +137,13 @@ def test_more_steps_go_on_and_what_is_another_is_said_and_kept(run):
     ({"data": {"heldout_fraction": 0.0}}, "--data.heldout-fraction 0 leaves nothing"),
     ({"data": {"tokenizer": "gone.json"}}, "gone.json is missing"),
     ({"model": {"vocab": 100}}, "--model.vocab 100 is below the 260"),
-    ({"start_from": "."}, "--start-from . is no run"),
-    ({"data": {"fim_rate": 0.5}, "place": {}}, "made with data.fim_rate=0.0, not 0.5"),
+    ({"init_from": "."}, "--init-from . is no run"),
+    ({"data": {"fim_rate": 0.5}, "output": {}}, "made with data.fim_rate=0.0, not 0.5"),
 ])
 def test_what_can_be_refused_without_the_text_is_refused_before_the_header(
         fields, words, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for part, changes in ({"place": {"out": "new"}} | fields).items():
+    for part, changes in ({"output": {"folder": "new"}} | fields).items():
         run = (changed(run, part, **changes) if isinstance(changes, dict)
                else dataclasses.replace(run, **{part: changes}))
     said = io.StringIO()
@@ -164,7 +164,7 @@ class Leaving(io.StringIO):
 
 
 def test_a_run_whose_reader_leaves_saves_and_then_leaves(run, tmp_path, capsys):
-    run = changed(crew.lasting(run, 50), "place", out=str(tmp_path / "run"), log_every=1)
+    run = changed(crew.lasting(run, 50), "output", folder=str(tmp_path / "run"), log_every=1)
     with pytest.raises(BrokenPipeError):
         loop.train(run, Console(file=Leaving()))
     [step] = files.steps(tmp_path / "run" / "checkpoints")
@@ -175,7 +175,8 @@ def test_a_run_whose_reader_leaves_saves_and_then_leaves(run, tmp_path, capsys):
 
 def test_input_that_is_refused_leaves_no_folder(run, tmp_path):
     out = tmp_path / "new" / "deep"
-    wrong = changed(changed(run, "place", out=str(out)), "data", train=str(tmp_path / "none.txt"))
+    wrong = changed(run, "output", folder=str(out))
+    wrong = changed(wrong, "data", train=str(tmp_path / "none.txt"))
     with pytest.raises(UserError, match=r"none.txt"):
         crew.here(wrong)
     assert list(tmp_path.iterdir()) == []
@@ -193,14 +194,14 @@ def test_checkpoints_that_cannot_be_are_refused_before_any_work(kind, run, tmp_p
     else:
         checkpoints.symlink_to(tmp_path / "gone" / "away")
     with pytest.raises(UserError, match=r"checkpoints (is a file|is a link to|cannot be made)"):
-        crew.here(changed(run, "place", out=str(tmp_path)))
+        crew.here(changed(run, "output", folder=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.slow
 def test_the_refusal_reaches_every_process(tmp_path):
     run = crew.run_on(tmp_path, "run", ParallelConfig(data=2), 2, crew.DENSE)
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     out.mkdir()
     with disk.held(out, "wait"):
         processes = crew.start(run, 2)

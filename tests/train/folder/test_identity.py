@@ -36,7 +36,7 @@ def saved(folder: Path, extra: dict) -> None:
 
 
 def read(run, said=None) -> object:
-    return prepare(run, Path(run.place.out), (lambda _: None) if said is None else said.append)
+    return prepare(run, Path(run.output.folder), (lambda _: None) if said is None else said.append)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -63,14 +63,14 @@ def started(run, tmp_path, other):
     words = tokenizer.load(other)
     saved(tmp_path / "start", {"tokenizer": words.fingerprint})
     words.save(tmp_path / "start" / "tokenizer.json")
-    return dataclasses.replace(run, start_from=str(tmp_path / "start"))
+    return dataclasses.replace(run, init_from=str(tmp_path / "start"))
 
 
 def test_a_start_brings_its_own_tokenizer_and_says_so(started, other):
     said = []
     corpus = read(started, said)
     assert corpus.tokenizer.fingerprint == tokenizer.load(other).fingerprint
-    assert said == [f"reading with the tokenizer of {started.start_from}, which its parameters "
+    assert said == [f"reading with the tokenizer of {started.init_from}, which its parameters "
                     "belong to"]
     assert read(changed(started, tokenizer=str(other))).tokenizer.source == corpus.tokenizer.source
 
@@ -80,7 +80,7 @@ def test_another_tokenizer_than_the_starts_is_refused_by_fingerprint(started, ru
     path = tmp_path / "mine.json"
     mine.save(path)
     before = content(tmp_path)
-    with pytest.raises(UserError, match=r"mine.json is not the tokenizer.*--start-from") as raised:
+    with pytest.raises(UserError, match=r"mine.json is not the tokenizer.*--init-from") as raised:
         read(changed(started, tokenizer=str(path)))
     assert mine.fingerprint in str(raised.value)
     assert "--data.tokenizer" in str(raised.value)
@@ -88,13 +88,13 @@ def test_another_tokenizer_than_the_starts_is_refused_by_fingerprint(started, ru
 
 
 def test_a_start_whose_tokenizer_was_exchanged_is_refused(started, run):
-    tokenizer.train_bpe([text(2)], 300).save(Path(started.start_from) / "tokenizer.json")
+    tokenizer.train_bpe([text(2)], 300).save(Path(started.init_from) / "tokenizer.json")
     with pytest.raises(UserError, match=r"tokenizer.json is not the tokenizer"):
         read(started)
 
 
 def test_a_start_without_tokenizer_wants_one_named(started, other):
-    (Path(started.start_from) / "tokenizer.json").unlink()
+    (Path(started.init_from) / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer.json.*--data.tokenizer"):
         read(started)
     assert read(changed(started, tokenizer=str(other))).tokenizer.vocab <= 300
@@ -111,7 +111,7 @@ def test_shards_of_another_tokenizer_are_no_text_for_a_start(started, run, tmp_p
 
 
 def test_a_run_goes_on_only_with_its_own_tokenizer(run, other):
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     corpus = read(run)
     saved(out, corpus.extra())
     assert read(run).tokens == corpus.tokens
@@ -128,7 +128,7 @@ def test_a_run_goes_on_only_with_its_own_tokenizer(run, other):
 def test_a_named_tokenizer_that_was_exchanged_leaves_the_runs_own_alone(run, other):
     named = changed(run, tokenizer=str(other))
     corpus = read(named)
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     saved(out, corpus.extra())
     tokenizer.train_bpe([text(5)], 300).save(other)
     before = content(out)
@@ -149,7 +149,7 @@ def test_another_text_of_as_many_rows_is_refused_by_name(part, run, other, tmp_p
     with pytest.raises(UserError, match=rf"{path.name}\) has changed") as raised:
         read(run)
     assert getattr(corpus.tokens, part) in str(raised.value)
-    assert "--start-from" in str(raised.value)
+    assert "--init-from" in str(raised.value)
     assert content(tmp_path) == before
 
 
@@ -186,14 +186,14 @@ def test_shards_that_were_exchanged_are_refused(run, other, tmp_path):
 
 def test_checkpoints_from_before_identities_were_kept_are_taken(run, other):
     read(run)
-    out = Path(run.place.out)
+    out = Path(run.output.folder)
     saved(out, {"stream": {}, "loads": None})
     (out / "tokenizer.json").write_bytes(other.read_bytes())
     assert read(run).tokenizer.fingerprint == tokenizer.load(other).fingerprint
 
 
 def test_a_tokenizer_left_by_an_abandoned_start_is_no_other_corpus(run, other, tmp_path):
-    said, out = [], Path(run.place.out)
+    said, out = [], Path(run.output.folder)
     first = read(run, said)
     assert "training a byte-level BPE" in said[0]
     assert read(run, said).tokenizer.source == first.tokenizer.source
