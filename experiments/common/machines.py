@@ -1,11 +1,32 @@
-"""Machines that an experiment compiles for, and whether their compilers are here."""
+"""Machines: the processor that an experiment ran on, and those that it compiles for."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 from dsjax.errors import UserError
 from dsjax.plan import target
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor that runs this, as `AMD EPYC 9B14 (family 25, model 17)`.
+
+    Virtual machines often give a name that says little, hence the numbers. Where Linux does not
+    tell (`cpuinfo`), it is what Python knows: the architecture at least.
+    """
+    told: dict[str, str] = {}
+    if cpuinfo.is_file():
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace").strip()
+        for line in text.split("\n\n")[0].splitlines():  # the first core's
+            name, _, value = line.partition(":")
+            told[name.strip()] = " ".join(value.split())
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    numbers = [f"{word} {told[name]}" for word, name in (("family", "cpu family"),
+                                                         ("model", "model")) if name in told]
+    return told["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def require(names: Sequence[str]) -> None:
@@ -15,7 +36,7 @@ def require(names: Sequence[str]) -> None:
 
 
 def here(names: Sequence[str]) -> list[str]:
-    """Those machines whose compiler is installed.
+    """Return those machines whose compiler is installed.
 
     Raises UserError where there is none.
     """

@@ -1,9 +1,11 @@
 """A number and where it came from, as JSON; and the blocks of Markdown made from such files.
 
 A record is written by the command that measured it and never edited: claim, value, unit, spread,
-seeds, config fingerprint, commit and whether the code was as committed, date, device, versions,
-wall time and command. A page shows one between `<!-- record:PATH -->` and `<!-- /record -->`, PATH
-from the project's root; `python -m experiments.common.record README.md` writes the blocks anew, and
+seeds, config fingerprint, commit and whether the code was as committed, date, device, processor,
+versions, wall time and command. A record of speed holds the matmul rate of the same run, too:
+without it a rate says as much of the machine as of the code.
+
+A page shows one between `<!-- record:PATH -->` and `<!-- /record -->`, PATH from the project's root; `python -m experiments.common.record README.md` writes the blocks anew, and
 a test fails while they differ. A record that was measured with changes that are not committed says
 `"is_clean": false`, and so does its table.
 """
@@ -67,6 +69,7 @@ def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
     import jax
 
     from dsjax.runtime.platform import versions
+    from experiments.common import machines
 
     now = tree()
     first = began or now
@@ -78,6 +81,7 @@ def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
         "is_clean": first.is_clean and now.is_clean and is_same,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "processor": machines.processor(),
         "versions": versions(),
     }
 
@@ -107,9 +111,10 @@ def table(record: Mapping[str, Any]) -> str:
     lines.append("|" + "---|" * len(record["columns"]))
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in record["rows"]]
     jax_version = record["versions"]["jax"]
+    where = ", ".join(record[key] for key in ("device", "processor") if key in record)
     mark = "" if record["is_clean"] else " with changes that were not committed"
     lines.append("")
-    lines.append(f"`{record['command']}` on {record['device']}, jax {jax_version}, "
+    lines.append(f"`{record['command']}` on {where}, jax {jax_version}, "
                  f"{record['date']}, commit {record['commit']}{mark}.")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""How fast a training step is on a CPU."""
+"""Speed of a training step on a CPU, beside a peer and in each precision."""
 
 from experiments.common.study import Flag, Part, Study
 

@@ -1,4 +1,4 @@
-"""What FP8 costs a CPU that has no FP8: steps of each precision in turn, ratios round by round.
+"""The cost of FP8 on a CPU that has none: steps of each precision in turn, ratios round by round.
 
 Whole processes, as in training.py.
 """
@@ -30,7 +30,7 @@ def main(asked: Asked) -> None:
             measured[shape].append(one)
             print(shape, number, {name: r["ms_median"] for name, r in one.items()}, flush=True)
     columns = ["shape", *(f"{dtype} ms" for dtype in DTYPES), "fp8 to bfloat16", "min to max",
-               "fp8 to float32", "min to max"]
+               "fp8 to float32", "min to max", "bfloat16 matmul GFLOP/s", "float32"]
     words = f"{asked.command} --rounds {count} --steps {steps}"
     dataclasses.replace(asked, command=words).write(
         "fp8",
@@ -39,13 +39,14 @@ def main(asked: Asked) -> None:
 
 
 def summary(shape: str, rounds: list[dict[str, Any]]) -> list[str]:
-    """A shape's row: medians of the rounds, and the two ratios with their spread."""
+    """Row of a shape: medians of the rounds, two ratios with their spread, and matmul rates."""
     row = [shape, *(f"{statistics.median(r[d]['ms_median'] for r in rounds):,.0f}"
                     for d in DTYPES)]
     for other in ("bfloat16", "float32"):
         ratios = [r["fp8"]["ms_median"] / r[other]["ms_median"] for r in rounds]
         row += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
-    return row
+    return row + [f"{statistics.median(r[d]['peak_gflop_s'] for r in rounds):,.0f}"
+                  for d in ("bfloat16", "float32")]
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@
 Runs in an environment of its own (`python -m venv peer; peer/bin/pip install torch==2.13.0
 transformers==5.23.0`), which has no dsjax, so `run.py` hands the shape over as JSON. Forms: experts
 (grouped_mm, batched_mm, eager), attention (sdpa, eager), torch.compile or not, AdamW fused or
-foreach. Prints one JSON line with the same keys as `dsjax bench train`. Torch is imported once the
-words are understood.
+foreach.
+
+Prints one JSON line with the same keys as `dsjax bench train`, the rate of torch's own square
+products among them. Torch is imported once the words are understood.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import DeepseekV3Config
 
 WARMUP = 3
+MATMUL = 1024  # the size that `dsjax bench` multiplies on a CPU
 TOY = {
     "vocab": 256, "d_model": 32, "layers": 2, "dense_layers": 1, "dense_dim": 64, "init_std": 0.02,
     "attention": {"heads": 2, "q_rank": 16, "kv_rank": 16, "nope_dim": 8, "rope_dim": 8,
@@ -62,7 +67,10 @@ def main() -> None:
     nats = [step()]
     first_s = time.perf_counter() - began
     wall, cpu = timed(step, args.steps, nats)
-    print(json.dumps(report(args, model, wall, cpu, nats, first_s)), flush=True)
+    a, b = torch.rand(MATMUL, MATMUL), torch.rand(MATMUL, MATMUL)
+    peak = matmul_rate(lambda: torch.mm(a, b), MATMUL)
+    print(json.dumps(report(args, model, wall, cpu, nats, first_s)
+                     | {"peak_gflop_s": round(peak, 1)}), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -133,6 +141,16 @@ def timed(step: Any, steps: int, nats: list[float]) -> tuple[list[float], list[f
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - cpu_began)
     return wall[WARMUP:], cpu[WARMUP:]
+
+
+def matmul_rate(product: Callable[[], Any], size: int, budget_s: float = 0.3) -> float:
+    """Highest rate, in GFLOP/s, of a product of `size`-square matrices repeated for a time."""
+    product()
+    best, end = math.inf, time.perf_counter() + budget_s
+    while (began := time.perf_counter()) < end:
+        product()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best / 1e9
 
 
 def report(args: argparse.Namespace, model: torch.nn.Module, wall: list[float], cpu: list[float],

@@ -1,8 +1,9 @@
 """Training speed beside transformers on torch: whole processes in turn, ratios round by round.
 
 The machine's speed drifts, so the two are run one after the other in every round and only ratios
-within a round are compared. `--peer-python` names a Python with torch and transformers (see
-peer_transformers.py).
+within a round are compared. A ratio depends on the processor, too: each process times square
+products of its own library, so that a table says what either reaches of the machine.
+`--peer-python` names a Python with torch and transformers (see peer_transformers.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from experiments.common.command import Asked
 PEER = Path(__file__).parent / "peer_transformers.py"
 SHAPES = ("tiny", "small")
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16 operands"}
+COLUMNS = ("shape", "dsjax", "tokens/s", "peer tokens/s", "ratio", "min to max", "memory ratio",
+           "compile s", "of the matmul rate", "matmul GFLOP/s", "peer's, float32")
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -42,13 +45,11 @@ def main(asked: Asked) -> None:
         print("without a peer there is no ratio, and no table")
         return
     rows = [row for shape in given["shapes"] for row in summary(shape, measured[shape])]
-    columns = ["shape", "dsjax", "tokens/s", "peer tokens/s", "ratio", "min to max",
-               "memory ratio", "compile s"]
     words = f"{asked.command} --rounds {given['rounds']} --steps {given['steps']}"
     dataclasses.replace(asked, command=words).write(
         "training",
         "training is faster than transformers 5.23 on torch 2.13 (float32, grouped_mm "
-        "experts, compiled), on CPU", columns, rows, rounds=measured)
+        "experts, compiled), on CPU", COLUMNS, rows, rounds=measured)
 
 
 def rounds_of(shape: str, given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,14 +79,14 @@ def ours(shape: str, dtype: str, steps: int) -> dict[str, Any]:
 
 
 def measure(command: list[str], extra: dict[str, str]) -> dict[str, Any]:
-    """The JSON of a process's last line."""
+    """Run a process and return the JSON of its last line."""
     done = subprocess.run(command, cwd=record.ROOT, env=os.environ | extra, text=True,
                           stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def summary(shape: str, rounds: list[dict[str, Any]]) -> list[list[str]]:
-    """A row a dtype: medians, and the ratio within rounds with its spread."""
+    """One row a dtype: medians, and the ratio within rounds with its spread."""
     rows = []
     for dtype, name in DTYPES.items():
         ratios = [r[dtype]["tok_s"] / r["peer"]["tok_s"] for r in rounds]
@@ -96,5 +97,7 @@ def summary(shape: str, rounds: list[dict[str, Any]]) -> list[list[str]]:
 
         rows.append([shape, name, f"{middle(dtype):,.0f}", f"{middle('peer'):,.0f}",
                      f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}",
-                     f"{statistics.median(memory):.2f}", f"{middle(dtype, 'compile_s'):.1f}"])
+                     f"{statistics.median(memory):.2f}", f"{middle(dtype, 'compile_s'):.1f}",
+                     f"{middle(dtype, 'mfu'):.0%}", f"{middle(dtype, 'peak_gflop_s'):,.0f}",
+                     f"{middle('peer', 'peak_gflop_s'):,.0f}"])
     return rows
