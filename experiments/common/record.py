@@ -5,9 +5,11 @@ seeds, config fingerprint, commit and whether the code was as committed, date, d
 versions, wall time and command. A record of speed holds the matmul rate of the same run, too:
 without it a rate says as much of the machine as of the code.
 
-A page shows one between `<!-- record:PATH -->` and `<!-- /record -->`, PATH from the project's root; `python -m experiments.common.record README.md` writes the blocks anew, and
-a test fails while they differ. A record that was measured with changes that are not committed says
-`"is_clean": false`, and so does its table.
+A page shows a record between `<!-- record:PATH -->` and `<!-- /record -->`, PATH from the project's
+root, and one number of it between `<!-- cell:PATH ROW / COLUMN -->` and `<!-- /cell -->`: ROW is
+how the row begins, `*` the largest of the column. `python -m experiments.common.record README.md`
+writes both anew, and a test fails while they differ. A record that was measured with changes that
+are not committed says `"is_clean": false`, and so does its table.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = (":(exclude)*/records/*", ":(exclude)*.md", ":(exclude)*.svg")  # by studies themselves
 MEASURED = ("dsjax", "configs", "experiments")  # where a file that git does not know counts, too
 BLOCK = re.compile(r"(<!-- record:(?P<path>\S+) -->\n).*?(<!-- /record -->)", re.DOTALL)
+CELL = re.compile(r"(?P<open><!-- cell:(?P<path>\S+) (?P<row>[^>]+?) / (?P<column>[^>]+?) -->)"
+                  r"[^<]*(?P<close><!-- /cell -->)")
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class Tree:
 
     @property
     def is_clean(self) -> bool:
-        """Whether what is measured is what the commit holds."""
+        """True where the commit holds what is measured."""
         return self.changed == ()
 
     @property
     def said(self) -> str:
-        """What is not clean, for a sentence."""
+        """The reason why the tree is not clean, for a sentence."""
         if self.changed is None:
             return "git does not say which commit this is"
         more = f" and {len(self.changed) - 1} more files" if len(self.changed) > 1 else ""
@@ -55,7 +59,7 @@ class Tree:
 
 
 def tree() -> Tree:
-    """What is checked out now."""
+    """Return the commit that is checked out now, and what differs from it."""
     edited = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
     new = _git("ls-files", "--others", "--exclude-standard", "--", *MEASURED, *WRITTEN)
     commit = _git("rev-parse", "--short=12", "HEAD")
@@ -65,7 +69,7 @@ def tree() -> Tree:
 
 
 def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
-    """What every record says of its circumstances; began: the tree when measuring began."""
+    """Circumstances that every record states; began: the tree when measuring began."""
     import jax
 
     from dsjax.runtime.platform import versions
@@ -87,7 +91,7 @@ def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
-    """What git prints; None where it is not there or refuses."""
+    """Return what git prints, None where it is not there or refuses."""
     try:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True,
                               check=True).stdout.rstrip()
@@ -106,7 +110,10 @@ def write(path: Path, claim: str, columns: Sequence[str], rows: Sequence[Sequenc
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A record as a Markdown table, with a line that says where it was measured."""
+    """A record as a Markdown table, with a line that says where it was measured.
+
+    Older records name no processor.
+    """
     lines = ["| " + " | ".join(record["columns"]) + " |"]
     lines.append("|" + "---|" * len(record["columns"]))
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in record["rows"]]
@@ -119,21 +126,36 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cell(record: Mapping[str, Any], row: str, column: str) -> str:
+    """One entry of a record's table: in the one row that begins so, or the largest for `*`."""
+    names = record["columns"]
+    if column not in names:
+        raise UserError(f"there is no column {column!r}; choose from {', '.join(names)}")
+    at = names.index(column)
+    if row == "*":
+        return max((str(r[at]) for r in record["rows"]), key=float)
+    found = [str(r[at]) for r in record["rows"] if " ".join(map(str, r)).startswith(row)]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} rows begin with {row!r}; write so much that one does")
+    return found[0]
+
+
 def fill(text: str) -> str:
-    """Write every record's table into its block of a page."""
+    """Write every record's table, and every number that is named, into its place in a page."""
 
-    def made(match: re.Match) -> str:
-        record = json.loads((ROOT / match["path"]).read_text())
-        return f"{match[1]}{table(record)}\n{match[3]}"
+    def read(match: re.Match) -> dict[str, Any]:
+        return json.loads((ROOT / match["path"]).read_text())
 
-    return BLOCK.sub(made, text)
+    text = BLOCK.sub(lambda m: f"{m[1]}{table(read(m))}\n{m[3]}", text)
+    return CELL.sub(
+        lambda m: m["open"] + cell(read(m), m["row"], m["column"]) + m["close"], text)
 
 
 def pages() -> list[Path]:
-    """Every page that shows records."""
+    """Every page that may show records."""
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"),
              *(ROOT / "experiments").rglob("*.md")]
-    return sorted(page for page in found if BLOCK.search(page.read_text()))
+    return sorted(found)
 
 
 def fill_pages(paths: Sequence[Path] | None = None) -> None:

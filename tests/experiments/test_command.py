@@ -13,6 +13,7 @@ import types
 
 import pytest
 
+from dsjax.errors import UserError
 from experiments import __main__ as front
 from experiments.common import command, index, record, study
 from experiments.common.record import ROOT, Tree
@@ -148,6 +149,24 @@ def test_a_record_says_how_it_was_measured(fake, capsys):
     assert "is_quick" not in found
     assert "not committed" not in record.table(found)
     assert study.state(fake, fake.parts[0]).state == "recorded"
+
+
+def test_a_page_shows_a_record_and_single_numbers_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    made = {"columns": ["shape", "form", "ratio"], "rows": [["tiny", "a", "2.5"], ["tiny", "b", 3]],
+            "is_clean": True} | record.environment("run")
+    (tmp_path / "one.json").write_text(json.dumps(made))
+    page = ("<!-- record:one.json -->\nold\n<!-- /record -->\n"
+            "| <!-- cell:one.json {} -->9<!-- /cell -->x |")
+    shown = record.fill(page.format("tiny a / ratio"))
+    assert "| tiny | b | 3 |" in shown
+    assert shown.endswith("| <!-- cell:one.json tiny a / ratio -->2.5<!-- /cell -->x |")
+    assert record.fill(shown) == shown
+    assert "-->3<!--" in record.fill(page.format("* / ratio")), "the largest"
+    for named, said in (("tiny / ratio", "2 rows"), ("small / ratio", "0 rows"),
+                        ("tiny a / rate", "ratio")):
+        with pytest.raises(UserError, match=said):
+            record.fill(page.format(named))
 
 
 def test_a_quick_form_writes_elsewhere_and_shows_its_table(fake, capsys, monkeypatch):
