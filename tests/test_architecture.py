@@ -5,6 +5,9 @@ names a place outside the project, and every generated table has its record.
 """
 
 import ast
+import contextlib
+import functools
+import io
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dsjax.cli.main import available
+from dsjax.cli.main import available, main
 from experiments.common import record
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +152,7 @@ def test_public_functions_have_types_on_every_parameter_and_the_result() -> None
 
 
 CONFIGS = [p for p in python_files("configs") if p.stem != "__init__"]
+CONFIG_NAMES = {p.stem for p in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -169,8 +173,9 @@ def test_the_promised_configs_are_there() -> None:
 
 def pages() -> list[Path]:
     """README and every other page of prose."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"),
-                   *(ROOT / "experiments").rglob("*.md")])
+    inside = (p for room in ("docs", "experiments", "launch", "tests")
+              for p in (ROOT / room).rglob("*.md"))
+    return sorted([*ROOT.glob("*.md"), *inside])
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -209,6 +214,32 @@ def test_every_command_that_is_written_down_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@functools.cache
+def flags_of(command: str, first: str) -> set[str]:
+    """Flags that the help of a subcommand names, alone and after the word that follows it."""
+    told = io.StringIO()
+    is_config = command in ("train", "show", "compile")
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        assert main([command, "--help"]) == 0
+        if first or is_config:
+            main([command, first if first in CONFIG_NAMES or not is_config else "tiny", "--help"])
+    return set(re.findall(r"--[a-z][\w.-]*", told.getvalue()))
+
+
+def test_every_flag_that_is_written_down_is_known() -> None:
+    wrong = []
+    for where, command in commands():
+        found = re.match(r"(?:\w+=\S+ )*(?:\S*python\S* -m |\S*/)?dsjax ([a-z]\w*) ?(.*)", command)
+        if not found or found[1] not in available():
+            continue
+        first = re.match(r"[^-\s]\S*|", found[2])
+        assert first is not None
+        known = flags_of(found[1], first[0])
+        given = re.findall(r"(?:^|\s)(--[a-z][\w.-]*)", found[2])
+        wrong += [f"{where}: {flag} in: {command}" for flag in given if flag not in known]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_link_between_pages_leads_somewhere() -> None:
     broken = [
         f"{relative(page)}: {target}"
@@ -217,6 +248,17 @@ def test_every_link_between_pages_leads_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert not broken, "\n".join(broken)
+
+
+def test_every_path_that_a_page_or_a_docstring_names_is_there() -> None:
+    named = re.compile(r"`((?:dsjax|tests|experiments|configs|launch)/[\w./]+)`")
+    gone = [
+        f"{relative(path)}: {name}"
+        for path in [*pages(), *python_files(*ROOMS)]
+        for name in named.findall(path.read_text())
+        if "NAME" not in name and not ((ROOT / name).exists() or (path.parent / name).exists())
+    ]
+    assert not gone, "\n".join(gone)
 
 
 TEXT = {".py", ".md", ".toml", ".lock", ".json", ".jsonl", ".svg", ".txt", ".cfg", ".yml", ".sh"}
@@ -249,6 +291,9 @@ def test_every_generated_table_is_what_its_record_says() -> None:
         assert record.fill(text) == text, (
             f"{relative(page)} differs from its records: python -m experiments.common.record "
             f"{relative(page)}"
+        )
+        assert not re.search(r"^\s*<!-- cell", text, re.M), (
+            f"{relative(page)}: Markdown takes a line that begins with a comment for HTML"
         )
 
 
