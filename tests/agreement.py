@@ -83,7 +83,7 @@ def _unstacked(stack: Any) -> list:
 
 
 def reference_config(cfg: ModelConfig) -> ReferenceConfig:
-    """What the reference calls the same model."""
+    """The same model in the reference's words."""
     a, moe = cfg.attention, cfg.moe
     attention: dict[str, Any] = {"heads": a.heads}
     if isinstance(a, MLAConfig):

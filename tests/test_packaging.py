@@ -1,4 +1,4 @@
-"""What pip installs is one top-level package, with the configs inside it."""
+"""The package that pip installs is one at the top level, with the configs inside it."""
 
 import os
 import subprocess

@@ -1,1 +1,1 @@
-"""What experiments share: records of numbers, and the tables made from them."""
+"""Shared by all experiments: records of numbers, the tables made from them, arms, commands."""

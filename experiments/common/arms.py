@@ -48,7 +48,7 @@ class Arm:
 
 @contextlib.contextmanager
 def claimed(arm: Arm, runs: Path) -> Iterator[bool]:
-    """Whether the arm is this process's to train until the block ends, or another holds it."""
+    """Yield True where this process may train the arm until the block ends, not another."""
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{arm.stem}.lock").open("w") as lock:  # freed with the process, however it ends
         yield _locked(lock)
@@ -143,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def plain(run: RunConfig) -> dict[str, Any]:
-    """What a run computes, as JSON holds it: its config without its machine and its folder."""
+    """The part of a config that says what is computed, as JSON holds it: no machine, no folder."""
     return json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(
         run, machine=MachineConfig(), output=OutputConfig()))))
 

@@ -31,7 +31,7 @@ QUICK = RUNS / "quick"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a part was asked for, and where its records and figures go."""
+    """One call of a part: its flags, and the folders of its records and figures."""
 
     command: str
     folder: Path
@@ -42,12 +42,12 @@ class Asked:
 
     @property
     def records(self) -> Path:
-        """Where records go."""
+        """Folder of the records."""
         return self.folder / "records"
 
     @property
     def is_redraw(self) -> bool:
-        """Whether figures are to be drawn from records alone."""
+        """True where figures are drawn from records alone."""
         return bool(self.values.get("redraw"))
 
     def write(self, name: str, claim: str, columns: Sequence[str], rows: Sequence[Sequence[Any]],

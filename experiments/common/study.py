@@ -1,4 +1,4 @@
-"""What an experiment is, as data: its claim, its parts, what each costs, and where it stands.
+"""Experiments as data: a claim, its parts, what each costs, and where it stands.
 
 Every folder's `__init__.py` holds one `STUDY`. Neither it nor anything here imports JAX, so that
 the index (`python -m experiments`) and `--help` answer at once and run nothing.
@@ -78,12 +78,12 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where it lives."""
+        """Its folder."""
         return ROOM / self.name
 
     @property
     def runs(self) -> Path:
-        """Where its unfinished runs lie."""
+        """Folder of its unfinished runs."""
         return RUNS / self.name
 
     def part(self, name: str) -> Part:
@@ -99,7 +99,7 @@ def studies() -> list[Study]:
 
 @dataclass(frozen=True)
 class State:
-    """Where a part stands: recorded, partly or open; its newest record's commit and date."""
+    """Progress of a part: recorded, partly or open; its newest record's commit and date."""
 
     state: str
     commit: str | None = None
@@ -109,7 +109,7 @@ class State:
 
 
 def state(study: Study, part: Part) -> State:
-    """What the records say of a part, and which of its arms are being trained."""
+    """Read from the records how far a part is, and which of its arms are being trained."""
     folder = study.folder / "records"
     paths = [folder / f"{name}.json" for name in part.records]
     there = [path for path in paths if path.is_file()]

@@ -1,4 +1,4 @@
-"""What the demo reaches, as a record."""
+"""The demo's results, as a record."""
 
 from experiments.common.study import Part, Study
 

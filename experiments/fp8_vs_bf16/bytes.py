@@ -41,7 +41,7 @@ TILE = 128
 
 @dataclass(frozen=True)
 class Form:
-    """What products read, what activations are, and bytes of an operand with and without scales."""
+    """One precision: its products, activations, and bytes of an operand with and without scales."""
 
     precision: Precision
     activations: Any
@@ -84,7 +84,7 @@ def measure(run: RunConfig, how: Precision) -> dict[str, int]:
 
 
 def residuals(run: RunConfig, how: Precision, p: Any, operands: Any) -> list[jax.ShapeDtypeStruct]:
-    """What the layers' backward pass keeps besides parameters and operands."""
+    """Arrays that the layers' backward pass keeps besides parameters and operands."""
     cfg, specs = run.model, transformer.specs(run.model)
     tokens = jnp.zeros((run.train.batch_size, run.train.seq_len), jnp.int32)
     backend = single(how.precision, how.activations)
@@ -117,7 +117,7 @@ def cached(run: RunConfig) -> list[tuple[int, ...]]:
 
 def split(kept: list[jax.ShapeDtypeStruct], run: RunConfig,
           how: Precision) -> tuple[list[jax.ShapeDtypeStruct], list[jax.ShapeDtypeStruct]]:
-    """What is cached in 8 bits where a precision has them, one array a shape, and the rest."""
+    """Split saved arrays: those cached in 8 bits where a precision has them, and the rest."""
     open_ = collections.Counter((shape, how.operand) for shape in cached(run))
     if how.scale:
         open_ += collections.Counter(

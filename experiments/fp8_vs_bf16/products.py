@@ -52,7 +52,7 @@ def compiled(machine: Target, products: Precision, m: int, k: int,
 
 
 def assembled(folder: Path) -> list[str]:
-    """What the kernel became, from its assembly in a folder: instructions, registers, spills."""
+    """Read a kernel's assembly in a folder: instructions, registers, spills."""
     ptx, said = ("".join(path.read_text() for path in folder.glob(f"*.{kind}"))
                  for kind in ("ptx", "ptxas"))
     if not ptx:

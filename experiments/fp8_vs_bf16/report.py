@@ -22,7 +22,7 @@ Group = tuple[str, int]
 
 
 def group(r: Record) -> Group:
-    """Where a record belongs."""
+    """The group of arms that a record belongs to."""
     train = r["config"]["train"]
     return r["config"]["name"], train["batch_size"] * train["seq_len"]
 

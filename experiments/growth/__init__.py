@@ -1,4 +1,4 @@
-"""How costs of a device grow with devices and with experts."""
+"""Costs of one device as devices and experts grow in number."""
 
 from experiments.common.study import Part, Study
 

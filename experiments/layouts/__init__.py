@@ -1,4 +1,4 @@
-"""Whether every number is the same on every layout."""
+"""Every number of a step on every layout, compared with one device's."""
 
 from experiments.common.study import Part, Study
 

@@ -22,7 +22,7 @@ def rows(*words: str) -> list[dict]:
 
 
 def one_layout() -> list[dict]:
-    """What `rows` says of a single layout, one count of microbatches and one kind of rows."""
+    """The rows of a single layout, one count of microbatches and one kind of rows."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", 2)

@@ -1,4 +1,4 @@
-"""What compilers for machines that are not here hide in a pipeline: compiled, not run.
+"""Exchanges of a pipeline that compilers for machines that are not here hide: compiled, not run.
 
 Each schedule with experts over two devices in each of four stages, compiled for v5p and for H200
 from shapes alone. The compiler's schedule says which exchange has matrix products between its start

@@ -1,4 +1,4 @@
-"""What the executor does of each schedule: slots, work of each rank, memory, time by form.
+"""Schedules as executed: slots, work of each rank, memory, time by form.
 
 On virtual devices of one CPU all ranks share the cores, so the time of a step there is the work of
 all ranks together, and idle slots cost nothing. The time that ranks of their own would take is

@@ -1,4 +1,4 @@
-"""What the executor costs: a pipeline of one rank beside the plain step, on the same microbatches.
+"""Cost of the executor: a pipeline of one rank beside the plain step, on the same microbatches.
 
 Both make the gradients of the same batch on one device, in turn, round after round; the overhead is
 the median over rounds of one time divided by the other's, less one. Times are CPU seconds of all

@@ -96,7 +96,7 @@ def draw_all(folder: Path) -> None:
 
 
 def lengths(asked: Asked) -> None:
-    """How long steps in equal slots are, and without slots, at more ranks and microbatches."""
+    """Lengths of steps in equal slots and without slots, at more ranks and microbatches."""
     rows = []
     for ranks, microbatches in SIZES:
         built = {name: build(name, ranks, microbatches)

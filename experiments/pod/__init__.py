@@ -1,4 +1,4 @@
-"""Whether V3's training step fits a pod, and hides its exchanges behind its products."""
+"""V3's training step compiled for a pod: its memory, and the exchanges it hides."""
 
 from experiments.common.study import Flag, Part, Study
 

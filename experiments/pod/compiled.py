@@ -54,7 +54,7 @@ EXCHANGES = ("ragged-all-to-all", "all-to-all")
 
 
 def compiled(words: list[str]) -> dict[str, Any]:
-    """What `dsjax compile --json` says of a case; status 1 is a step that does not fit."""
+    """Return what `dsjax compile --json` says of a case; status 1 is a step that does not fit."""
     command = [sys.executable, "-m", "dsjax", "compile", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout:

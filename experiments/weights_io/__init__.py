@@ -1,4 +1,4 @@
-"""What reading and writing a checkpoint takes."""
+"""Memory and time of reading and writing checkpoints."""
 
 from experiments.common.study import Flag, Part, Study
 

@@ -150,7 +150,7 @@ def _size(path: Path) -> int:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether the arrays of two run folders are equal, file by file."""
+    """True where the arrays of two run folders are equal, file by file."""
     names = [
         {p.relative_to(f).as_posix() for p in f.rglob("arrays/state/**/*") if p.is_file()}
         for f in (a, b)

@@ -55,7 +55,7 @@ def assert_same(got: Any, want: Any) -> None:
 
 
 def abstract(state: Any) -> Any:
-    """What to ask for, to have `state` back."""
+    """The request that gives `state` back."""
 
     def one(a):
         is_host = isinstance(a, np.ndarray)

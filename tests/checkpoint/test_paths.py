@@ -25,7 +25,7 @@ DECOYS = {"a%20b": "a b", "a#b": "a", "a?b": "a", "a%5Bb": "a[b", "[ab]": "a", "
 
 
 def weights(folder):
-    """What a store in a folder restores."""
+    """Restore from a store in a folder."""
     kept = Store(folder / "checkpoints", keep=2)
     _, got, extra = kept.restore({"w": np.zeros(3)})
     kept.close()

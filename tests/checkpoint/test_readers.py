@@ -1,4 +1,4 @@
-"""Who reads beside a writer that saves and removes sees a checkpoint whole or not at all."""
+"""A reader beside a writer that saves and removes sees a checkpoint whole or not at all."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""What is restored is what was saved, bit for bit and class for class, or is refused."""
+"""A checkpoint is restored as it was saved, bit for bit and class for class, or is refused."""
 
 import shutil
 

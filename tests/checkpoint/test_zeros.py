@@ -1,4 +1,4 @@
-"""What is all zeros (a fresh bias, a dead expert) is stored and read like any other numbers."""
+"""Tensors of zeros (a fresh bias, a dead expert) are stored and read like any other numbers."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is compared with transformers: a model's logits, loss, gradients, greedy tokens and MTP.
+"""The numbers compared with transformers: logits, loss, gradients, greedy tokens and MTP.
 
 The dsjax side; `peer` is the transformers side, and both return the same things by the same names.
 """
@@ -38,7 +38,7 @@ def logits(p: TransformerParams, cfg: ModelConfig, tokens: np.ndarray) -> np.nda
 
 @dataclass(frozen=True)
 class Found:
-    """What one model gives for tokens [B, T]."""
+    """The numbers that one model gives for tokens [B, T]."""
 
     logits: np.ndarray  # [B, T, V]
     loss: float  # mean next-token loss

@@ -1,4 +1,4 @@
-"""What is written to disk is what is read, and a folder that is not whole is refused."""
+"""Shards are read as they were written, and a folder that is not whole is refused."""
 
 import dataclasses
 import json

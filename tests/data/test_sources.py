@@ -1,4 +1,4 @@
-"""What is read is exactly what the files hold; what cannot be read is named; no held-out text is
+"""Sources are read exactly as the files hold them; the unreadable is named; no held-out text is
 trained on."""
 
 import gzip

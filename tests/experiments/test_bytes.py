@@ -1,4 +1,4 @@
-"""What a step holds is what the config says, and FP8 holds a quarter of float32."""
+"""A step holds the bytes that the config says, and FP8 a quarter of float32's."""
 
 import pytest
 

@@ -52,7 +52,7 @@ def expected(rows, temperature, top_p):
 
 
 def is_clear(rows, temperature, top_p):
-    """Whether float32 sees which token crosses top_p: sums keep off it, and no two shares that
+    """True where float32 sees which token crosses top_p: sums keep off it, and no two shares that
     differ are as one."""
     ranked = -np.sort(-expected(rows, temperature, 1.0), axis=-1)
     crossing = np.abs(np.cumsum(ranked, axis=-1)[:, :-1] - top_p).min(axis=-1)

@@ -29,7 +29,7 @@ def parameters(cfg, seed=3):
 
 
 def within_chi_square(seen, expected):
-    """Whether counts fit, cells of fewer than five expected counts put together."""
+    """True where counts fit, cells of fewer than five expected counts put together."""
     small = expected < 5
     seen = np.append(seen[~small], seen[small].sum())
     expected = np.append(expected[~small], expected[small].sum())

@@ -20,7 +20,7 @@ def held(seed, tile, *shape, dtype=E4M3.dtype):
 
 
 def operands_of(product, m, k, n, lead=()):
-    """What a Linear's product reads, M rows, K in and N out: tokens, and weights or gradients."""
+    """Operands of a Linear's product, M rows, K in and N out: tokens, and weights or gradients."""
     if product == FPROP:
         return held(1, (1, 128), *lead, m, k), held(2, (128, 128), *lead, k, n)
     if product == DGRAD:

@@ -1,4 +1,4 @@
-"""What a kernel reads makes its twin's product: cut, filled up, turned and scaled as there."""
+"""A kernel's operands make its twin's product: cut, filled up, turned and scaled as there."""
 
 import jax
 import numpy as np

@@ -81,7 +81,7 @@ def test_mixture_and_all_gradients_agree_with_the_reference(name):
 
 
 def kept_of(weights, experts, factor, is_real=None):
-    """What limit_capacity leaves of three experts' assignments, one choice a token."""
+    """Assignments of three experts that limit_capacity leaves, one choice a token."""
     weights, experts = jnp.asarray(weights)[None, :, None], jnp.asarray(experts)[None, :, None]
     cfg = dataclasses.replace(V3_MOE, experts=3, groups=1, groups_per_token=1,
                               experts_per_token=1, capacity_factor=factor, is_normalized=False)

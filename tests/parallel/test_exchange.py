@@ -1,4 +1,4 @@
-"""What device p puts in part q arrives as part p of device q, in the form its precision sends."""
+"""Rows that device p puts in part q arrive as part p of device q, as their precision sends them."""
 
 import functools
 

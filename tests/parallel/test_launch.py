@@ -148,7 +148,7 @@ def test_variables_that_a_launcher_left_half_are_named(env, words):
 
 
 def bound(monkeypatch, coordinator, process=0, places=None):
-    """Where the coordinator of JAX would listen."""
+    """The address at which JAX's coordinator would listen."""
     seen = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **words: seen.update(words))
     monkeypatch.setattr(meet, "wait", lambda *given: seen.update(bind=given[-1]))

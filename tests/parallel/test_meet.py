@@ -19,7 +19,7 @@ def where():
 
 
 def together(where, *processes, seconds=20.0):
-    """What each (count, number) is told, all of them at once; None where all came."""
+    """Sentences that each (count, number) is told, all of them at once; None where all came."""
     told = {}
 
     def one(place, count, number):

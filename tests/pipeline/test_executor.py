@@ -106,7 +106,7 @@ def start(model):
 
 @functools.cache
 def alone(run, layout=None):
-    """What one device makes of the same microbatches, or the devices of a layout without `pipe`."""
+    """Step of one device on the same microbatches, or of the devices of a layout without `pipe`."""
     layout = layout or ParallelConfig()
     backend, where = single(PRODUCTS[run.precision.matmul]), None
     if layout.devices > 1:
@@ -121,7 +121,7 @@ def alone(run, layout=None):
 
 
 def piped(case, attend=None):
-    """What the pipeline makes of them, and its program."""
+    """Step of the pipeline on them, and its program."""
     run, layout = case.run, case.layout
     steps = lockstep(build(case.name, case.ranks, case.microbatches), lanes=case.is_masked)
     program = compile_table(steps if case.is_masked else latest(steps))

@@ -21,7 +21,7 @@ SMALL = [
 
 
 def compiled(machine, *flags):
-    """What `dsjax compile --json` says, in a process of its own: a compiler sets its platform."""
+    """Run `dsjax compile --json` in a process of its own: a compiler sets its platform."""
     try:
         target.require(target.parse(machine))
     except target.UserError as error:

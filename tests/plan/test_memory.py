@@ -1,4 +1,4 @@
-"""What a device needs is split by kind to the byte, and where it is too much a way out is named."""
+"""Memory of a device is split by kind to the byte, and where it is too much a way out is named."""
 
 import dataclasses
 import re

@@ -118,7 +118,7 @@ def mla_queries(p: dict, x: Array, cfg: ReferenceConfig) -> Array:
 def mla_latent_and_key(
     p: dict, x: Array, positions: Array, cfg: ReferenceConfig
 ) -> tuple[Array, Array]:
-    """What is cached: the normed latent [T, C] and the rotated shared key [T, R] (eq. 1, 3)."""
+    """The cache: the normed latent [T, C] and the rotated shared key [T, R] (eq. 1, 3)."""
     down = x @ p["w_dkv"]
     rank = down.shape[1] - cfg.rope
     latent = rms_norm(down[:, :rank], p["kv_norm"], cfg.latent_eps)

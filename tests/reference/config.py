@@ -1,4 +1,4 @@
-"""What the parameter shapes do not say: head splits, rotary settings, routing rules."""
+"""Settings that parameter shapes do not say: head splits, rotary settings, routing rules."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Output:
-    """What one sequence of T tokens gives; entry k-1 of the mtp lists has T-k positions.
+    """Numbers of one sequence of T tokens; entry k-1 of the mtp lists has T-k positions.
 
     hidden [T, D] after the final norm; logits [T, V]; routings one per MoE layer, in order;
     mtp_hidden [T-k, D]; mtp_logits [T-k, V]; mtp_routings (None where the block is dense).

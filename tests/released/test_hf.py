@@ -1,4 +1,4 @@
-"""What is loaded is what was written, number for number, in every dtype and on every mesh."""
+"""Weights are loaded as they were written, number for number, in every dtype and on every mesh."""
 
 import dataclasses
 import filecmp

@@ -1,4 +1,4 @@
-"""What compilers are asked for makes a difference: work that needs no exchange runs beside one.
+"""Options that compilers are given make a difference: work that needs no exchange runs beside one.
 
 Needs the compilers of the extras tpu-aot and gpu-aot; what is compiled here is not run.
 """

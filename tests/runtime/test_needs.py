@@ -1,4 +1,4 @@
-"""What is counted before compiling is exact where it can be, and never more than is asked for."""
+"""Bytes counted before compiling are exact where they can be, and never more than is asked for."""
 
 import importlib
 import json

@@ -84,7 +84,7 @@ def words(run: RunConfig) -> list[str]:
 
 
 def environment(run: RunConfig, count: int) -> dict[str, str]:
-    """What each of `count` processes of a run is told: its share of the devices among it."""
+    """Environment of each of `count` processes of a run: its share of the devices among it."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(run.parallel.devices // count),
             "XLA_FLAGS": flags.strip(), "PYTHONPATH": str(ROOT)}
@@ -126,7 +126,7 @@ def end(processes: Sequence[Process]) -> None:
 
 
 def steps(run: RunConfig) -> list[dict]:
-    """What a run has reported of its steps so far."""
+    """Steps that a run has reported so far."""
     path = Path(run.output.folder) / "metrics.jsonl"
     return read_metrics(path, "train") if path.exists() else []
 
@@ -142,7 +142,7 @@ def wait_for_step(run: RunConfig, step: int, processes: Sequence[Process]) -> No
 
 
 def curve(run: RunConfig) -> np.ndarray:
-    """What a run's steps measured, exactly as written: [steps, numbers]."""
+    """Numbers of a run's steps, exactly as written: [steps, numbers]."""
     events = steps(run)
     assert [e["step"] for e in events] == list(range(1, len(events) + 1))
     names = [n for n in ("loss", "mtp_loss", "max_vio", "grad_norm") if n in events[0]]

@@ -50,7 +50,7 @@ PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 
 
 def is_installed() -> bool:
-    """Whether all of Slurm's programs are here."""
+    """True where all of Slurm's programs are here."""
     return all(_found(name) for name in PROGRAMS)
 
 

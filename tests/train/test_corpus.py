@@ -1,4 +1,4 @@
-"""What a run reads is what its flags name: both parts of a folder, and the end token asked for."""
+"""A run reads what its flags name: both parts of a folder, and the end token asked for."""
 
 import dataclasses
 import json

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """What one process makes of a model on one device."""
+    """Train a model in one process on one device."""
     made = {}
 
     def run_of(model):

@@ -1,4 +1,4 @@
-"""What is typed wrongly is answered in one sentence, and what is advised can be typed."""
+"""A wrong command line is answered in one sentence, and its advice can be typed."""
 
 import os
 import subprocess
