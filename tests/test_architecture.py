@@ -214,6 +214,9 @@ def test_every_command_that_is_written_down_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+OF_EXPERIMENTS = {"--quick", "--dirty", "--peer-python"}
+
+
 @functools.cache
 def flags_of(command: str, first: str) -> set[str]:
     """Flags that the help of a subcommand names, alone and after the word that follows it."""
@@ -237,6 +240,12 @@ def test_every_flag_that_is_written_down_is_known() -> None:
         known = flags_of(found[1], first[0])
         given = re.findall(r"(?:^|\s)(--[a-z][\w.-]*)", found[2])
         wrong += [f"{where}: {flag} in: {command}" for flag in given if flag not in known]
+    helps = [(name, "") for name in available()]
+    helps += [("convert", way) for way in ("hf-to-dsjax", "dsjax-to-hf")]
+    every = set().union(*(flags_of(*one) for one in helps), OF_EXPERIMENTS)
+    for path in pages():
+        mentioned = re.findall(r"`(--[a-z][\w.-]*\w)[ `]", path.read_text())
+        wrong += [f"{relative(path)}: {flag}" for flag in mentioned if flag not in every]
     assert not wrong, "\n".join(wrong)
 
 
