@@ -40,10 +40,9 @@ class ParallelConfig:
     (XLA's one-shot ragged exchange has crashed above 32 GPUs, openxla/xla#47283)."""
 
     interleave: bool = False
-    """Whether two halves of a device's rows go through each layer but the MTP module's side by
-    side, in such an order that attention of the second fills the time in which tokens of the first
-    travel to their experts, and in the gradient that in which theirs travel back (V3 report sec.
-    3.2.1 and 3.4.1, without a pipeline). Other exchanges find what the compiler puts there."""
+    """Cut each device's rows in two and overlap the exchange of tokens of one half with products of
+    the other, as attention, forward and backward (V3 report sec. 3.2.1 and 3.4.1, without a
+    pipeline). The MTP module is not cut."""
 
     def __post_init__(self) -> None:
         """Refuse axes of nothing, and nodes that do not divide the experts' axis."""

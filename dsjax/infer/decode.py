@@ -62,14 +62,13 @@ def default_backend() -> Backend:
 
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any,
-              beside: Any = None, *, many: Dispatch,
-              precision: Precision) -> tuple[Array, Array, Any]:
+              *, many: Dispatch, precision: Precision) -> tuple[Array, Array]:
     if grouped_decode.is_few(experts.size, value(w_down).shape[0]):
         y = grouped_decode.experts_few(
             x, experts, weights, w_gate_up, w_down, precision=precision
         )
-        return y, jnp.zeros(()), beside
-    return many(x, experts, weights, w_gate_up, w_down, beside)
+        return y, jnp.zeros(())
+    return many(x, experts, weights, w_gate_up, w_down)
 
 
 def prefill(p: TransformerParams, tokens: Array, lengths: Array, keys: Array, *, cfg: ModelConfig,

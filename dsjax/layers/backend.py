@@ -36,16 +36,12 @@ Attend = Callable[[Array, Array, Array, Array, float], Array]
 
 
 class Dispatch(Protocol):
-    """x [T, D], experts [T, K], weights [T, K] -> the weighted sum [T, D], [] rounds of exchange
-    beyond the first, and `beside`.
-
-    `beside`, rows of another computation or nothing, comes back as it is. Experts wait for it and
-    the exchange that brings their tokens does not, so it is made while they travel; in the gradient
-    the other way round.
+    """x [T, D], experts [T, K], weights [T, K] -> the weighted sum [T, D], and [] rounds of
+    exchange beyond the first.
     """
 
-    def __call__(self, x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-                 beside: Tree = None) -> tuple[Array, Array, Tree]:
+    def __call__(self, x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
+                 w_down: Matrix) -> tuple[Array, Array]:
         """Send tokens to their experts and add up what comes back."""
         ...
 
@@ -100,7 +96,7 @@ class Backend:
     by_row: ByRow = at_once
     place: Move = stay  # parameters from where they rest to where a step uses them
     settle: Move = stay  # gradients to where their parameters rest
-    parts: int = 1  # of a batch's rows that go through each layer side by side
+    interleave: ByRow = at_once  # a layer over rows, or over two halves side by side
 
 
 HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16
@@ -127,10 +123,10 @@ def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low:
     return attention.attend(q, k, v, segments, scale, 128, is_low)
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-              beside: Tree = None, *, precision: Precision) -> tuple[Array, Array, Tree]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix, *,
+              precision: Precision) -> tuple[Array, Array]:
     y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, precision=precision)
-    return y, jnp.zeros(()), beside
+    return y, jnp.zeros(())
 
 
 SAVED_BY_FULL = ("choice",)

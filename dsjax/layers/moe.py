@@ -18,7 +18,7 @@ from dsjax.layers import router
 from dsjax.layers.backend import Backend
 from dsjax.layers.router import RouterParams, RouterStats, Routing
 from dsjax.layers.swiglu import SwiGLUParams, swiglu, swiglu_specs
-from dsjax.params import Tree, stack
+from dsjax.params import stack
 
 
 @struct.dataclass
@@ -39,12 +39,9 @@ def moe_specs(d_model: int, cfg: MoEConfig) -> MoEParams:
     return MoEParams(router.router_specs(d_model, cfg), experts, shared)
 
 
-def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend,
-        beside: Tree = None) -> tuple[Array, RouterStats, Tree]:
-    """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D].
-
-    `beside` as in `Dispatch`.
-    """
+def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
+        backend: Backend) -> tuple[Array, RouterStats]:
+    """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D]."""
     def choose(p: RouterParams, x: Array, is_real: Array) -> tuple[Routing, RouterStats]:
         routing = router.route(p, x, cfg)
         return routing, router.stats(routing, is_real, cfg)
@@ -54,18 +51,17 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
         routing = limit_capacity(routing, is_real, cfg)
     tokens = x.reshape(-1, x.shape[-1])
     per_token = cfg.experts_per_token
-    y, extra_rounds, beside = backend.dispatch(
+    y, extra_rounds = backend.dispatch(
         tokens,
         routing.experts.reshape(-1, per_token),
         routing.weights.reshape(-1, per_token).astype(x.dtype),
         p.experts.w_gate_up,
         p.experts.w_down,
-        beside,
     )
     y = y.reshape(x.shape)
     if p.shared is not None:
         y = y + swiglu(p.shared, x, backend)
-    return y, dataclasses.replace(stats, extra_rounds=extra_rounds), beside
+    return y, dataclasses.replace(stats, extra_rounds=extra_rounds)
 
 
 def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:

@@ -8,12 +8,12 @@ Axes: B batch, T time, D model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import struct
-from jax import Array, lax
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.config.model import MLAConfig, ModelConfig
@@ -64,56 +64,16 @@ def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
     Returns the new residual stream, the router's statistics (None for a dense layer) and what
     `mix` cached.
     """
-    x, cache = _attend(p, x, mix, cfg)
-    x, stats, _ = _feed_forward(p, x, is_real, cfg, backend)
-    return x, stats, cache
-
-
-def side_by_side(p: BlockParams, x: Sequence[Array], mixes: Sequence[Mix],
-                 is_real: Sequence[Array], cfg: ModelConfig,
-                 backend: Backend) -> list[tuple[Array, RouterStats | None, Cache]]:
-    """`block` for parts of a batch, ordered where they exchange so that one computes meanwhile.
-
-    Attention of a part begins when that of the part before is done, and experts of a part when the
-    next part's attention is: it fills the time in which tokens travel to those experts, and in the
-    gradient the time in which theirs travel back (V3 report sec. 3.2.1 and 3.4.1).
-    """
-    middle: list[Array] = []
-    caches: list[Cache] = []
-    for part, mix in zip(x, mixes, strict=True):
-        if middle and isinstance(p.ffn, MoEParams):
-            part, middle[-1] = lax.optimization_barrier((part, middle[-1]))
-        mixed, cache = _attend(p, part, mix, cfg)
-        middle.append(mixed)
-        caches.append(cache)
-    done = []
-    for i, cache in enumerate(caches):
-        following = middle[i + 1] if i + 1 < len(middle) else None
-        y, stats, following = _feed_forward(p, middle[i], is_real[i], cfg, backend, following)
-        if following is not None:
-            middle[i + 1] = following
-        done.append((y, stats, cache))
-    return done
-
-
-def _attend(p: BlockParams, x: Array, mix: Mix, cfg: ModelConfig) -> tuple[Array, Cache]:
-    """The first half: attention, added."""
     with jax.named_scope("attention"):
         mixed, cache = mix(p.attn, rms_norm(x, p.attn_norm, cfg.norm_eps))
-        return checkpoint_name(x + mixed, "residual"), cache
-
-
-def _feed_forward(p: BlockParams, x: Array, is_real: Array, cfg: ModelConfig, backend: Backend,
-                  beside: Array | None = None) -> tuple[Array, RouterStats | None, Array | None]:
-    """The second half: experts or a SwiGLU, added; `beside` as in `Dispatch`."""
-    y = rms_norm(x, p.ffn_norm, cfg.norm_eps)
-    stats = None
+        x = checkpoint_name(x + mixed, "residual")
+    y, stats = rms_norm(x, p.ffn_norm, cfg.norm_eps), None
     if isinstance(p.ffn, MoEParams):
         assert cfg.moe is not None, "a mixture needs a MoEConfig"
-        y, stats, beside = moe.moe(p.ffn, y, is_real, cfg.moe, backend, beside)
+        y, stats = moe.moe(p.ffn, y, is_real, cfg.moe, backend)
     else:
         y = swiglu.swiglu(p.ffn, y, backend)
-    return backend.constrain(x + y, ("batch", None, None)), stats, beside
+    return backend.constrain(x + y, ("batch", None, None)), stats, cache
 
 
 def expanded(angles: Angles, segments: Array, cfg: ModelConfig, backend: Backend) -> Mix:

@@ -75,47 +75,25 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
            keep_cache: bool = False) -> Hidden:
     """Run every layer over whole rows. tokens, segments [B, T] int32 (segment 0 is padding)."""
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
-    x = apart(embed(p, tokens, backend), backend)
-    by_part = apart(segments, backend)
-    mixes = [blocks.expanded(angles, s, cfg, backend) for s in by_part]
-    is_real = [s != 0 for s in by_part]
 
-    def body(x: list[Array], layer: BlockParams) -> tuple[list[Array], Any]:
-        done = blocks.side_by_side(layer, x, mixes, is_real, cfg, backend)
-        x, stats, caches = map(list, zip(*done, strict=True))
-        return x, (together(stats), together(caches) if keep_cache else None)
+    def layer(p: BlockParams, x: Array, segments: Array) -> tuple[Array, Any, Cache | None]:
+        mix = blocks.expanded(angles, segments, cfg, backend)
+        x, stats, cache = blocks.block(p, x, mix, segments != 0, cfg, backend)
+        return x, stats, cache if keep_cache else None
 
-    body = rematerialize(body, remat)
+    layer = rematerialize(layer, remat)
+
+    def body(x: Array, p: BlockParams) -> tuple[Array, Any]:
+        x, stats, cache = backend.interleave(layer, p, x, segments)
+        return x, (stats, cache)
+
+    x = embed(p, tokens, backend)
     stats = dense_cache = moe_cache = None
     if p.dense is not None:
         x, (_, dense_cache) = lax.scan(body, x, p.dense, unroll=min(unroll, cfg.dense_layers))
     if p.moe is not None:
         x, (stats, moe_cache) = lax.scan(body, x, p.moe, unroll=min(unroll, cfg.moe_layers))
-    return Hidden(rms_norm(together(x), p.norm, cfg.norm_eps), stats, dense_cache, moe_cache)
-
-
-def apart(a: Array, backend: Backend) -> list[Array]:
-    """Every n-th row, n times over, for the n parts that go through each layer side by side.
-
-    Neighboring rows are on one device, so none moves. a [B, T, ...] -> n of [B/n, T, ...].
-    """
-    if backend.parts == 1:
-        return [a]
-    cut = a.reshape(-1, backend.parts, *a.shape[1:])
-    axes = ("batch",) + (None,) * (a.ndim - 1)
-    return [backend.constrain(cut[:, i], axes) for i in range(backend.parts)]
-
-
-def together(parts: list[Any]) -> Any:
-    """Trees of arrays that lead with rows, in their order before `apart`; numbers add up."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(*a: Array) -> Array:
-        rows = a[0].shape[1:]
-        return jnp.stack(a, axis=1).reshape(-1, *rows) if a[0].ndim else sum(a[1:], a[0])
-
-    return jax.tree.map(join, *parts)
+    return Hidden(rms_norm(x, p.norm, cfg.norm_eps), stats, dense_cache, moe_cache)
 
 
 def embed(p: TransformerParams, tokens: Array, backend: Backend) -> Array:

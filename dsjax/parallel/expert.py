@@ -36,9 +36,9 @@ from dsjax.parallel.exchange import Lane, Wire
 
 Tree = Any
 
-Inner = Callable[[Array, Array, Array, Tree, Tree, Tree], tuple[Array, Array, Tree]]
+Inner = Callable[[Array, Array, Array, Tree, Tree], tuple[Array, Array]]
 """x [R, D], experts [R, K] counted from this device's first (out of range: elsewhere), weights
-[R, K], masters, held, beside -> the weighted sums [R, D], extra rounds [], beside."""
+[R, K], masters, held -> the weighted sums [R, D], extra rounds []."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,67 +86,63 @@ def make_copies(experts: Array, count: int, devices: int) -> Copies:
     return Copies(order, start, counts, device.astype(jnp.int32), position)
 
 
-def routed(hop: Hop, x: Array, experts: Array, weights: Array, masters: Tree, held: Tree,
-           beside: Tree) -> tuple[Array, Array, Tree]:
+def routed(hop: Hop, x: Array, experts: Array, weights: Array, masters: Tree,
+           held: Tree) -> tuple[Array, Array]:
     """The work of `hop.inner` for every token, done where its experts are; runs in a shard_map.
 
-    x [T, D], experts and weights [T, K]; masters receive gradients, held do not; `beside` reaches
-    the innermost work of the first round. Returns [T, D], how many rounds beyond the first were
-    needed, the same number on every device, and `beside`.
+    x [T, D], experts and weights [T, K]; masters receive gradients, held do not. Returns [T, D] and
+    how many rounds beyond the first were needed, the same number on every device.
     """
     if hop.devices == 1:
-        return _inner(hop)(x, experts, weights, masters, held, beside)
+        return _inner(hop)(x, experts, weights, masters, held)
     copies = make_copies(experts, hop.experts, hop.devices)
     rounds = lax.pmax(-(-copies.sizes.max() // hop.rows), hop.lane.everywhere)
-    return _rounds(hop, x, weights, masters, beside, held, experts, copies, rounds)
+    return _rounds(hop, x, weights, masters, held, experts, copies, rounds)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounds(hop: Hop, x: Array, weights: Array, masters: Tree, beside: Tree, held: Tree,
-            experts: Array, copies: Copies, rounds: Array) -> tuple[Array, Array, Tree]:
-    return _rounds_forward(hop, x, weights, masters, beside, held, experts, copies, rounds)[0]
+def _rounds(hop: Hop, x: Array, weights: Array, masters: Tree, held: Tree, experts: Array,
+            copies: Copies, rounds: Array) -> tuple[Array, Array]:
+    return _rounds_forward(hop, x, weights, masters, held, experts, copies, rounds)[0]
 
 
-def _rounds_forward(hop, x, weights, masters, beside, held, experts, copies, rounds):
-    def run(r, x, weights, masters, beside=None):
-        return _round(hop, r, x, weights, masters, beside, held, experts, copies)
+def _rounds_forward(hop, x, weights, masters, held, experts, copies, rounds):
+    def run(r, x, weights, masters):
+        return _round(hop, r, x, weights, masters, held, experts, copies)
 
-    (y, beside), pull, extra = jax.vjp(
-        functools.partial(run, 0), x, weights, masters, beside, has_aux=True)
+    y, pull, extra = jax.vjp(functools.partial(run, 0), x, weights, masters, has_aux=True)
 
     def another(state):
         r, y, extra = state
-        (more, _), inner_extra = run(r, x, weights, masters)
+        more, inner_extra = run(r, x, weights, masters)
         return r + 1, y + more, extra + inner_extra + 1.0
 
     _, y, extra = lax.while_loop(lambda s: s[0] < rounds, another, (jnp.int32(1), y, extra))
-    return (y, extra, beside), (pull, x, weights, masters, held, experts, copies, rounds)
+    return (y, extra), (pull, x, weights, masters, held, experts, copies, rounds)
 
 
 def _rounds_backward(hop, saved, cotangents):
     pull, x, weights, masters, held, experts, copies, rounds = saved
-    dy, _, d_beside = cotangents
-    *first, d_beside = pull((dy, d_beside))
+    dy, _ = cotangents
 
     def another(state):
         r, grads = state
 
         def run(x, weights, masters):
-            (y, _), extra = _round(hop, r, x, weights, masters, None, held, experts, copies)
-            return y, extra
+            return _round(hop, r, x, weights, masters, held, experts, copies)
 
         again = jax.vjp(run, x, weights, masters, has_aux=True)[1]
         return r + 1, jax.tree.map(jnp.add, grads, again(dy))
 
-    _, grads = lax.while_loop(lambda s: s[0] < rounds, another, (jnp.int32(1), tuple(first)))
-    return (*grads, d_beside, None, None, None, None)
+    _, grads = lax.while_loop(lambda s: s[0] < rounds, another, (jnp.int32(1), pull(dy)))
+    return (*grads, None, None, None, None)
 
 
 _rounds.defvjp(_rounds_forward, _rounds_backward)
 
 
-def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, beside: Tree,
-           held: Tree, experts: Array, copies: Copies) -> tuple[tuple[Array, Tree], Array]:
+def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, held: Tree,
+           experts: Array, copies: Copies) -> tuple[Array, Array]:
     """Rows r C to (r + 1) C of every part: out, worked on, and back."""
     lane, wire = hop.lane, hop.wire
     first = jnp.int32(r) * hop.rows
@@ -161,9 +157,9 @@ def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, be
     mine = ids - lax.axis_index(lane.axis) * (hop.experts // hop.devices)
     mine = jnp.where(ids >= 0, mine, -1)
     mine, w_rows = (checkpoint_name(a, "expert_input") for a in (mine, w_rows))
-    y_rows, extra, beside = _inner(hop)(x_rows, mine, w_rows, masters, held, beside)
+    y_rows, extra = _inner(hop)(x_rows, mine, w_rows, masters, held)
     y_rows = exchange.carry(lane, wire.back, wire.out, y_rows, received, sent)
-    return (_give(y_rows, token, slot), beside), extra
+    return _give(y_rows, token, slot), extra
 
 
 def _inner(hop: Hop) -> Inner:

@@ -195,22 +195,19 @@ def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
     return Hop(Lane(NODE, AXES, is_ragged), nodes, moe.experts, arriving // nodes, wire, within)
 
 
-def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, beside: Tree, *,
-             backend: Backend, assignments: int) -> tuple[Array, Array, Tree]:
+def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
+             backend: Backend, assignments: int) -> tuple[Array, Array]:
     """The experts of this device on the rows that arrived."""
-    if beside is not None:
-        x, beside = lax.optimization_barrier((x, beside))
     pair = [_together(m, h) for m, h in zip(masters, held, strict=True)]
     here = min(assignments, experts.size)
     y = grouped.experts_batched(x, experts, weights, *pair, precision=backend.precision,
                                 assignments=here)
-    return y, jnp.zeros(()), beside
+    return y, jnp.zeros(())
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-              beside: Tree = None, *, backend: Backend, mesh: Mesh, layout: ParallelConfig,
-              model: ModelConfig, moe: MoEConfig,
-              wire: exchange.Wire) -> tuple[Array, Array, Tree]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix, *,
+              backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelConfig,
+              moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
     masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
     specs = moe_specs(model.d_model, moe).experts
@@ -219,26 +216,26 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
     work = functools.partial(_experts, backend=backend, assignments=tokens * experts.shape[1])
     hop = hops(tokens, work, layout, moe, wire)
 
-    def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, beside: Tree):
+    def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
         varying = jax.tree.map(lambda a: lax.pcast(a, (DATA, FSDP), to="varying"), held)
-        return expert.routed(hop, x, experts, weights, whole, varying, beside)
+        return expert.routed(hop, x, experts, weights, whole, varying)
 
     rows = PartitionSpec(AXES)
     return jax.shard_map(
-        here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS), rows),
-        out_specs=(rows, PartitionSpec(), rows), check_vma=True,
-    )(x, experts, weights, masters, held, beside)
+        here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS)),
+        out_specs=(rows, PartitionSpec()), check_vma=True,
+    )(x, experts, weights, masters, held)
 
 
 def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-                  beside: Tree = None, *, backend: Backend, layout: ParallelConfig,
-                  moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array, Tree]:
+                  *, backend: Backend, layout: ParallelConfig, moe: MoEConfig,
+                  wire: exchange.Wire) -> tuple[Array, Array]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
     masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
     work = functools.partial(_experts, backend=backend, assignments=experts.size)
     hop = hops(x.shape[0], work, layout, moe, wire)
-    return expert.routed(hop, x, experts, weights, masters, held, beside)
+    return expert.routed(hop, x, experts, weights, masters, held)
 
 
 def _apart(w: Matrix, backend: Backend) -> tuple[Array | None, Any]:
@@ -282,7 +279,7 @@ def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, 
             f"{' and '.join(parts)} a round, more rounds for what exceeds it")
 
 
-def _nothing(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree,
-             beside: Tree) -> tuple[Array, Array, Tree]:
+def _nothing(x: Array, experts: Array, weights: Array, masters: Tree,
+             held: Tree) -> tuple[Array, Array]:
     """Work that is only described."""
-    return x, jnp.zeros(()), beside
+    return x, jnp.zeros(())

@@ -3,5 +3,5 @@
 Reading order: schedules (tables of operations, proved, simulated and drawn), instructions (a table
 as integers that every rank follows), split_vjp (a gradient in three parts), stage_work (layers on
 ranks), buffers (the fixed memory of a rank), transfer (values between ranks), ticks (one slot's
-work), overlap (two independent computations woven into one program), executor (runs any table).
+work), executor (runs any table).
 """

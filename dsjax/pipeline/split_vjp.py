@@ -23,18 +23,10 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var, jaxpr_as_fun
 
+from dsjax.parallel.jaxprs import PRODUCTS, inlined, read, variables
 from dsjax.params import Tree
-
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr",
-         "checkpoint": "jaxpr", "remat": "jaxpr", "custom_jvp_call": "call_jaxpr",
-         "custom_vjp_call": "call_jaxpr"}
-"""Equations that only wrap others, and the parameter that holds those."""
-
-PRODUCTS = {"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "while",
-            "scan", "pallas_call", "custom_call"}
-"""Equations that make a gradient worth postponing."""
 
 VIEWS = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "name"}
 """Equations whose result is their operand in another shape: made again, never carried."""
@@ -200,42 +192,6 @@ def _loop_part(eqn: JaxprEqn, wanted: list[bool]) -> JaxprEqn:
         invars=[*given[:n_test], *chosen(given[n_test : n_test + n_body], keep_consts),
                 *chosen(given[n_test + n_body:], keep)],
         outvars=chosen(eqn.outvars, keep), params=params)
-
-
-def inlined(closed: ClosedJaxpr) -> Callable:
-    """The same computation without the equations that only wrap others."""
-
-    def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-        def value(v: Any) -> Any:
-            return v.val if isinstance(v, Literal) else known[v]
-
-        for eqn in jaxpr.eqns:
-            given = [value(v) for v in eqn.invars]
-            inner = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
-            if isinstance(inner, ClosedJaxpr):
-                found = run(inner.jaxpr, inner.consts, given)
-            elif isinstance(inner, Jaxpr):
-                found = run(inner, (), given)
-            else:
-                reads = list(dict.fromkeys(read([eqn])))
-                one = jaxpr.replace(constvars=[], invars=reads, outvars=eqn.outvars, eqns=[eqn])
-                found = jaxpr_as_fun(ClosedJaxpr(one, []))(*(known[v] for v in reads))
-            known.update(zip(eqn.outvars, found, strict=True))
-        return [value(v) for v in jaxpr.outvars]
-
-    return lambda *args: run(closed.jaxpr, closed.consts, args)
-
-
-def variables(atoms: Iterable[Any]) -> list[Var]:
-    """Those that are no literals."""
-    return [a for a in atoms if isinstance(a, Var)]
-
-
-def read(eqns: Iterable[JaxprEqn]) -> list[Var]:
-    """What equations read, in order and as often."""
-    return [v for eqn in eqns for v in variables(eqn.invars)]
 
 
 def _defined(eqns: Iterable[JaxprEqn]) -> set[Var]:

@@ -2,7 +2,7 @@
 
 Where a slot holds a forward and a backward, neither reads what the other writes, so one may run
 while exchanges of the other travel. `is_open` writes the layers of such slots out, where other
-slots loop over them, and weaves the two (weave.py).
+slots loop over them, and overlaps the two (parallel/overlap.py).
 
 Axes: A places, N layers of a stage, B rows, T time, D model, E experts.
 """
@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
+from dsjax.parallel.overlap import overlap
 from dsjax.params import Tree
 from dsjax.pipeline.buffers import (
     Flag,
@@ -33,7 +34,6 @@ from dsjax.pipeline.buffers import (
     zeros,
 )
 from dsjax.pipeline.instructions import Instructions
-from dsjax.pipeline.overlap import weave
 from dsjax.pipeline.schedules.table import Kind
 from dsjax.pipeline.stage_work import varying
 from dsjax.pipeline.transfer import travel
@@ -104,7 +104,7 @@ def branch(rank: Rank, kinds: Sequence[Kind], *, sends: bool = False) -> Work:
         f_given = (_entering(rank, state, now),) if goes_ahead else ()
         b_given = (at(state.inbox_gradient, now.b_from), kept.b) if goes_back else ()
         if is_open:
-            (y, made), (dx, left) = weave(ahead, f_given, back, b_given)
+            (y, made), (dx, left) = overlap(ahead, f_given, back, b_given)
         elif goes_ahead:
             y, made = ahead(*f_given)
         if goes_back and not is_open:

@@ -7,6 +7,7 @@ the state is born where it rests, by the rules of `parallel.rules`; a step takes
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
-from dsjax.parallel import exchange, mesh_backend, rules
+from dsjax.parallel import exchange, mesh_backend, overlap, rules
 from dsjax.parallel import mesh as meshes
 from dsjax.runtime import compiler
 from dsjax.train import pipelined, state, step
@@ -91,11 +92,14 @@ def _check_halves(run: RunConfig, rows: list[int]) -> None:
 
 def on_mesh(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Backend:
     """The backend of a run, placed on its mesh."""
-    backend = dataclasses.replace(backend, parts=2 if run.parallel.interleave else 1)
     if mesh is None:
         return backend
     wire = exchange.WIRES[run.precision.matmul]
-    return mesh_backend.on_mesh(backend, mesh, run.parallel, run.model, wire)
+    backend = mesh_backend.on_mesh(backend, mesh, run.parallel, run.model, wire)
+    if not run.parallel.interleave:
+        return backend
+    halves = functools.partial(overlap.interleave, constrain=backend.constrain)
+    return dataclasses.replace(backend, interleave=halves)
 
 
 def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
@@ -114,8 +118,8 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
             tokens_of_a_device(run), run.parallel, run.model.d_model, run.model.moe,
             exchange.WIRES[run.precision.matmul], np.dtype(run.precision.activations).itemsize)
         if run.parallel.interleave:
-            said["interleaved"] = ("two halves of each device's rows, attention of the second "
-                                   "while tokens of the first travel")
+            said["interleaved"] = ("two halves of each device's rows, attention of one while "
+                                   "tokens of the other travel")
     return said
 
 

@@ -6,6 +6,7 @@ back what it was given (tests/parallel/test_overlap.py holds the order).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 
 from dsjax.config.load import load
-from dsjax.layers.backend import single
+from dsjax.layers.backend import leave, single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
-from dsjax.model.transformer import apart, together
+from dsjax.parallel.jaxprs import inlined
+from dsjax.parallel.overlap import _halves, interleave
 
 PLAIN = single()
-HALVES = dataclasses.replace(PLAIN, parts=2)
+HALVES = dataclasses.replace(PLAIN, interleave=functools.partial(interleave, constrain=leave))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +65,20 @@ def test_halves_give_the_numbers_of_the_whole(run, batch, remat):
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-6)
 
 
-def test_rows_come_back_in_their_order():
-    x = jnp.arange(24.0).reshape(6, 2, 2)
-    parts = apart(x, HALVES)
-    assert [p[:, 0, 0].tolist() for p in parts] == [[0.0, 8.0, 16.0], [4.0, 12.0, 20.0]]
-    np.testing.assert_array_equal(together(parts), x)
-    assert apart(x, PLAIN) == [x]
+def test_each_half_has_every_other_row_and_rows_come_back_in_their_order():
+    x, seen = jnp.arange(24.0).reshape(6, 2, 2), []
+
+    def f(scale, x):
+        seen.append(x.shape)
+        return scale * x, x.sum(axis=(1, 2)), x.sum()
+
+    scaled, sums, total = HALVES.interleave(f, 3.0, x)
+    np.testing.assert_array_equal(scaled, 3 * x)
+    np.testing.assert_array_equal(sums, x.sum(axis=(1, 2)))
+    assert total == x.sum()
+    assert set(seen) == {(3, 2, 2)}
+    first, second = _halves(x, leave)
+    assert [first[:, 0, 0].tolist(), second[:, 0, 0].tolist()] == [[0, 8, 16], [4, 12, 20]]
 
 
 def test_no_operation_of_a_layer_reads_both_halves(run, batch):
@@ -81,15 +91,23 @@ def test_no_operation_of_a_layer_reads_both_halves(run, batch):
     jaxpr = jax.make_jaxpr(hidden)(batch.tokens[:, :17])
     scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
     assert len(scans) == 2  # dense layers, mixture layers
+    whole = (4, 17, run.model.d_model)
     for scan in scans:
-        body = scan.params["jaxpr"]
-        body = getattr(body, "jaxpr", body)
-        halves = [v for v in body.invars if v.aval.shape == (2, 17, run.model.d_model)]
+        body = jax.make_jaxpr(inlined(scan.params["jaxpr"]))(
+            *(v.aval for v in scan.params["jaxpr"].jaxpr.invars)).jaxpr
+        [x] = [v for v in body.invars if v.aval.shape == whole]
+        halves = [e.outvars[0] for e in body.eqns
+                  if e.primitive.name == "slice" and e.outvars[0].aval.size * 2 == x.aval.size]
         assert len(halves) == 2
         seen = {v: {i} for i, v in enumerate(halves)}
         for eqn in body.eqns:
+            if eqn.primitive.name == "stack" and eqn.outvars[0].aval.size == x.aval.size:
+                joined = eqn
+                break
+            if eqn.outvars[0] in halves:
+                continue
             each = [set() if hasattr(v, "val") else seen.get(v, set()) for v in eqn.invars]
             if eqn.primitive.name != "optimization_barrier":
                 each = [set().union(*each)] * len(eqn.outvars)
             seen |= dict(zip(eqn.outvars, each, strict=True))
-        assert [seen[v] for v in body.outvars[:2]] == [{0}, {1}]
+        assert [seen[v] for v in joined.invars] == [{0}, {1}]

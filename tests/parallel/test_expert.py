@@ -52,7 +52,7 @@ def value_and_grads(backend, args, d_y):
     x, experts, weights, gate_up, down = args
 
     def f(x, weights, gate_up, down):
-        y, extra, _ = backend.dispatch(x, experts, weights, gate_up, down)
+        y, extra = backend.dispatch(x, experts, weights, gate_up, down)
         return (y * d_y).sum(), (y, extra)
 
     (_, (y, extra)), grads = jax.jit(
@@ -94,7 +94,7 @@ def test_what_exceeds_a_round_travels_in_more_rounds_and_nothing_is_dropped(layo
     close((y, grads), (alone(True)[0], alone(True)[2]))
 
 
-@pytest.mark.parametrize(("wire", "products"), [("bf16", precision.BF16), ("fp8", gemm.FP8)])
+@pytest.mark.parametrize(("wire", "precision"), [("bf16", precision.BF16), ("fp8", gemm.FP8)])
 def test_low_precision_travels_as_narrow_as_its_products_read(wire, precision):
     args, d_y = inputs()
     backend = single(precision)
