@@ -11,10 +11,10 @@ import functools
 from collections.abc import Callable
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dsjax.layers.remat import Rematerialize, keep_all
 from dsjax.numerics import precision as numerics
 from dsjax.numerics.precision import Matrix, Precision
 from dsjax.numerics.wide import wide
@@ -96,7 +96,9 @@ class Backend:
     by_row: ByRow = at_once
     place: Move = stay  # parameters from where they rest to where a step uses them
     settle: Move = stay  # gradients to where their parameters rest
-    interleave: ByRow = at_once  # a layer over rows, or over two halves side by side
+    interleave: ByRow = at_once  # a layer over rows, or over two halves that overlap
+    remat: Rematerialize = keep_all  # which of a layer's values wait for the backward pass
+    unroll: int = 1  # layers that a scan writes out at a time
 
 
 HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16
@@ -127,27 +129,3 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
               precision: Precision) -> tuple[Array, Array]:
     y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, precision=precision)
     return y, jnp.zeros(())
-
-
-SAVED_BY_FULL = ("choice",)
-"""Each token's experts, 4 bytes apiece: so that the gradient sets out to them before the block is
-made again, which rounding could then send elsewhere."""
-
-SAVED_BY_V3 = (*SAVED_BY_FULL, "residual", "latents", "attention", "swiglu_input", "expert_input")
-"""What V3 keeps for the backward pass; norms, MLA up-projections and SwiGLU outputs are made
-again (V3 report sec. 3.2.3)."""
-
-
-def rematerialize(body: Callable, remat: str, is_scanned: bool = True) -> Callable:
-    """Wrap a block: `none` keeps all, `v3` as the report, `full` its input and choice of experts.
-
-    Outside a scan the compiler would find the second computation equal to the first and keep the
-    first's results; `is_scanned=False` forbids that.
-    """
-    if remat == "none":
-        return body
-    saved = {"v3": SAVED_BY_V3, "full": SAVED_BY_FULL}
-    if remat not in saved:
-        raise ValueError(f"remat={remat!r} is no policy; choose none, v3 or full")
-    policy = jax.checkpoint_policies.save_only_these_names(*saved[remat])
-    return jax.checkpoint(body, policy=policy, prevent_cse=not is_scanned)

@@ -88,8 +88,7 @@ def count(batch: Batch) -> Totals:
 
 
 def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array | float,
-         cfg: ModelConfig, losses: LossConfig, backend: Backend, *, remat: str = "none",
-         unroll: int = 1) -> tuple[Array, LossParts]:
+         cfg: ModelConfig, losses: LossConfig, backend: Backend) -> tuple[Array, LossParts]:
     """The step's loss for one part of its batch, and the sums it was made from.
 
     next token + lambda / J sum_k MTP_k + balance losses; MTP losses are divided by the next-token
@@ -97,14 +96,13 @@ def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array |
     """
     length = batch.tokens.shape[1] - 1
     tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
-    main = transformer.hidden(p, tokens, segments, cfg, backend, remat=remat, unroll=unroll)
-    return after_layers(p, main.x, main.stats, batch, totals, mtp_weight, cfg, losses, backend,
-                        remat=remat)
+    main = transformer.hidden(p, tokens, segments, cfg, backend)
+    return after_layers(p, main.x, main.stats, batch, totals, mtp_weight, cfg, losses, backend)
 
 
 def after_layers(p: TransformerParams, x: Array, stats: RouterStats | None, batch: Batch,
                  totals: Totals, mtp_weight: Array | float, cfg: ModelConfig, losses: LossConfig,
-                 backend: Backend, *, remat: str = "none") -> tuple[Array, LossParts]:
+                 backend: Backend) -> tuple[Array, LossParts]:
     """As `loss`, from what the layers made of the batch: x [B, T, D] after the final norm.
 
     Reads embedding, head and MTP modules of `p`; `stats` are those of the layers that count here.
@@ -121,7 +119,7 @@ def after_layers(p: TransformerParams, x: Array, stats: RouterStats | None, batc
         is_real = (segments != 0) & (shift(segments, ahead, length) == segments)
         assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
         previous, mtp_stats, _ = mtp.hidden(mtp.module(p.mtp, depth), previous, embedded, segments,
-                                            is_real, cfg, backend, remat)
+                                            is_real, cfg, backend)
         mtp_parts.append((*_nats(p, previous, batch, ahead + 1, backend),
                           target_weights(batch, ahead + 1).sum()))
         if mtp_stats is not None:

@@ -18,7 +18,7 @@ from jax import Array
 
 from dsjax import params
 from dsjax.config.model import ModelConfig
-from dsjax.layers.backend import Backend, rematerialize
+from dsjax.layers.backend import Backend
 from dsjax.layers.router import RouterStats
 from dsjax.model import block as blocks
 from dsjax.model.block import BlockParams, Cache
@@ -71,8 +71,7 @@ def join(p: MTPParams, previous: Array, embedded: Array, cfg: ModelConfig,
 
 
 def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_real: Array,
-           cfg: ModelConfig, backend: Backend,
-           remat: str = "none") -> tuple[Array, RouterStats | None, Cache]:
+           cfg: ModelConfig, backend: Backend) -> tuple[Array, RouterStats | None, Cache]:
     """Run one module over whole rows; returns its normalized hidden states.
 
     previous [B, T, D] of depth k-1; embedded [B, T, D] of tokens i+k; segments [B, T] and is_real
@@ -86,7 +85,7 @@ def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_r
         x, stats, cache = blocks.block(p.block, x, mix, is_real, cfg, backend)
         return rms_norm(x, p.norm, cfg.norm_eps), stats, cache
 
-    return rematerialize(body, remat, is_scanned=False)(p, previous, embedded)
+    return backend.remat(body, is_scanned=False)(p, previous, embedded)
 
 
 def hidden_cached(p: MTPParams, previous: Array, embedded: Array, positions: Array, cache: Cache,

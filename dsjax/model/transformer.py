@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from dsjax import params
 from dsjax.config.model import ModelConfig
-from dsjax.layers.backend import Backend, rematerialize, single
+from dsjax.layers.backend import Backend, single
 from dsjax.layers.router import RouterStats
 from dsjax.model import block as blocks
 from dsjax.model.block import BlockParams, Cache
@@ -71,8 +71,7 @@ def init(cfg: ModelConfig, key: Array) -> TransformerParams:
 
 
 def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfig,
-           backend: Backend, *, remat: str = "none", unroll: int = 1,
-           keep_cache: bool = False) -> Hidden:
+           backend: Backend, *, keep_cache: bool = False) -> Hidden:
     """Run every layer over whole rows. tokens, segments [B, T] int32 (segment 0 is padding)."""
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
 
@@ -81,13 +80,13 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
         x, stats, cache = blocks.block(p, x, mix, segments != 0, cfg, backend)
         return x, stats, cache if keep_cache else None
 
-    layer = rematerialize(layer, remat)
+    layer = backend.remat(layer)
 
     def body(x: Array, p: BlockParams) -> tuple[Array, Any]:
         x, stats, cache = backend.interleave(layer, p, x, segments)
         return x, (stats, cache)
 
-    x = embed(p, tokens, backend)
+    x, unroll = embed(p, tokens, backend), backend.unroll
     stats = dense_cache = moe_cache = None
     if p.dense is not None:
         x, (_, dense_cache) = lax.scan(body, x, p.dense, unroll=min(unroll, cfg.dense_layers))

@@ -67,7 +67,6 @@ class Pipeline:
     model: ModelConfig
     weights: LossConfig
     backend: Backend
-    remat: str = "none"
     is_open: bool = False
     """Whether paired slots are laid open, for machines that compute while they communicate."""
 
@@ -138,7 +137,7 @@ def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict,
     x = varying(jnp.zeros((rows, length - 1, pipe.model.d_model), pipe.backend.dtype))
     groups = []
     for name, room in found.items():
-        layer = stage_work.layer(pipe.model, name == "moe", pipe.weights, pipe.backend, pipe.remat)
+        layer = stage_work.layer(pipe.model, name == "moe", pipe.weights, pipe.backend)
         groups.append(buffers.group(name, room, layers[name], held[name], counts[name], totals.rows,
                                    batch.segments[0, :, :-1], layer, x))
     tail = _tail(pipe, held_ends, totals, mtp_weight)
@@ -195,7 +194,7 @@ def _tail(pipe: Pipeline, held: Tree, totals: Totals, mtp_weight: Array) -> Call
         tree = ends if held is None else precision.attach(ends, held, specs)
         x = rms_norm(x, tree.norm, pipe.model.norm_eps)
         return losses.after_layers(tree, x, None, part, totals, mtp_weight, pipe.model,
-                                   pipe.weights, pipe.backend, remat=pipe.remat)
+                                   pipe.weights, pipe.backend)
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 

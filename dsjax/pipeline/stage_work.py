@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 from dsjax import params
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
-from dsjax.layers.backend import Backend, rematerialize
+from dsjax.layers.backend import Backend
 from dsjax.model import block as blocks
 from dsjax.model import loss as losses
 from dsjax.numerics import precision
@@ -128,8 +128,7 @@ Layer = Callable[[Tree, Array, Side], tuple[tuple[Array, Array], tuple[Array, Ar
 """p, x [B, T, D], side -> (x, balance losses []), (loads [E], extra rounds [])."""
 
 
-def layer(cfg: ModelConfig, is_moe: bool, weights: LossConfig, backend: Backend,
-          remat: str) -> Layer:
+def layer(cfg: ModelConfig, is_moe: bool, weights: LossConfig, backend: Backend) -> Layer:
     """One block as the split wants it: what has a gradient first, what is only counted second."""
     specs = blocks.block_specs(cfg, is_moe)
 
@@ -145,7 +144,7 @@ def layer(cfg: ModelConfig, is_moe: bool, weights: LossConfig, backend: Backend,
         balance = losses.balance_sum(alone, is_real_row, cfg, weights) / side.rows
         return x, balance, stats.loads.sum(axis=0), jnp.asarray(stats.extra_rounds)
 
-    run = rematerialize(run, remat)
+    run = backend.remat(run)
 
     def both(p: Tree, x: Array, side: Side) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         x, balance, loads, rounds = run(p, x, side)

@@ -7,7 +7,7 @@ are compute weights, which it may make a layer at a time, and every temporary wi
 what does not fit by this count does not fit at all, and nothing that fits is refused by it. On a
 pipeline activations are not counted.
 
-Words of `activations`: what `remat` keeps of a token and layer (layers/backend.py), at the
+Words of `activations`: what `remat` keeps of a token and layer (layers/remat.py), at the
 narrowest it may be kept in.
 """
 

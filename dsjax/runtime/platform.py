@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 import resource
@@ -18,6 +19,7 @@ from dsjax.config.model import MoEConfig
 from dsjax.config.run import MachineConfig, RunConfig
 from dsjax.errors import UserError
 from dsjax.layers import backend as backends
+from dsjax.layers import remat
 from dsjax.layers.backend import Backend
 from dsjax.numerics import codes, gemm, precision
 from dsjax.numerics.precision import Precision
@@ -42,7 +44,9 @@ def choose_backend(run: RunConfig, device: jax.Device | None = None) -> Backend:
     precision = PRECISIONS[run.precision.matmul]
     if run.precision.matmul == "fp8":
         precision = fp8_products(fp8_operands(run.machine, device or jax.devices()[0]))
-    return backends.single(precision, jnp.dtype(run.precision.activations))
+    backend = backends.single(precision, jnp.dtype(run.precision.activations))
+    return dataclasses.replace(backend, remat=remat.policy(run.machine.remat),
+                               unroll=run.machine.unroll)
 
 
 @functools.cache

@@ -87,13 +87,13 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     Paired slots are laid open but on a CPU, which communicates when it does not compute.
     """
     program = compile_schedule(run)
-    inside = single(backend.precision, backend.dtype)
+    inside = dataclasses.replace(single(backend.precision, backend.dtype), remat=backend.remat)
     if run.model.moe is not None and run.parallel.expert > 1:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
             mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
             wire=exchange.WIRES[run.precision.matmul]))
     is_open = mesh.devices.flat[0].platform != "cpu"
-    pipe = Pipeline(program, mesh, run.model, run.loss, inside, run.machine.remat, is_open)
+    pipe = Pipeline(program, mesh, run.model, run.loss, inside, is_open)
 
     def gradients(p: TransformerParams, batch: Batch, at: Array, run: RunConfig,
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:

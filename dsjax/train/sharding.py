@@ -22,6 +22,7 @@ from dsjax.errors import UserError
 from dsjax.evaluate import heldout
 from dsjax.evaluate.heldout import HeldoutStep, HeldoutSums
 from dsjax.layers.backend import Backend
+from dsjax.layers.remat import keep_all
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
@@ -206,7 +207,8 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
 
 def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> HeldoutStep:
     """The jitted held-out step of a run, for parameters as they rest."""
-    take, specs = heldout.make_heldout_step(run.model, backend), transformer.specs(run.model)
+    forward = dataclasses.replace(backend, remat=keep_all, unroll=1)
+    take, specs = heldout.make_heldout_step(run.model, forward), transformer.specs(run.model)
 
     def heldout_step(p: TransformerParams, batch: Batch) -> HeldoutSums:
         return take(backend.place(p, specs), batch)

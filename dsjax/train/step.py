@@ -108,8 +108,7 @@ def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
         tree = p if held is None else precision.attach(p, held, specs)
-        return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend,
-                           remat=run.machine.remat, unroll=run.machine.unroll)
+        return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend)
 
     def grad(p: TransformerParams, part: Batch) -> Any:
         out, grads = jax.value_and_grad(part_loss, has_aux=True)(p, part)

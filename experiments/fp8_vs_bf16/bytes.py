@@ -25,6 +25,7 @@ from configs import small, tiny
 from dsjax.config.model import MLAConfig
 from dsjax.config.run import RunConfig
 from dsjax.layers.backend import single
+from dsjax.layers.remat import policy
 from dsjax.model import transformer
 from dsjax.numerics import codes, gemm
 from dsjax.numerics import precision as numerics
@@ -87,12 +88,12 @@ def residuals(run: RunConfig, how: Precision, p: Any, operands: Any) -> list[jax
     """Arrays that the layers' backward pass keeps besides parameters and operands."""
     cfg, specs = run.model, transformer.specs(run.model)
     tokens = jnp.zeros((run.train.batch_size, run.train.seq_len), jnp.int32)
-    backend = single(how.precision, how.activations)
+    backend = dataclasses.replace(single(how.precision, how.activations), remat=policy("v3"))
 
     def pull(p: Any, operands: Any) -> Any:
         def layers(p: Any) -> jax.Array:
             tree = numerics.attach(p, operands, specs)
-            return transformer.hidden(tree, tokens, tokens + 1, cfg, backend, remat="v3").x
+            return transformer.hidden(tree, tokens, tokens + 1, cfg, backend).x
 
         return jax.vjp(layers, p)[1]
 

@@ -79,7 +79,7 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     backend = dataclasses.replace(backend, dispatch=functools.partial(
         mesh_backend.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
         wire=exchange.WIRES["bf16"]))
-    pipe = Pipeline(program, devices, run.model, run.loss, backend, "none", form != "branched")
+    pipe = Pipeline(program, devices, run.model, run.loss, backend, form != "branched")
     specs = transformer.specs(run.model)
 
     def take(p: Any, batch: Batch) -> executor.Outcome:

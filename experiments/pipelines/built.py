@@ -21,6 +21,7 @@ from configs import tiny
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers.backend import single
+from dsjax.layers.remat import policy
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
@@ -61,7 +62,8 @@ def piped(run: RunConfig, program: Program) -> Any:
     mesh = make_mesh(ParallelConfig(pipe=ranks)) if ranks > 1 else jax.make_mesh(
         (1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 5)
-    pipe = Pipeline(program, mesh, run.model, run.loss, single(), run.machine.remat)
+    backend = dataclasses.replace(single(), remat=policy(run.machine.remat))
+    pipe = Pipeline(program, mesh, run.model, run.loss, backend)
     count = run.train.microbatches
 
     def take(p: Any, batch: Batch) -> executor.Outcome:

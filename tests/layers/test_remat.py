@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dsjax.config.loss import LossConfig
-from dsjax.layers.backend import rematerialize, single
+from dsjax.layers.backend import single
+from dsjax.layers.remat import policy
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from tests.agreement import TINY, batch_arrays, close, compiled, double, draw
@@ -28,8 +29,9 @@ def kept(remat):
 
     def residuals(p):
         def f(p):
-            return transformer.hidden(p, jnp.asarray(TOKENS), jnp.asarray(SEGMENTS), CFG, single(),
-                                      remat=remat).x
+            backend = dataclasses.replace(single(), remat=policy(remat))
+            tokens, segments = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
+            return transformer.hidden(p, tokens, segments, CFG, backend).x
         return jax.vjp(f, p)[1]
 
     arrays = [a for a in jax.tree.leaves(jax.eval_shape(residuals, p)) if a.ndim > 2]
@@ -67,7 +69,7 @@ def gradients(remat):
 
         def f(p):
             return losses.loss(p, batch, losses.count(batch), 0.3, cfg, LossConfig(balance=0.1),
-                               double(), remat=remat)[0]
+                               dataclasses.replace(double(), remat=policy(remat)))[0]
 
         result = compiled(jax.value_and_grad(f))(draw(transformer.specs(cfg), 0))
         return jax.tree.map(np.asarray, result)
@@ -80,4 +82,4 @@ def test_loss_and_gradients_are_those_without_rematerialization(remat):
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="choose none, v3 or full"):
-        rematerialize(lambda x: x, "most")
+        policy("most")

@@ -15,6 +15,7 @@ import pytest
 
 from dsjax.config.load import load
 from dsjax.layers.backend import leave, single
+from dsjax.layers.remat import policy
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
@@ -46,8 +47,10 @@ def differentiate(run, batch, backend, remat):
     p = transformer.init(run.model, jax.random.key(0))
     totals = losses.count(batch)
 
+    backend = dataclasses.replace(backend, remat=policy(remat))
+
     def f(p):
-        return losses.loss(p, batch, totals, 0.3, run.model, run.loss, backend, remat=remat)
+        return losses.loss(p, batch, totals, 0.3, run.model, run.loss, backend)
 
     return jax.jit(jax.value_and_grad(f, has_aux=True))(p)
 

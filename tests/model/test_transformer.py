@@ -80,7 +80,8 @@ def test_scanned_and_unrolled_layers_are_the_loop_with_its_gradient():
 
     def scanned(unroll):
         def f(p):
-            out = transformer.hidden(p, tokens, segments, cfg, double(), unroll=unroll)
+            backend = dataclasses.replace(double(), unroll=unroll)
+            out = transformer.hidden(p, tokens, segments, cfg, backend)
             return out.x, out.stats.loads
         return f
 

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import RunConfig
 from dsjax.layers import moe as layer
-from dsjax.layers.backend import rematerialize
+from dsjax.layers.remat import policy
 from dsjax.model import block, transformer
 from dsjax.ops import rope
 from dsjax.runtime import platform
@@ -117,7 +117,7 @@ def traced(remat, change=lambda backend: backend):
     backend, p = change(backend), p.ffn
 
     def both(p, x, is_real, dy):
-        body = rematerialize(lambda p, x: layer.moe(p, x, is_real, MOE, backend)[0], remat,
+        body = policy(remat)(lambda p, x: layer.moe(p, x, is_real, MOE, backend)[0],
                              is_scanned=False)
         y, pull = jax.vjp(body, p, x)
         return y, pull(dy)
@@ -165,7 +165,7 @@ def halves(remat="none", with_gradient=True, is_interleaved=True):
         mix = block.expanded(angles, segments, CFG, backend)
         return block.block(p, x, mix, segments != 0, CFG, backend)[0]
 
-    one = rematerialize(one, remat, is_scanned=False)
+    one = policy(remat)(one, is_scanned=False)
 
     def both(p, x, dy):
         y, pull = jax.vjp(lambda p, x: backend.interleave(one, p, x, segments), p, x)

@@ -20,6 +20,7 @@ from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers.backend import single
+from dsjax.layers.remat import policy
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.numerics import gemm
@@ -130,13 +131,13 @@ def piped(case, attend=None):
         devices = jax.make_mesh((1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
                                 axis_types=(jax.sharding.AxisType.Auto,) * 5)
     backend = single(PRODUCTS[case.precision])
-    backend = dataclasses.replace(backend, attend=attend or backend.attend)
+    backend = dataclasses.replace(backend, attend=attend or backend.attend,
+                                  remat=policy(case.remat))
     if layout.expert > 1:
         backend = dataclasses.replace(backend, dispatch=functools.partial(
             mesh_backend.dispatch_here, backend=backend, layout=layout, moe=MODEL.moe,
             wire=exchange.WIRES[case.precision]))
-    pipe = executor.Pipeline(program, devices, run.model, run.loss, backend, case.remat,
-                             case.is_open)
+    pipe = executor.Pipeline(program, devices, run.model, run.loss, backend, case.is_open)
     specs = transformer.specs(run.model)
 
     def take(p, batch):

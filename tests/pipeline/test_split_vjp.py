@@ -4,6 +4,8 @@ What zero-bubble schedules live on: the input's gradient must not wait for a pro
 weights need, and the weights' gradient must not run the forward again.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from dsjax import params
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.layers.backend import single
+from dsjax.layers.remat import policy
 from dsjax.model import block as blocks
 from dsjax.pipeline import stage_work
 from dsjax.pipeline.split_vjp import needed, split
@@ -32,7 +35,8 @@ def layer_case(key, remat="none", is_moe=True):
     x = jax.random.normal(k_x, (1, 11, MODEL.d_model))  # no other dim is a multiple of 11
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0, 0]], jnp.int32)
     weights = LossConfig(balance=0.01, communication_balance=0.02)
-    layer = stage_work.layer(MODEL, is_moe, weights, single(), remat)
+    backend = dataclasses.replace(single(), remat=policy(remat))
+    layer = stage_work.layer(MODEL, is_moe, weights, backend)
     args = (w, x, Side(segments, jnp.float32(2), None), (jnp.cos(x), jnp.float32(1)))
 
     def joint(w, x, side, dy):
