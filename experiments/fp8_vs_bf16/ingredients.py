@@ -35,7 +35,7 @@ def registers(promote: int | None) -> Precision:
         return (jax.vmap(one) if a.ndim == 3 else one)(a, b)
 
     name = f"fp8_registers_{promote or 'never'}"
-    return gemm.precision(Recipe(name), MatmulImpl(gemm.EMULATED.hold, multiply))
+    return gemm.precision(Recipe(name), MatmulImpl(gemm.EMULATED.quantize, multiply))
 
 
 def backend(precision: Precision) -> Backend:

@@ -69,16 +69,16 @@ def test_a_stopped_arm_goes_on_and_a_finished_one_is_read(arm, tmp_path):
     assert arms.kept([arm, other], records) == ([json.loads(kept.read_text())],
                                                 ["small_run-64-other-seed0"])
 
-    rate = dataclasses.replace(arm.run.rate, peak=1e-3)
+    rate = dataclasses.replace(arm.run.learning_rate, peak=1e-3)
     other = dataclasses.replace(arm, run=dataclasses.replace(arm.run, learning_rate=rate))
-    with pytest.raises(ValueError, match=r"run\.rate\.peak=0\.003, not 0\.001; remove it"):
+    with pytest.raises(ValueError, match=r"run\.learning_rate\.peak=0\.003, not 0\.001; remove it"):
         arms.train(other, records, runs, "python -m x")
 
 
 def test_a_field_added_since_does_not_make_a_record_another_run(arm):
     config = arms.plain(arm.run)
     older = json.loads(json.dumps(config))
-    del older["train"]["activations"]
+    del older["precision"]["activations"]
     assert arms.changed(older, config, "run") is None
     assert arms.changed(config, older, "run") == "run.precision.activations=float32, not None"
 
