@@ -2,7 +2,7 @@
 
 Shorter rows first: a batch of rows is cut into more, shorter rows, so that the tokens a step, and
 the tokens themselves, stay the same. Progress is counted in steps for lengths and in tokens for the
-batch ramp; the report does not give the ramp's shape, linear in tokens is an assumption.
+batch ramp. The report does not give the ramp's shape: linear in tokens is an assumption.
 """
 
 import functools

@@ -49,7 +49,7 @@ class RowStream:
 
     @property
     def epoch(self) -> float:
-        """How often all rows have been seen, counted over all processes."""
+        """Number of times that all rows have been seen, counted over all processes."""
         return self._position / self._identity["rows"]
 
     def next_batch(self, n: int) -> Row:

@@ -33,7 +33,7 @@ Row = dict[str, np.ndarray]
 
 
 class TokenStream(Protocol):
-    """What rows are cut from: an array of ids, or `dsjax.data.shards.Shards`."""
+    """A stream that rows are cut from: an array of ids, or `dsjax.data.shards.Shards`."""
 
     def __len__(self) -> int: ...
 
@@ -192,7 +192,7 @@ def fim(
 ) -> Iterator[np.ndarray]:
     """Yield each document, a share `rate` of them rearranged for fill-in-the-middle (V3: 0.1).
 
-    Whether and where a document is cut depends on `seed` and its number, counted from `first`.
+    The cuts of a document depend on `seed` and its number, counted from `first`.
     """
     ids = (tokenizer.fim_begin_id, tokenizer.fim_hole_id, tokenizer.fim_end_id)
     if rate > 0 and None in ids:

@@ -108,7 +108,7 @@ def _unpacked(raw: BinaryIO, path: Path, suffix: str) -> _Stream:
 
 
 class _Bounded(io.RawIOBase):
-    """What unpacks to absurdly much is refused while it does."""
+    """A raw stream that is refused while it unpacks to absurdly much."""
 
     def __init__(self, stream: Any, raw: BinaryIO, path: Path):
         self._stream, self._raw, self._path, self._size = stream, raw, path, 0

@@ -285,7 +285,7 @@ def _remove(folder: Path, keep: set[str]) -> None:
 
 
 def _free_stem(folder: Path) -> str:
-    """What stands before the number in names of data files, so that none is there already."""
+    """Beginning of names of data files that the folder does not have yet."""
     there = {path.name.split("-")[1] for path in folder.glob("tokens-*-*.bin")}
     if not any(folder.glob("tokens-?????.bin")):
         return ""

@@ -1,4 +1,4 @@
-"""The index of a folder of shards, of which nothing is believed: it may come from elsewhere.
+"""The index of a folder of shards, checked before it is believed: it may come from elsewhere.
 
 Kinds, counts, sizes, names and dtypes are held against the files, and ids against the vocabulary:
 all of them on opening where there are at most `CHECKED` in a file (a tenth of a second), and in any
@@ -27,7 +27,7 @@ _DTYPES = ("<u2", "<u4")
 
 @dataclass(frozen=True)
 class Opened:
-    """What an index says, found to be so, and its files."""
+    """A checked index, and the files it lists."""
 
     vocab: int
     fingerprint: str

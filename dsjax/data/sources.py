@@ -2,7 +2,7 @@
 
 A document is a str. Plain text is one document a file, or several separated by form feeds; JSONL
 is one document a line, in a field. Either may be packed as .gz, .xz or .zst (`readers`). Whatever
-cannot be read is refused with its place: broken links, pipes, damaged files. Passed over are blank
+cannot be read (broken links, pipes, damaged files) is refused with its place. Passed over are blank
 lines and pages, files and folders whose names begin with a dot, and, said by name, files without
 text among others. Links are followed, to folders once each.
 """

@@ -1,6 +1,6 @@
 """The seam to Flax NNX: a parameter tree as an `nnx.Module`, and back.
 
-Why: nnx users train, inspect and quantize with their own tools (`nnx.Optimizer`, `nnx.jit`, qwix).
+Users of nnx train, inspect and quantize with their own tools (`nnx.Optimizer`, `nnx.jit`, qwix).
 A module here is the parameter tree with Variables for arrays, under the same names; its call is the
 house's one forward pass. What the optimizer may change is an `nnx.Param`; the router's selection
 bias is a `SelectionBias`, a Variable of its own kind, so `wrt=nnx.Param` leaves it out.

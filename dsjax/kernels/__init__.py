@@ -1,5 +1,5 @@
-"""Pallas kernels for machines that have the unit for it, each the twin of a plain function below.
+"""Pallas kernels for machines with FP8 units, each the fast form of a plain function below.
 
-Reading order: tiles (what the FP8 kernels read), hopper, tpu. A kernel is tested against its twin
-on a CPU, in Pallas' simulation of the machine. None is needed: without its machine the twin runs.
+Reading order: tiles (operands of the FP8 kernels), hopper, tpu. A kernel is tested against its
+plain form on a CPU, in Pallas' simulation. None is needed: elsewhere the plain form runs.
 """

@@ -1,6 +1,6 @@
 """The FP8 product of Hopper GPUs, promoted in registers (V3 report sec. 3.3.2, fig. 7b).
 
-Twin of `numerics.codes.multiply`. There every partial sum over 128 of K is a product of its own,
+Fast form of `numerics.codes.multiply`, where every partial sum over 128 of K is one product,
 which XLA writes to memory and reads again: at K = 7168 that is 56 times the output. Here it stays
 in registers:
 
@@ -12,8 +12,8 @@ While one consumer promotes, the tensor cores work for the other, as in DeepSeek
 blocks are as many as multiprocessors and take output tiles in turn, so that the producer is in the
 next tile while the consumers still write the last.
 
-WGMMA reads 8-bit operands with K contiguous. A weight summed over its rows is turned by XLA before;
-activations and gradients are turned as they are quantized.
+WGMMA reads 8-bit operands with K contiguous. XLA transposes a weight that is summed over its rows;
+activations and gradients are transposed as they are quantized.
 
 Arrays and dims are those of `tiles`.
 """
@@ -45,8 +45,8 @@ def product(a: Array, b: Array, by_row: Array, by_column: Array,
             interpret: Any = False) -> Array:
     """One device's products, [E, M, N] float32; M, N and K are multiples of 128.
 
-    `interpret` is Pallas' parameters of a simulated GPU. Its simulation of WGMMA reads no turned
-    operand (jax 0.10), so b is turned before there.
+    `interpret` is Pallas' parameters of a simulated GPU. Its simulation of WGMMA does not transpose
+    (jax 0.10), so b is transposed before.
     """
     experts, m, k = a.shape
     n = b.shape[1]
@@ -70,7 +70,7 @@ def product(a: Array, b: Array, by_row: Array, by_column: Array,
 
 def _block(a: Any, b: Any, by_row: Any, by_column: Any, y: Any, *, experts: int,
            is_turned: bool) -> None:
-    """What one thread block does: every so many-th output tile."""
+    """Run one thread block: every so many-th output tile."""
     tiles_m, tiles_n = y.shape[0] // experts // TILE, y.shape[1] // TILE
     run = functools.partial(_pipeline, tiles_k=a.shape[1] // TILE, is_turned=is_turned)
 

@@ -1,4 +1,4 @@
-"""What the FP8 kernels have in common: how operands come to them.
+"""Operands of the FP8 kernels: codes and scales cut, filled up and laid out as they read them.
 
 A kernel's `product` is of one device and reads
 
@@ -32,7 +32,7 @@ Product = Callable[[Array, Array, Array, Array], Array]
 
 
 def machine(product: Product) -> MatmulImpl:
-    """The machine that holds operands as codes and multiplies one device's own by a kernel."""
+    """The MatmulImpl that holds operands as codes and multiplies one device's own by a kernel."""
 
     def multiply(a: Scaled, b: Scaled, sum_a: int, sum_b: int) -> Array:
         if a.codes.dtype != b.codes.dtype:  # kernels read operands of one format
@@ -52,7 +52,7 @@ def multiplied(product: Product, a: Scaled, b: Scaled, sum_a: int, sum_b: int) -
 
 
 def operands(a: Grid, b: Grid, sum_a: int, sum_b: int) -> tuple[Array, Array, Array, Array]:
-    """What a `product` reads; in a shard_map all vary over the axes that any does."""
+    """Arguments of a `product`; in a shard_map all vary over the axes that any does."""
     starts = tile_starts(a.owner[2 - sum_a], b.owner[2 - sum_b])
     read = (*operand(a, sum_a, starts), *operand(b, sum_b, starts))
     axes = set().union(*map(varies, read))
@@ -61,7 +61,7 @@ def operands(a: Grid, b: Grid, sum_a: int, sum_b: int) -> tuple[Array, Array, Ar
 
 
 def tile_starts(owner_a: np.ndarray, owner_b: np.ndarray) -> np.ndarray:
-    """Where a tile of K begins in either operand, and the end."""
+    """Starts of the tiles of K in either operand, and the end."""
     inside = np.flatnonzero(np.diff(owner_a) | np.diff(owner_b)) + 1
     return np.array([0, *inside, len(owner_a)])
 

@@ -1,6 +1,6 @@
 """The FP8 product of TPUs that multiply 8-bit floats (TPU7x), promoted on the chip (fig. 7b).
 
-Twin of `numerics.codes.multiply`, of which XLA keeps every partial sum over 128 of K in memory.
+Fast form of `numerics.codes.multiply`, whose partial sums over 128 of K XLA keeps in memory.
 Here a block of the output stays in the chip's vector memory while the blocks of K pass by:
 
     sum += (a b^T over one tile of K, by the matrix unit) * (row scale * column scale)

@@ -5,7 +5,7 @@ the device works on. With decay d and parameters p after step t:
 
     average <- d average + (1 - d) p
 
-How the step is not held up: `update` dispatches a copy of the parameters on the device and returns.
+The step is not held up: `update` dispatches a copy of the parameters on the device and returns.
 The copy is a program of its own, queued behind the step that makes the parameters and before the
 one that will overwrite (donate) them; on a CPU, where arrays and NumPy share memory, it also keeps
 the average from reading a buffer in use. A thread waits for the copy, fetches it and averages in

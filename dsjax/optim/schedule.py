@@ -60,7 +60,7 @@ def piecewise(schedule: Piecewise, done: ArrayLike) -> Array:
 
 
 def describe(schedule: LearningRate | StepDecay, steps: int) -> str:
-    """The curve of a run of `steps` in words, for its header."""
+    """Describe the curve of a run of `steps` in words, for its header."""
     s = in_steps(schedule, steps)
     said = [f"up to {s.peak:.3g} over {s.warmup_steps} steps" if s.warmup_steps
             else f"{s.peak:.3g}"]
@@ -78,7 +78,7 @@ def describe(schedule: LearningRate | StepDecay, steps: int) -> str:
 
 
 def misfit(schedule: LearningRate | StepDecay, steps: int) -> str | None:
-    """What is wrong with a schedule for a run of `steps`, with the remedy; None when it fits.
+    """Say why a schedule does not fit a run of `steps`, with the remedy; None when it fits.
 
     A schedule that never falls has no end to miss.
     """
@@ -108,7 +108,7 @@ def misfit(schedule: LearningRate | StepDecay, steps: int) -> str | None:
 
 def changed(before: tuple[LearningRate | StepDecay, int], now: tuple[LearningRate | StepDecay, int],
             step: int) -> str | None:
-    """What a run that goes on after `step` with another schedule should say; None when its rates
+    """Say what changes for a run that goes on after `step` with another schedule; None if its rates
     to come are the same. Each schedule comes with the steps of its run, of which it has its shares.
     """
     (old, old_steps), (new, new_steps) = before, now

@@ -1,9 +1,9 @@
-"""What a tokenizer.json says, obeyed or refused by name.
+"""Settings of a tokenizer.json, obeyed or refused by name.
 
 `tokenizer` promises `decode(encode(text)) == text` for every string. That holds of a
 byte-level BPE whose vocabulary has the stand-in of every byte that UTF-8 uses, whose pre-tokenizers
 cut text without taking anything away, with one ByteLevel step, and whose normalizers, prefixes and
-chance (dropout) do nothing. Anything else is refused with the setting's name. One setting is left
+dropout do nothing. Anything else is refused with the setting's name. One setting is left
 out and said (`remarks`): the normalizer NFC, as Qwen has it. It would turn some characters into
 others; without it text in NFC, nearly all there is, gets the same ids, and other text is kept.
 

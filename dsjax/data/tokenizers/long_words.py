@@ -1,9 +1,9 @@
-"""Text cut where it has no end of a word for very long, for the training of a tokenizer only.
+"""Cuts in text that has no end of a word for very long, for the training of a tokenizer only.
 
 Training counts pairs inside words and takes time in the square of a word's length: a chromosome or
 a file of base64 in one line would not end. A run of letters, of signs or of spaces longer than
 `LONGEST` is cut there, at the same places every time; other text stays as it is, so that it gives
-the tokenizer it always gave. Encoding needs no such thing, it takes n log n.
+the tokenizer it always gave. Encoding needs no cuts: it takes n log n.
 """
 
 import re

@@ -1,4 +1,4 @@
-r"""Which regular expressions of a tokenizer.json are run: those whose time cannot explode.
+r"""Regular expressions of a tokenizer.json: those that are run, as their time cannot explode.
 
 A file from elsewhere may hold a pattern that takes hours for a line of text: `(x+x+)+y` doubles its
 steps with every x. All released byte-level tokenizers repeat single characters and classes only,
@@ -27,7 +27,7 @@ _REFERENCE = re.compile(r"\\(?:[1-9]|k[<']|g[<'])")
 
 @dataclass
 class _Part:
-    """How many ways a piece of a pattern can match: open repeats, optional parts, atoms, choice."""
+    """Ways in which a piece of a pattern can match: open repeats, optional parts, atoms, choice."""
 
     open: int = 0
     optional: int = 0

@@ -65,7 +65,7 @@ _ADDED = ("add_bos_token", "add_eos_token")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files beside a tokenizer say; `source` names the one with the tokens."""
+    """Settings in the files beside a tokenizer; `source` names the file with the tokens."""
 
     tokens: Mapping[str, Any] = field(default_factory=dict)
     """Names or None of bos_token and eos_token, and whether both are added, where that is said."""

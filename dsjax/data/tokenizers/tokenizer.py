@@ -5,7 +5,7 @@ The V3 tokenizer is a byte-level BPE of 128K ids (V3 section 4.1); every string 
 different tokenizers (V3 section 4.4), needs the byte count of each id: `token_bytes`.
 
 Limits: byte-level BPE only (DeepSeek, GPT-2, Llama 3, Qwen); SentencePiece-style files are refused,
-and so is a file that would change or lose text (`tokenizer_file`).
+and so is a file that would change or lose text (`file`).
 Names of added tokens (`<|end_of_text|>`, DeepSeek's roles) written out in a text are plain text to
 `encode`, so that no document can forge the end of another or a role; `encode(text, special=True)`
 turns them into their ids, for FIM documents, and `prompt` does all that the file says.
@@ -114,7 +114,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json (gzipped when the name ends in .gz), whole or not at all.
 
-        Beside it goes what it needs to be read again as it is: see `tokenizer_settings`.
+        Beside it go the settings that it needs to be read again as it is (`settings.save`).
         """
         files = self.settings.files(self.end_ids)
         tokenizer_settings.save(Path(path), self.source, files)
@@ -303,7 +303,7 @@ def _made(source: str, description: dict[str, Any], what: str, settings: Setting
 
 def _reached(core: "tokenizers.Tokenizer", description: dict[str, Any],
              names: list[str]) -> set[str]:
-    """Those of `names` that plain text can turn into: by merges, as one byte, or taken whole."""
+    """Return those of `names` that plain text can turn into: by merges, as one byte, or whole."""
     words = description["model"]["vocab"]
     table = _byte_of_character()
     inside = [name for name in names if name in words and all(c in table for c in name)]
