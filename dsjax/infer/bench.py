@@ -32,7 +32,7 @@ def decode_bench(params: TransformerParams, cfg: ModelConfig, batch: int, contex
             raise ValueError(f"{name}={value} must be at least 1")
     backend = backend or default_backend()
     room = context + steps * (repeats + 1) + 1
-    held = batch * room * cache_bytes_per_token(cfg, backend.dtype)
+    held = batch * room * cache_bytes_per_token(cfg, backend)
     with fit.refusing(f"decoding {batch} rows of {room:,} positions",
                       {"cache": held, "logits": batch * cfg.vocab * 4},
                       "lower --batch, --seq or --steps"):
@@ -47,7 +47,7 @@ def _measured(params: TransformerParams, cfg: ModelConfig, batch: int, context: 
     state = State(
         tokens=jax.random.randint(jax.random.key(1), (batch, room), 0, cfg.vocab, jnp.int32),
         newest=jnp.full(batch, context, jnp.int32),
-        cache=transformer.empty_cache(cfg, batch, room, backend.dtype),
+        cache=transformer.empty_cache(cfg, batch, room, backend),
         recent=jnp.zeros((batch, 0, cfg.d_model), backend.dtype),
         mtp=(),
     )
@@ -66,7 +66,7 @@ def _measured(params: TransformerParams, cfg: ModelConfig, batch: int, context: 
         "tok_s": batch * steps / median,
         "ms_per_step": median / steps * 1e3,
         "compile_s": compile_s,
-        "cache_bytes_per_token": cache_bytes_per_token(cfg, backend.dtype),
+        "cache_bytes_per_token": cache_bytes_per_token(cfg, backend),
         "batch": batch,
         "context": context,
         "steps": steps,

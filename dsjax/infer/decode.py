@@ -21,8 +21,8 @@ from jax import Array
 from dsjax.config.model import ModelConfig
 from dsjax.infer.sample import Law, choose, distribution
 from dsjax.layers.backend import Backend, Dispatch, single
+from dsjax.layers.cache import Cache
 from dsjax.model import mtp, transformer
-from dsjax.model.block import Cache
 from dsjax.model.transformer import ModelCache, TransformerParams
 from dsjax.numerics.precision import Precision, value
 from dsjax.ops import grouped_decode
@@ -80,15 +80,15 @@ def prefill(p: TransformerParams, tokens: Array, lengths: Array, keys: Array, *,
     """
     at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     segments = (at[None] < lengths[:, None]).astype(jnp.int32)
-    main = transformer.hidden(p, tokens, segments, cfg, backend, keep_cache=True)
+    main = transformer.hidden(p, tokens, segments, cfg, backend, is_kept=True)
     row = jnp.arange(tokens.shape[0])
     last = main.x[row, lengths - 1]
     first = choose(_keys_at(keys, lengths), distribution(transformer.head(p, last), law), law)
     recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
     return State(
-        tokens=_fit(tokens, room, 1).at[row, lengths].set(first),
+        tokens=_fit(tokens, room).at[row, lengths].set(first),
         newest=lengths,
-        cache=ModelCache(_fit(main.dense_cache, room, 2), _fit(main.moe_cache, room, 2)),
+        cache=transformer.make_cache(main, room, backend),
         recent=main.x[row[:, None], jnp.maximum(recent, 0)],
         mtp=_prefill_mtp(p, tokens, segments, main.x, cfg, backend, room, depth),
     )
@@ -102,22 +102,18 @@ def _prefill_mtp(p: TransformerParams, tokens: Array, segments: Array, previous:
         assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
         ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, min(k, tokens.shape[1]))))
         is_real = jnp.pad(segments[:, k:], ((0, 0), (0, min(k, tokens.shape[1])))) != 0
-        previous, _, past = mtp.hidden(
+        previous, _, kept = mtp.hidden(
             mtp.module(p.mtp, k - 1), previous, transformer.embed(p, ahead, backend), segments,
             is_real, cfg, backend,
         )
-        pasts.append(_fit(past, room, 1))
+        pasts.append(backend.make_cache(kept, room))
     return tuple(pasts)
 
 
-def _fit(cache: Any, room: int, axis: int) -> Any:
-    """Cut or pad the time axis of every leaf to `room`."""
-
-    def fit(a: Array) -> Array:
-        a = jax.lax.slice_in_dim(a, 0, min(room, a.shape[axis]), axis=axis)
-        return jnp.pad(a, [(0, room - n if i == axis else 0) for i, n in enumerate(a.shape)])
-
-    return jax.tree.map(fit, cache)
+def _fit(tokens: Array, room: int) -> Array:
+    """Cut or pad [B, T] to [B, room]."""
+    tokens = tokens[:, :room]
+    return jnp.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))
 
 
 def _keys_at(keys: Array, positions: Array) -> Array:
@@ -144,9 +140,9 @@ def step(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig, back
     return state, Emitted(chosen[:, None], jnp.ones_like(position))
 
 
-def cache_bytes_per_token(cfg: ModelConfig, dtype: Any, depth: int = 0) -> int:
+def cache_bytes_per_token(cfg: ModelConfig, backend: Backend, depth: int = 0) -> int:
     """Bytes that decoding keeps of one token in all layers, and in `depth` MTP modules."""
-    one = jax.eval_shape(lambda: transformer.empty_cache(cfg, 1, 1, dtype))
+    one = jax.eval_shape(lambda: transformer.empty_cache(cfg, 1, 1, backend))
     sizes = [a.size * a.dtype.itemsize for a in jax.tree.leaves(one)]
     per_layer = sum(sizes) // cfg.layers
     return sum(sizes) + depth * per_layer

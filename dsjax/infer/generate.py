@@ -101,7 +101,7 @@ def generate_with_report(params: TransformerParams, cfg: ModelConfig,
     backend = backend or default_backend()
     depth = cfg.mtp_depth if draft else 0
     room = _up(max(map(len, prompts)) + sampling.max_new + depth, ROOM)
-    held = len(prompts) * room * cache_bytes_per_token(cfg, backend.dtype, depth)
+    held = len(prompts) * room * cache_bytes_per_token(cfg, backend, depth)
     what = f"continuing {len(prompts)} prompts in {room:,} positions each"
     with fit.refusing(what, {"cache": held, "logits": len(prompts) * cfg.vocab * 4}, REMEDY):
         return _continue(params, cfg, prompts, sampling, backend, depth, room, on_tokens, steps)
@@ -141,7 +141,7 @@ def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Seq
         passes=rows.passes,
         decoded=rows.decoded,
         acceptance=tuple(float(n) / max(rows.passes, 1) for n in rows.accepted),
-        cache_bytes_per_token=cache_bytes_per_token(cfg, backend.dtype, depth),
+        cache_bytes_per_token=cache_bytes_per_token(cfg, backend, depth),
     )
 
 

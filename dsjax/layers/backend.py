@@ -14,6 +14,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jax import Array
 
+from dsjax.layers.cache import Cache, MakeCache, contiguous
 from dsjax.layers.remat import Rematerialize, keep_all
 from dsjax.numerics import precision as numerics
 from dsjax.numerics.precision import Matrix, Precision
@@ -33,6 +34,10 @@ class Linear(Protocol):
 
 Attend = Callable[[Array, Array, Array, Array, float], Array]
 """q [B, H, T, N], k, v, segments [B, T], scale -> [B, H, T, U]; causal, within segments."""
+
+AttendCached = Callable[[tuple[Array, ...], Cache, Array, float], Array]
+"""Parts of queries [B, T, H, N], a cache that holds their tokens, positions [B, T], scale ->
+[B, T, H, U]; each query looks at positions up to its own."""
 
 
 class Dispatch(Protocol):
@@ -77,6 +82,12 @@ def stay(tree: Tree, specs: Tree) -> Tree:
     return tree
 
 
+def attend_read(queries: tuple[Array, ...], cache: Cache, positions: Array, scale: float) -> Array:
+    """Attend to what a cache reads, whatever the cache is."""
+    past = cache.read(queries[0].dtype)
+    return attention.attend_cached(queries, past.keys, past.values, positions, scale)
+
+
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """The functions a layer calls where machines differ; `dtype` is that of activations,
@@ -85,7 +96,7 @@ class Backend:
     linear: Linear
     high: Linear  # for matrices that stay out of 8 bits
     o_proj: Linear  # the projection after attention, whose input V3 keeps in 12 bits
-    attend: Attend
+    attend: Attend  # the expanded form, over rows
     dispatch: Dispatch
     constrain: Constrain
     precision: Precision
@@ -99,6 +110,8 @@ class Backend:
     interleave: ByRow = at_once  # a layer over rows, or over two halves that overlap
     remat: Rematerialize = keep_all  # which of a layer's values wait for the backward pass
     unroll: int = 1  # layers that a scan writes out at a time
+    attend_cached: AttendCached = attend_read  # the absorbed form, over a cache
+    make_cache: MakeCache = contiguous
 
 
 HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16

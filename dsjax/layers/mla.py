@@ -10,17 +10,16 @@ U value.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers.backend import Backend
+from dsjax.layers.cache import Cache
 from dsjax.numerics.precision import Matrix, value
-from dsjax.numerics.wide import wide
-from dsjax.ops.attention import NEVER
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles, rotate, softmax_scale
 from dsjax.params import spec
@@ -40,11 +39,25 @@ class MLAParams:
 
 
 @struct.dataclass
-class LatentCache:
-    """What decoding keeps of the past: (d_c + d_h^R) numbers a token and layer."""
+class Latents:
+    """What decoding keeps of tokens: (d_c + d_h^R) numbers a token and layer.
+
+    The absorbed form reads them as one key-value head, whose values are the latent part of its
+    keys.
+    """
 
     latent: Array  # [B, S, C], normalized
     k_rope: Array  # [B, S, R], rotated
+
+    @property
+    def keys(self) -> tuple[Array, Array]:
+        """[B, S, 1, C] and [B, S, 1, R]."""
+        return self.latent[:, :, None], self.k_rope[:, :, None]
+
+    @property
+    def values(self) -> Array:
+        """[B, S, 1, C]."""
+        return self.latent[:, :, None]
 
 
 def mla_specs(d_model: int, cfg: MLAConfig) -> MLAParams:
@@ -69,51 +82,40 @@ def mla_specs(d_model: int, cfg: MLAConfig) -> MLAParams:
 
 
 def mla(p: MLAParams, x: Array, angles: Angles, segments: Array, cfg: ModelConfig,
-        backend: Backend) -> tuple[Array, LatentCache]:
+        backend: Backend) -> tuple[Array, Latents]:
     """The expanded form, for training and prefill. x [B, T, D], angles [T, R/2], segments [B, T].
 
     Returns [B, T, D] and what a cache would hold of these tokens.
     """
     a = _mla_config(cfg)
     q_nope, q_rope = queries(p, x, angles, cfg, backend)
-    past = latents(p, x, angles, cfg, backend)
-    kv = backend.linear(past.latent, p.w_ukv)
+    kept = latents(p, x, angles, cfg, backend)
+    kv = backend.linear(kept.latent, p.w_ukv)
     kv = kv.reshape(*x.shape[:2], a.heads, -1)  # already, but where it rests in 8 bits
     k_nope, v = kv[..., : a.nope_dim], kv[..., a.nope_dim :]
-    k_rope = jnp.broadcast_to(past.k_rope[:, :, None], (*k_nope.shape[:3], a.rope_dim))
+    k_rope = jnp.broadcast_to(kept.k_rope[:, :, None], (*k_nope.shape[:3], a.rope_dim))
     q = jnp.concatenate([q_nope, q_rope], axis=-1).swapaxes(1, 2)
     k = jnp.concatenate([k_nope, k_rope], axis=-1).swapaxes(1, 2)
     scale = softmax_scale(cfg.rope, a.qk_dim)
     out = backend.attend(q, k, v.swapaxes(1, 2), segments, scale)
-    return backend.o_proj(out.swapaxes(1, 2), p.w_o, contract=2), past
+    return backend.o_proj(out.swapaxes(1, 2), p.w_o, contract=2), kept
 
 
-def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache: LatentCache,
-                 cfg: ModelConfig, backend: Backend) -> tuple[Array, LatentCache]:
+def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache: Cache,
+                 cfg: ModelConfig, backend: Backend) -> tuple[Array, Cache]:
     """The absorbed form, for decoding. x [B, T, D], angles [B, T, R/2], positions [B, T].
 
-    Writes the new tokens at their positions of the cache and looks at positions up to each one's
-    own; `W^UK` moves to the queries and `W^UV` to the outputs.
+    The new tokens are appended to the cache, and each looks at positions up to its own. `W^UK`
+    moves to the queries and `W^UV` to the outputs.
     """
     a = _mla_config(cfg)
     q_nope, q_rope = queries(p, x, angles, cfg, backend)
-    new = latents(p, x, angles, cfg, backend)
-    row = jnp.arange(x.shape[0])[:, None]
-    cache = jax.tree.map(
-        lambda old, part: old.at[row, positions].set(part.astype(old.dtype)), cache, new
-    )
+    cache = cache.append(latents(p, x, angles, cfg, backend), positions)
     w_ukv = value(p.w_ukv).astype(x.dtype).reshape(a.kv_rank, a.heads, -1)
     w_uk, w_uv = w_ukv[..., : a.nope_dim], w_ukv[..., a.nope_dim :]
-    latent, k_rope = cache.latent.astype(x.dtype), cache.k_rope.astype(x.dtype)
     q_latent = jnp.einsum("bthn,chn->bthc", q_nope, w_uk)
-    dtype = wide(x.dtype)
-    scores = jnp.einsum("bthc,bsc->bhts", q_latent, latent, preferred_element_type=dtype)
-    scores += jnp.einsum("bthr,bsr->bhts", q_rope, k_rope, preferred_element_type=dtype)
-    scores *= softmax_scale(cfg.rope, a.qk_dim)
-    at = jnp.arange(cache.latent.shape[1], dtype=positions.dtype)
-    is_past = at[None, None] <= positions[..., None]
-    weights = jax.nn.softmax(jnp.where(is_past[:, None], scores, NEVER), axis=-1)
-    out = jnp.einsum("bhts,bsc->bthc", weights.astype(x.dtype), latent)
+    scale = softmax_scale(cfg.rope, a.qk_dim)
+    out = backend.attend_cached((q_latent, q_rope), cache, positions, scale)
     heads = jnp.einsum("bthc,chu->bthu", out, w_uv)
     return backend.o_proj(heads, p.w_o, contract=2), cache
 
@@ -132,20 +134,18 @@ def queries(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,
 
 
 def latents(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,
-            backend: Backend) -> LatentCache:
+            backend: Backend) -> Latents:
     """Make the normalized latent and the shared rotated key (eqs. 1 and 3)."""
     a = _mla_config(cfg)
     c = checkpoint_name(backend.linear(x, p.w_dkv), "latents")
     latent = rms_norm(c[..., : a.kv_rank], p.kv_norm, a.latent_norm_eps)
-    return LatentCache(latent, rotate(c[..., a.kv_rank :], angles))
+    return Latents(latent, rotate(c[..., a.kv_rank :], angles))
 
 
-def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: jnp.dtype) -> LatentCache:
-    """One layer's cache before the first token."""
+def none_kept(cfg: ModelConfig, batch: int, dtype: DTypeLike) -> Latents:
+    """Latents of no tokens, with which a cache begins."""
     a = _mla_config(cfg)
-    return LatentCache(
-        jnp.zeros((batch, length, a.kv_rank), dtype), jnp.zeros((batch, length, a.rope_dim), dtype)
-    )
+    return Latents(*(jnp.zeros((batch, 0, size), dtype) for size in (a.kv_rank, a.rope_dim)))
 
 
 def _mla_config(cfg: ModelConfig) -> MLAConfig:

@@ -19,8 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers import gqa, mla, moe, swiglu
 from dsjax.layers.backend import Backend
-from dsjax.layers.gqa import GQAParams, KVCache
-from dsjax.layers.mla import LatentCache, MLAParams
+from dsjax.layers.cache import Cache
+from dsjax.layers.gqa import GQAParams, KeysValues
+from dsjax.layers.mla import Latents, MLAParams
 from dsjax.layers.moe import MoEParams
 from dsjax.layers.router import RouterStats
 from dsjax.layers.swiglu import SwiGLUParams
@@ -28,8 +29,10 @@ from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles
 from dsjax.params import spec
 
-Cache = LatentCache | KVCache
-Mix = Callable[[Any, Array], tuple[Array, Cache]]
+Kept = Latents | KeysValues
+Mix = Callable[[Any, Array], tuple[Array, Any]]
+"""Attention in one of its forms: parameters, x [B, T, D] -> [B, T, D], and what it keeps of the
+tokens or the cache they were appended to."""
 
 
 @struct.dataclass
@@ -58,7 +61,7 @@ def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
 
 
 def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
-          backend: Backend) -> tuple[Array, RouterStats | None, Cache]:
+          backend: Backend) -> tuple[Array, RouterStats | None, Any]:
     """Attention as `mix` does it, then the layer's feed-forward. x [B, T, D], is_real [B, T].
 
     Returns the new residual stream, the router's statistics (None for a dense layer) and what
@@ -89,10 +92,10 @@ def cached(angles: Angles, positions: Array, cache: Cache, cfg: ModelConfig,
     return lambda p, x: form(p, x, angles, positions, cache, cfg, backend)
 
 
-def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: Any) -> Cache:
+def empty_cache(cfg: ModelConfig, batch: int, length: int, backend: Backend) -> Cache:
     """One layer's cache before the first token."""
     form = mla if isinstance(cfg.attention, MLAConfig) else gqa
-    return form.empty_cache(cfg, batch, length, dtype)
+    return backend.make_cache(form.none_kept(cfg, batch, backend.dtype), length)
 
 
 def rope_dim(cfg: ModelConfig) -> int:

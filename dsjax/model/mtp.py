@@ -19,9 +19,10 @@ from jax import Array
 from dsjax import params
 from dsjax.config.model import ModelConfig
 from dsjax.layers.backend import Backend
+from dsjax.layers.cache import Cache
 from dsjax.layers.router import RouterStats
 from dsjax.model import block as blocks
-from dsjax.model.block import BlockParams, Cache
+from dsjax.model.block import BlockParams, Kept
 from dsjax.ops import rope
 from dsjax.ops.norm import rms_norm
 from dsjax.params import spec
@@ -71,8 +72,9 @@ def join(p: MTPParams, previous: Array, embedded: Array, cfg: ModelConfig,
 
 
 def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_real: Array,
-           cfg: ModelConfig, backend: Backend) -> tuple[Array, RouterStats | None, Cache]:
-    """Run one module over whole rows; returns its normalized hidden states.
+           cfg: ModelConfig, backend: Backend) -> tuple[Array, RouterStats | None, Kept]:
+    """Run one module over whole rows; returns its normalized hidden states, the router's
+    statistics and what its attention keeps of the tokens.
 
     previous [B, T, D] of depth k-1; embedded [B, T, D] of tokens i+k; segments [B, T] and is_real
     [B, T] (a position is real when token i+k exists) of the T positions.

@@ -16,9 +16,10 @@ from jax import Array, lax
 from dsjax import params
 from dsjax.config.model import ModelConfig
 from dsjax.layers.backend import Backend, single
+from dsjax.layers.cache import Cache
 from dsjax.layers.router import RouterStats
 from dsjax.model import block as blocks
-from dsjax.model.block import BlockParams, Cache
+from dsjax.model.block import BlockParams, Kept
 from dsjax.model.mtp import MTPParams, mtp_specs
 from dsjax.numerics.wide import wide
 from dsjax.ops import rope
@@ -44,8 +45,8 @@ class Hidden:
 
     x: Array  # [B, T, D], after the final norm
     stats: RouterStats | None  # leaves lead with [L] over mixture layers
-    dense_cache: Cache | None  # leaves lead with [L]; None unless asked for
-    moe_cache: Cache | None
+    dense_kept: Kept | None  # of the tokens, for a cache; leaves lead with [L]; None unless asked
+    moe_kept: Kept | None  # for
 
 
 def specs(cfg: ModelConfig) -> TransformerParams:
@@ -71,28 +72,28 @@ def init(cfg: ModelConfig, key: Array) -> TransformerParams:
 
 
 def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfig,
-           backend: Backend, *, keep_cache: bool = False) -> Hidden:
+           backend: Backend, *, is_kept: bool = False) -> Hidden:
     """Run every layer over whole rows. tokens, segments [B, T] int32 (segment 0 is padding)."""
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
 
-    def layer(p: BlockParams, x: Array, segments: Array) -> tuple[Array, Any, Cache | None]:
+    def layer(p: BlockParams, x: Array, segments: Array) -> tuple[Array, Any, Kept | None]:
         mix = blocks.expanded(angles, segments, cfg, backend)
-        x, stats, cache = blocks.block(p, x, mix, segments != 0, cfg, backend)
-        return x, stats, cache if keep_cache else None
+        x, stats, kept = blocks.block(p, x, mix, segments != 0, cfg, backend)
+        return x, stats, kept if is_kept else None
 
     layer = backend.remat(layer)
 
     def body(x: Array, p: BlockParams) -> tuple[Array, Any]:
-        x, stats, cache = backend.interleave(layer, p, x, segments)
-        return x, (stats, cache)
+        x, stats, kept = backend.interleave(layer, p, x, segments)
+        return x, (stats, kept)
 
     x, unroll = embed(p, tokens, backend), backend.unroll
-    stats = dense_cache = moe_cache = None
+    stats = dense_kept = moe_kept = None
     if p.dense is not None:
-        x, (_, dense_cache) = lax.scan(body, x, p.dense, unroll=min(unroll, cfg.dense_layers))
+        x, (_, dense_kept) = lax.scan(body, x, p.dense, unroll=min(unroll, cfg.dense_layers))
     if p.moe is not None:
-        x, (stats, moe_cache) = lax.scan(body, x, p.moe, unroll=min(unroll, cfg.moe_layers))
-    return Hidden(rms_norm(x, p.norm, cfg.norm_eps), stats, dense_cache, moe_cache)
+        x, (stats, moe_kept) = lax.scan(body, x, p.moe, unroll=min(unroll, cfg.moe_layers))
+    return Hidden(rms_norm(x, p.norm, cfg.norm_eps), stats, dense_kept, moe_kept)
 
 
 def embed(p: TransformerParams, tokens: Array, backend: Backend) -> Array:
@@ -115,27 +116,31 @@ def logits(p: TransformerParams, tokens: Array, cfg: ModelConfig, segments: Arra
 
 @struct.dataclass
 class ModelCache:
-    """The past of every layer, and how long it is."""
+    """The past of every layer; leaves lead with [L]."""
 
-    dense: Cache | None  # leaves [L, B, S, ...]
+    dense: Cache | None
     moe: Cache | None
 
-    @property
-    def length(self) -> int:
-        """Positions there is room for."""
-        return jax.tree.leaves(self)[0].shape[2]
 
-
-def empty_cache(cfg: ModelConfig, batch: int, length: int, dtype: Any) -> ModelCache:
-    """Room for `length` tokens of `batch` rows in every layer."""
+def empty_cache(cfg: ModelConfig, batch: int, length: int, backend: Backend) -> ModelCache:
+    """Make the caches of `batch` rows of `length` positions, before their first tokens."""
 
     def stacked(layers: int) -> Cache | None:
-        one = blocks.empty_cache(cfg, batch, length, dtype)
+        one = blocks.empty_cache(cfg, batch, length, backend)
         if not layers:
             return None
-        return jax.tree.map(lambda a: jnp.zeros((layers, *a.shape), a.dtype), one)
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (layers, *a.shape)), one)
 
     return ModelCache(stacked(cfg.dense_layers), stacked(cfg.moe_layers))
+
+
+def make_cache(read: Hidden, length: int, backend: Backend) -> ModelCache:
+    """Make the caches of rows of `length` positions whose first tokens `hidden` has read."""
+
+    def stacked(kept: Kept | None) -> Cache | None:
+        return None if kept is None else jax.vmap(lambda k: backend.make_cache(k, length))(kept)
+
+    return ModelCache(stacked(read.dense_kept), stacked(read.moe_kept))
 
 
 def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: ModelCache,

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from dsjax import params
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import RunConfig
+from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.parallel import rules
 from dsjax.params import Spec
@@ -101,7 +102,7 @@ def serving(model: ModelConfig, rows: int, context: int, *, weights: str = "floa
     specs = transformer.specs(model)
     specs = specs if depth else dataclasses.replace(specs, mtp=None)
     numbers = sum(math.prod(a.shape) for a in jax.tree.leaves(
-        jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1, cache))))
+        jax.eval_shape(lambda: transformer.empty_cache(model, 1, 1, single()))))
     per_token = numbers + depth * numbers // model.layers
     return Serving(
         weights=weight_bytes(specs, weights),

@@ -80,7 +80,7 @@ def test_the_absorbed_form_from_an_empty_cache_gives_the_expanded_logits(name):
             )
             return cache, transformer.head(p, x[:, 0])
 
-        cache = transformer.empty_cache(cfg, 2, 9, jnp.float32)
+        cache = transformer.empty_cache(cfg, 2, 9, default_backend())
         return jax.lax.scan(step, cache, jnp.arange(9))[1].swapaxes(0, 1)
 
     agreement.close(one_by_one(jnp.asarray(tokens)), whole_logits(p, cfg, tokens), ROUNDING)
@@ -145,8 +145,9 @@ def test_bad_requests_are_refused_in_a_sentence():
 
 def test_v3_caches_70272_bytes_a_token_and_its_module_one_layer_more():
     cfg = load.load("deepseek_v3").model
-    assert cache_bytes_per_token(cfg, jnp.bfloat16) == 70_272
-    assert cache_bytes_per_token(cfg, jnp.bfloat16, depth=1) == 70_272 + (512 + 64) * 2
+    backend = single(BF16, jnp.bfloat16)
+    assert cache_bytes_per_token(cfg, backend) == 70_272
+    assert cache_bytes_per_token(cfg, backend, depth=1) == 70_272 + (512 + 64) * 2
 
 
 def test_the_decode_benchmark_counts_rows_and_steps():

@@ -11,6 +11,7 @@ import pytest
 
 from dsjax.layers import gqa, mla
 from dsjax.layers.backend import single
+from dsjax.layers.cache import contiguous
 from dsjax.numerics.precision import BF16
 from dsjax.ops import rope
 from dsjax.params import paths
@@ -43,12 +44,12 @@ def model(name):
 
 
 def layer_of(cfg):
-    """Specs, whole-row form, cached form, empty cache, rotated channels."""
+    """Specs, whole-row form, cached form, what is kept of no tokens, rotated channels."""
     if isinstance(cfg.attention, agreement.MLAConfig):
         specs = mla.mla_specs(D, cfg.attention)
-        return specs, mla.mla, mla.mla_absorbed, mla.empty_cache, cfg.attention.rope_dim
+        return specs, mla.mla, mla.mla_absorbed, mla.none_kept, cfg.attention.rope_dim
     specs = gqa.gqa_specs(D, cfg.attention)
-    return specs, gqa.gqa, gqa.gqa_cached, gqa.empty_cache, cfg.attention.head_dim
+    return specs, gqa.gqa, gqa.gqa_cached, gqa.none_kept, cfg.attention.head_dim
 
 
 def rows(seed, length=7):
@@ -89,7 +90,7 @@ def test_whole_rows_and_all_gradients_agree_with_the_reference(name):
 @pytest.mark.parametrize("name", list(FORMS))
 def test_decoding_in_uneven_steps_gives_what_whole_rows_give(name):
     cfg = model(name)
-    specs, whole, cached, empty, rotated = layer_of(cfg)
+    specs, whole, cached, none, rotated = layer_of(cfg)
     x, _ = rows(2)
     lengths = np.array([7, 4])  # the second row's prompt is shorter; its tail is never read
 
@@ -97,7 +98,7 @@ def test_decoding_in_uneven_steps_gives_what_whole_rows_give(name):
         backend = agreement.double()
         angles = rope.angles(cfg.rope, rotated, jnp.arange(7))
         y, past = whole(p, x, angles, jnp.ones((2, 7), jnp.int32), cfg, backend)
-        cache = empty(cfg, 2, 11, jnp.float64)
+        cache = contiguous(none(cfg, 2, jnp.float64), 11)
         steps = []
         for start, end in [(0, 3), (3, 4), (4, 7)]:
             positions = jnp.tile(jnp.arange(start, end)[None], (2, 1))
@@ -134,14 +135,14 @@ def test_cache_holds_the_normalized_latent_and_the_rotated_shared_key(form):
         latent, key = attention.mla_latent_and_key(reference, x[b], np.arange(7), sizes)
         close(past.latent[b], latent)
         close(past.k_rope[b], key)
-    cached = mla.empty_cache(cfg, 1, 1, jnp.bfloat16)
+    cached = contiguous(mla.none_kept(cfg, 1, jnp.bfloat16), 1)
     assert sum(a.size for a in jax.tree.leaves(cached)) == form.kv_rank + form.rope_dim
 
 
 @pytest.mark.parametrize("name", list(FORMS))
 def test_bfloat16_activations_decode_as_whole_rows_within_their_rounding(name):
     cfg = model(name)
-    specs, whole, cached, empty, rotated = layer_of(cfg)
+    specs, whole, cached, none, rotated = layer_of(cfg)
     backend = single(BF16, jnp.bfloat16)
     x = jnp.asarray(rows(6)[0], jnp.bfloat16)
 
@@ -150,7 +151,7 @@ def test_bfloat16_activations_decode_as_whole_rows_within_their_rounding(name):
         angles = rope.angles(cfg.rope, rotated, jnp.arange(7))
         y, _ = whole(p, x, angles, jnp.ones((2, 7), jnp.int32), cfg, backend)
         by = rope.angles(cfg.rope, rotated, positions)
-        cache = empty(cfg, 2, 7, jnp.bfloat16)
+        cache = contiguous(none(cfg, 2, jnp.bfloat16), 7)
         return y, cached(p, x, by, positions, cache, cfg, backend)
 
     y, (decoded, cache) = compiled(f)(draw(specs, 7), x)

@@ -77,18 +77,18 @@ def test_drafting_against_the_cache_gives_what_whole_rows_give():
     def f(p, previous, embedded):
         one = mtp.module(p, 1)
         ones = jnp.ones((2, 7), jnp.int32)
-        whole, _, past = mtp.hidden(one, previous, embedded, ones, ones != 0, DEEP, double())
-        cache = mtp.blocks.empty_cache(DEEP, 2, 9, jnp.float64)
+        whole, _, kept = mtp.hidden(one, previous, embedded, ones, ones != 0, DEEP, double())
+        cache = mtp.blocks.empty_cache(DEEP, 2, 9, double())
         steps = []
         for start, end in [(0, 4), (4, 5), (5, 7)]:
             positions = jnp.tile(jnp.arange(start, end)[None], (2, 1))
             x, cache = mtp.hidden_cached(one, previous[:, start:end], embedded[:, start:end],
                                          positions, cache, DEEP, double())
             steps.append(x)
-        return whole, jnp.concatenate(steps, 1), past, cache
+        return whole, jnp.concatenate(steps, 1), kept, cache
 
     with jax.enable_x64(True):
         p = draw(transformer.specs(DEEP).mtp, 3)
-        whole, steps, past, cache = compiled(f)(p, previous, embedded)
+        whole, steps, kept, cache = compiled(f)(p, previous, embedded)
     close(steps, whole, 1e-12)
-    jax.tree.map(lambda a, b: close(np.asarray(a)[:, :7], b, 1e-12), cache, past)
+    jax.tree.map(lambda a, b: close(np.asarray(a)[:, :7], b, 1e-12), cache.kept, kept)

@@ -102,22 +102,22 @@ def test_decoding_against_the_cache_gives_what_whole_rows_give(name):
 
     def f(p):
         whole = transformer.hidden(p, tokens, jnp.ones_like(tokens), cfg, double(),
-                                   keep_cache=True)
-        cache = transformer.empty_cache(cfg, 2, 12, jnp.float64)
+                                   is_kept=True)
+        cache = transformer.empty_cache(cfg, 2, 12, double())
         steps = []
         for start, end in [(0, 5), (5, 6), (6, 9)]:
             positions = jnp.tile(jnp.arange(start, end)[None], (2, 1))
             x, cache = transformer.hidden_cached(p, tokens[:, start:end], positions, cache, cfg,
                                                  double())
             steps.append(x)
-        kept = transformer.ModelCache(whole.dense_cache, whole.moe_cache)
+        kept = transformer.make_cache(whole, 12, double())
         return whole.x, jnp.concatenate(steps, 1), kept, cache
 
     with jax.enable_x64(True):
         whole, steps, kept, cache = compiled(f)(draw(transformer.specs(cfg), 0))
     close(steps, whole, 1e-12)
-    assert cache.length == 12
-    jax.tree.map(lambda a, b: close(np.asarray(a)[:, :, :9], b, 1e-12), cache, kept)
+    assert {a.shape[2] for a in jax.tree.leaves(cache)} == {12}
+    jax.tree.map(lambda a, b: close(a, b, 1e-12), cache, kept)
 
 
 def test_a_token_reads_itself_and_the_past_of_its_document_alone():
@@ -146,7 +146,7 @@ def test_bfloat16_activations_stay_bfloat16_through_whole_rows_and_decoding(name
     def f(p):
         whole = transformer.hidden(p, tokens, jnp.ones_like(tokens), cfg, backend).x
         positions = jnp.tile(jnp.arange(9)[None], (2, 1))
-        cache = transformer.empty_cache(cfg, 2, 9, jnp.bfloat16)
+        cache = transformer.empty_cache(cfg, 2, 9, backend)
         return whole, transformer.hidden_cached(p, tokens, positions, cache, cfg, backend)
 
     whole, (decoded, cache) = compiled(f)(draw(transformer.specs(cfg), 0))
