@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys(("rl", "plan", "interop"), 10),
     **dict.fromkeys(("train",), 9),
     **dict.fromkeys(("evaluate", "serve"), 8),
-    **dict.fromkeys(("infer", "report"), 7),
+    **dict.fromkeys(("infer", "report", "weights"), 7),
     **dict.fromkeys(("runtime", "pipeline", "checkpoint", "released"), 6),
     **dict.fromkeys(("parallel", "data", "optim"), 5),
     **dict.fromkeys(("model",), 4),

@@ -28,11 +28,14 @@ READING = "put back a copy of one, or give another run"
 
 
 def read(folder: Path, say: Say, use: Callable[[Manifest, Path], T]) -> T:
-    """What `use` makes of the newest checkpoint that is as written, and of its path.
+    """Return what `use` makes of the newest checkpoint that is as written, and of its path.
 
     A writer may be at work: it removes no checkpoint that is held here. Where it cannot see that
-    (NFS without locks), the newest is read in its place.
+    (NFS without locks), the newest is read in its place. Several processes read the same one.
     """
+    if jax.process_count() > 1:
+        with agreed(folder, say, is_ours=False) as manifest:
+            return use(manifest, folder / files.name(manifest.step))
     for _ in range(TRIES):
         with newest(folder, say, is_ours=False) as manifest:
             where = folder / files.name(manifest.step)
@@ -121,27 +124,51 @@ def _restless(folder: Path) -> UserError:
                      "more of them (--output.keep) or save less often")
 
 
-def agreed(folder: Path, say: Say) -> Manifest:
-    """The newest checkpoint that is as written, found by the first process and taken by all."""
-    found: Manifest | UserError | None = None
+@contextlib.contextmanager
+def agreed(folder: Path, say: Say, *, is_ours: bool) -> Iterator[Manifest]:
+    """As `newest`, found by the first process and taken by all."""
+    if jax.process_count() == 1:
+        with newest(folder, say, is_ours=is_ours) as manifest:
+            yield manifest
+        return
+    with contextlib.ExitStack() as stack:
+        found: Manifest | UserError | None = None
+        if jax.process_index() == 0:
+            try:
+                found = stack.enter_context(newest(folder, say, is_ours=is_ours))
+            except UserError as error:
+                found = error
+        mine = found.step if isinstance(found, Manifest) else -1
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
+        if isinstance(found, UserError):
+            raise found
+        if step < 0:
+            raise UserError(f"the first process found no checkpoint to read in {folder}; see what "
+                            "it says")
+        where = folder / files.name(step)
+        if found is None:
+            stack.enter_context(files.held(where))
+        meet()  # all hold it before one lets it go
+        yield found or manifests.read(where)
+
+
+def first_checks(check: Callable[[], None], what: str) -> None:
+    """Check in the first process alone, and refuse in all where it refuses; `what` is checked."""
+    found: UserError | None = None
     if jax.process_index() == 0:
         try:
-            with newest(folder, say, is_ours=True) as found:
-                pass
+            check()
         except UserError as error:
             if jax.process_count() == 1:
                 raise
             found = error
     if jax.process_count() == 1:
-        assert isinstance(found, Manifest), "a manifest or an error"
-        return found
-    mine = found.step if isinstance(found, Manifest) else -1
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
-    if isinstance(found, UserError):
+        return
+    is_good = bool(multihost_utils.broadcast_one_to_all(np.bool_(found is None)))
+    if found is not None:
         raise found
-    if step < 0:
-        raise UserError(f"the first process found no checkpoint to read in {folder}; see its words")
-    return found or manifests.read(folder / files.name(step))
+    if not is_good:
+        raise UserError(f"the first process refused {what}; see what it says")
 
 
 def plain(folder: Path) -> Path:

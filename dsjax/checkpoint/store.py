@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dsjax import params as trees
@@ -33,18 +32,11 @@ from dsjax.checkpoint.arrays import Arrays
 from dsjax.checkpoint.manifest import Manifest
 from dsjax.checkpoint.orbax_quiet import orbax
 from dsjax.checkpoint.plain import plain
-from dsjax.config.model import ModelConfig
 from dsjax.errors import UserError
-from dsjax.model import transformer
-from dsjax.model.transformer import TransformerParams
-from dsjax.numerics import scaled
-from dsjax.numerics.formats import E4M3
-from dsjax.numerics.scaled import Scaled
-from dsjax.runtime import fit
 
 Tree = Any
 Say = Callable[[str], None]
-ARRAYS = "arrays"
+CHECKPOINTS, ARRAYS = "checkpoints", "arrays"
 TOKENIZER = "tokenizer"  # key of `extra`: the fingerprint of the tokenizer that weights belong to
 CHUNK = 16 << 20  # bytes below which a chunk is not worth a read of its own
 
@@ -118,11 +110,11 @@ class Store:
         about each damaged checkpoint that is passed over; those are moved aside.
         """
         self.wait()
-        manifest = multihost.agreed(self.folder, say)
         wanted = _flatten(abstract_state)
-        where = self.folder / files.name(manifest.step)
-        _match(manifest, wanted, where, is_whole=True)
-        flat = _read(where, manifest, wanted)
+        with multihost.agreed(self.folder, say, is_ours=True) as manifest:
+            where = self.folder / files.name(manifest.step)
+            _match(manifest, wanted, where)
+            flat = _read(where, manifest, wanted)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), list(flat.values()))
         return manifest.step, state, manifest.extra
 
@@ -177,60 +169,12 @@ def _chunked() -> Any:
     return orbax().Context(array_options=options(saving=saving))
 
 
-def load_params(
-    run_dir: Path | str, cfg: ModelConfig, which: str = "params", say: Say = print
-) -> TransformerParams:
-    """Read only a model's parameters from a run's newest readable checkpoint, for inference.
-
-    which: `params`, or `ema` for the average where the run kept one: the name of the subtree, at
-    the root of the saved state or one level down. What the run holds in FP8 comes in bfloat16, the
-    rest as stored. Nothing in the folder is changed.
-    """
-    folder = Path(run_dir).absolute() / "checkpoints"
-    return multihost.read(folder, say, lambda manifest, where: _params(manifest, where, cfg, which))
-
-
-def _params(manifest: Manifest, where: Path, cfg: ModelConfig, which: str) -> TransformerParams:
-    """A model's parameters from the checkpoint in `where`."""
-    prefix = prefix_of(manifest, which, where)
-    specs = transformer.specs(cfg)
-    wanted: dict[str, Any] = {}
-    for name, spec in trees.paths(specs):
-        if f"{prefix}{name}.codes" in manifest.leaves:  # FP8 as released, see hf_disk
-            codes, scales, _ = scaled.resting_shapes(spec)
-            wanted[f"{prefix}{name}.codes"] = jax.ShapeDtypeStruct(codes, E4M3.dtype)
-            wanted[f"{prefix}{name}.scales"] = jax.ShapeDtypeStruct(scales, np.float32)
-        else:
-            wanted[prefix + name] = jax.ShapeDtypeStruct(spec.shape, np.float32)
-    _match(manifest, wanted, where, is_whole=False)
-    stored = {name: jax.ShapeDtypeStruct(*manifest.leaves[name]) for name in wanted}
-    with fit.refusing(f"reading the parameters in {where}", {"parameters": _bytes(stored)},
-                      "use a machine with more memory"):
-        flat = {name.removeprefix(prefix): a for name, a in _read(where, manifest, stored).items()}
-
-    def leaf(path: Any, spec: trees.Spec) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name in flat:
-            return flat[name]
-        tile = scaled.resting_shapes(spec)[2]
-        held = Scaled(flat.pop(f"{name}.codes"), flat.pop(f"{name}.scales"), tile)
-        return scaled.dequantize(held, jnp.dtype(jnp.bfloat16)).reshape(spec.shape)
-
-    return jax.tree_util.tree_map_with_path(leaf, specs, is_leaf=trees.is_spec)
-
-
-def _bytes(stored: dict[str, jax.ShapeDtypeStruct]) -> int:
-    """What parameters take once they are read: as they are stored, codes of FP8 twice that."""
-    return sum(math.prod(a.shape) * a.dtype.itemsize * (2 if name.endswith(".codes") else 1)
-               for name, a in stored.items() if not name.endswith(".scales"))
-
-
 def extra(run_dir: Path | str, remedy: str | None = None) -> dict[str, Any]:
     """What a run's newest checkpoint keeps beside its arrays, none of which is read.
 
     remedy: what to do where none is as written, if it is not to give another run.
     """
-    folder = Path(run_dir).absolute() / "checkpoints"
+    folder = Path(run_dir).absolute() / CHECKPOINTS
     with multihost.newest(folder, _silent, is_ours=False, check=manifests.read,
                          remedy=remedy) as manifest:
         return manifest.extra
@@ -244,19 +188,6 @@ def tokenizer_of(run_dir: Path | str) -> str | None:
 
 def _silent(sentence: str) -> None:
     """Say nothing: whoever reads the arrays says what is damaged."""
-
-
-def prefix_of(manifest: Manifest, which: str, where: Path) -> str:
-    """What the names of a subtree's leaves begin with."""
-    parts = (name.split(".") for name in manifest.leaves)
-    found = {".".join(p[: p.index(which) + 1]) + "." for p in parts if which in p[:2]}
-    if len(found) != 1:
-        have = "no" if not found else "more than one"
-        raise UserError(
-            f"{where} holds {have} {which!r}; choose another run, or 'params' where no average "
-            "was kept (--optimizer.ema-decay)"
-        )
-    return found.pop()
 
 
 def _flatten(tree: Tree) -> dict[str, Any]:
@@ -285,24 +216,20 @@ def _is_host(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, np.generic))
 
 
-def _match(manifest: Manifest, wanted: dict[str, Any], where: Path, *, is_whole: bool) -> None:
-    """Refuse another model's state: name the first leaf that differs, in the order of the tree.
-
-    is_whole: the dtypes must agree too, and no leaf may be left over.
-    """
-    other = "--output.folder" if is_whole else "run"
-    remedy = f"use the config it was written with, or another {other}"
+def _match(manifest: Manifest, wanted: dict[str, Any], where: Path) -> None:
+    """Refuse another model's state: name the first leaf that differs, in the order of the tree."""
+    remedy = "use the config it was written with, or another --output.folder"
     for name, leaf in wanted.items():
         if name not in manifest.leaves:
             raise UserError(f"{where} has no {name}, which this config needs; {remedy}")
         shape, dtype = manifest.leaves[name]
-        if shape != tuple(leaf.shape) or (is_whole and dtype != str(leaf.dtype)):
+        if (shape, dtype) != (tuple(leaf.shape), str(leaf.dtype)):
             raise UserError(
                 f"{where} is of another model: {name} is {_text(shape, dtype)} there and "
                 f"{_text(tuple(leaf.shape), str(leaf.dtype))} in this config; {remedy}"
             )
     left = [name for name in manifest.leaves if name not in wanted]
-    if is_whole and left:
+    if left:
         raise UserError(f"{where} has {left[0]}, which this config does not have; {remedy}")
 
 

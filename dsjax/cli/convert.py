@@ -18,7 +18,7 @@ from dsjax.cli.process import arguments
 from dsjax.errors import UserError, printable, say
 
 if TYPE_CHECKING:  # jax costs a second to import
-    from dsjax.released.hf import Like
+    from dsjax.released.write import Template
 
 EVERY = 10.0  # seconds between plain lines where there is no terminal
 
@@ -35,7 +35,7 @@ class HfToDsjax:
     dtype: Literal["stored", "float32", "bfloat16", "fp8"] = "stored"
     """`stored` keeps every number as it is, FP8 with its scales too; others change the dtype."""
     mtp: Literal["auto", "yes", "no"] = "auto"
-    """Whether to take the multi-token prediction modules: where they are, surely, or not."""
+    """MTP modules: auto (load if present), yes (fail if absent), no (skip)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DsjaxToHf:
     """Folder to make, or an empty one that is there. Interrupted, the same command goes on."""
     fp8: bool = False
     """Matrices in FP8 with one scale a 128x128 block, as released; what is FP8 stays as it is."""
-    pow2: bool = False
+    ue8m0: bool = False
     """Scales that are powers of two (UE8M0), as DeepSeek-V3.1."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of the rest; by default that of the run, bfloat16 beside FP8."""
@@ -68,20 +68,19 @@ Convert = (
 def run(argv: list[str]) -> int:
     """Convert; returns the exit status. Interrupted, the same command goes on where it stopped."""
     args = arguments.parse(Convert, argv, "dsjax convert", __doc__)
-    from dsjax.released import disk
+    from dsjax.released import convert
+    from dsjax.released.write import Form
 
     with progress_bar(args.target.name) as progress:
         if isinstance(args, HfToDsjax):
             mtp = {"auto": None, "yes": True, "no": False}[args.mtp]
-            disk.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress,
+            convert.to_run(args.source, args.target, args.dtype, mtp, say=say, progress=progress,
                            tokenizer=_fingerprint(args.source))
         else:
             with tempfile.TemporaryDirectory() as made:
-                own = _words(args.source, Path(made))
-                disk.to_released(
-                    args.source, args.target, args.fp8, args.dtype, which=args.which,
-                    pow2=args.pow2, like=args.like, own=own, say=say, progress=progress,
-                )
+                wanted = convert.Wanted(Form(args.fp8, args.ue8m0, args.dtype), args.which,
+                                        args.like, _tokenizer(args.source, Path(made)))
+                convert.to_released(args.source, args.target, wanted, say=say, progress=progress)
     print(printable(args.target))
     return 0
 
@@ -106,12 +105,12 @@ def _fingerprint(source: Path) -> str | None:
         return None
 
 
-def _words(run: Path, made: Path) -> Like | None:
+def _tokenizer(run: Path, made: Path) -> Template | None:
     """The run's tokenizer as transformers wants it, and the ids a config names."""
     from dsjax.checkpoint import store
     from dsjax.data.tokenizers import tokenizer
     from dsjax.released import side
-    from dsjax.released.hf import Like
+    from dsjax.released.write import Template
 
     path = run / "tokenizer.json"
     kept = store.tokenizer_of(run) if (run / "checkpoints").is_dir() else None
@@ -125,7 +124,7 @@ def _words(run: Path, made: Path) -> Like | None:
     except UserError:
         if kept is not None:
             raise
-        return Like({}, (path,))  # a released run's own tokenizer of another kind, as it is
+        return Template({}, (path,))  # a released run's own tokenizer of another kind, as it is
     if kept is not None and not words.has_fingerprint(kept):
         raise UserError(
             f"{path} is not the tokenizer that the weights of {run} belong to (fingerprint "
@@ -141,7 +140,7 @@ def _words(run: Path, made: Path) -> Like | None:
         ids["bos_token_id"] = words.begin_id
     beside = made / "tokenizer_config.json"
     beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return Like(ids, (path, beside))
+    return Template(ids, (path, beside))
 
 
 @contextlib.contextmanager

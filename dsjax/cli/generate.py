@@ -123,7 +123,7 @@ def load(run: str | Path, end: str | None = None, is_begun: bool | None = None) 
 
     end: the name of its end token, where its files do not say it. is_begun: as in `Model`.
     """
-    from dsjax.checkpoint import store
+    from dsjax import weights
     from dsjax.config.stored import run_from_json
     from dsjax.data.tokenizers import tokenizer
 
@@ -134,7 +134,7 @@ def load(run: str | Path, end: str | None = None, is_begun: bool | None = None) 
     config = run_from_json(folder / "config.json")
     words = tokenizer.load(folder / "tokenizer.json", end=end)
     _hold(words, folder, config.model.vocab)
-    params = store.load_params(folder, config.model, say=say)
+    params = weights.load(folder, "dequantized", say=say)
     return Model(config, params, words, is_begun)
 
 

@@ -1,4 +1,4 @@
-"""Helpers for the varying axes (vma) of arrays inside a shard_map: part of an array's type."""
+"""Over which axes of a manual mesh an array differs from device to device: part of its type."""
 
 from __future__ import annotations
 

@@ -1,16 +1,18 @@
-"""The attributes of a released config.json: which there are, and each read as what it must be.
+"""The attributes of a released config.json: one table of them, and each read as what it must be.
 
-An attribute is read (`READ`), may only have the value that released models have (`FIXED`), or
-changes no number (`INERT`); anything else is refused by name. One that is absent has the default of
-its family's configuration class in transformers, where a `Reader` is told that a default may stand
-(`DEFAULTS`), and is an error elsewhere: a size that nobody wrote down is a guess. DeepSeek's own
-class has other defaults (a factor of 1 where transformers has 2.5), so `OPEN` ones are remarked on.
+An attribute is a line of `ROWS`, one that `config` reads besides (`BESIDES`), may only have the
+value that released models have (`FIXED`), or changes no number (`INERT`); anything else is refused
+by name. One that is absent has the default of its family's configuration class in transformers, and
+is an error where it has none: a size that nobody wrote down is a guess. DeepSeek's own class has
+other defaults (a factor of 1 where transformers has 2.5), so those that are read differently
+(`is_open`) are remarked on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from dsjax.config.fields import did_you_mean
@@ -27,32 +29,66 @@ ROUTERS = {
 }
 """Score and choices of an architecture: engines that know it compute no other."""
 
-EVERY: Json = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "q_lora_rank": 1536,
-               "rope_theta": 10000.0, "seq_aux": True}
-DEFAULTS: dict[str, Json] = {
-    "v2": EVERY | {
-        "first_k_dense_replace": 0, "n_shared_experts": 2, "norm_topk_prob": False,
-        "routed_scaling_factor": 1.0, "num_nextn_predict_layers": 0, "scoring_func": "softmax",
-        "topk_method": "greedy",
-    },
-    "v3": EVERY | {
-        "first_k_dense_replace": 3, "n_shared_experts": 1, "norm_topk_prob": True,
-        "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1, "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc", "n_group": 8, "topk_group": 4,
-    },
-}  # fmt: skip
-"""DeepseekV2Config and DeepseekV3Config of transformers 5.23, and what both models compute."""
+NONE: Any = object()  # no default, or no meaning of null
 
-OPEN = ("first_k_dense_replace", "n_shared_experts", "norm_topk_prob", "routed_scaling_factor",
-        "n_group", "topk_group")
-"""Attributes whose default changes what is computed, and is not the same to every engine."""
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: an attribute, the field of ModelConfig that it is, and its values."""
+
+    attribute: str
+    field: str
+    kind: type = int
+    least: float = 1
+    v2: Any = NONE  # default in DeepseekV2Config of transformers 5.23
+    v3: Any = NONE  # default in DeepseekV3Config
+    null: Any = NONE  # meaning of null
+    is_open: bool = False  # the default changes what is computed, and engines differ in it
+
+
+ROWS = (
+    Row("vocab_size", "vocab"),
+    Row("hidden_size", "d_model"),
+    Row("num_hidden_layers", "layers"),
+    Row("first_k_dense_replace", "dense_layers", least=0, v2=0, v3=3, is_open=True),
+    Row("intermediate_size", "dense_dim"),
+    Row("num_nextn_predict_layers", "mtp_depth", least=0, v2=0, v3=1),
+    Row("rms_norm_eps", "norm_eps", float, -math.inf, 1e-6, 1e-6),
+    Row("initializer_range", "init_std", float, -math.inf, 0.02, 0.02),
+    Row("num_attention_heads", "attention.heads"),
+    Row("q_lora_rank", "attention.q_rank", v2=1536, v3=1536, null=None),
+    Row("kv_lora_rank", "attention.kv_rank"),
+    Row("qk_nope_head_dim", "attention.nope_dim"),
+    Row("qk_rope_head_dim", "attention.rope_dim"),
+    Row("v_head_dim", "attention.value_dim"),
+    Row("n_routed_experts", "moe.experts"),
+    Row("num_experts_per_tok", "moe.experts_per_token"),
+    Row("moe_intermediate_size", "moe.expert_dim"),
+    Row("n_shared_experts", "moe.shared_experts", least=0, v2=2, v3=1, null=0, is_open=True),
+    Row("norm_topk_prob", "moe.is_normalized", bool, v2=False, v3=True, is_open=True),
+    Row("routed_scaling_factor", "moe.scale", float, -math.inf, 1.0, 2.5, is_open=True),
+    Row("n_group", "moe.groups", v3=8, is_open=True),
+    Row("topk_group", "moe.groups_per_token", v3=4, is_open=True),
+    Row("scoring_func", "moe.score", str, v2="softmax", v3="sigmoid"),
+)
+BESIDES: dict[str, Json] = {
+    "v2": {"rope_theta": 10000.0, "seq_aux": True, "topk_method": "greedy"},
+    "v3": {"rope_theta": 10000.0, "seq_aux": True, "topk_method": "noaux_tc"},
+}
+"""Attributes that are more than a field, with their defaults; those without one are in `READ`."""
+
+DEFAULTS: dict[str, Json] = {
+    family: {row.attribute: getattr(row, family) for row in ROWS
+             if getattr(row, family) is not NONE} | BESIDES[family]
+    for family in BESIDES
+}
 
 FIXED: Json = {
     "hidden_act": "silu",
     "attention_bias": False,
-    "mlp_bias": False,
     "attention_dropout": 0.0,
     "tie_word_embeddings": False,
+    "mlp_bias": False,
     "moe_layer_freq": 1,
     "rope_interleave": True,
     "partial_rotary_factor": 1.0,
@@ -72,6 +108,15 @@ INERT = {
 }  # fmt: skip
 """Attributes that say nothing about the function of tokens."""
 
+ALIASES = {
+    "num_mtp_layers": "num_nextn_predict_layers",
+    "num_experts": "n_routed_experts",
+    "num_local_experts": "n_routed_experts",
+}
+READ = {row.attribute for row in ROWS} | BESIDES["v3"].keys() | {
+    "num_key_value_heads", "head_dim", "qk_head_dim", "aux_loss_alpha", "rope_scaling",
+    "rope_parameters", "quantization_config",
+}  # fmt: skip
 
 
 def _is_id(value: Any) -> bool:
@@ -99,69 +144,64 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Attributes that are carried over, and what they must be where they are there."""
 
-ALIASES = {
-    "num_mtp_layers": "num_nextn_predict_layers",
-    "num_experts": "n_routed_experts",
-    "num_local_experts": "n_routed_experts",
-}
-READ = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-    "v_head_dim", "head_dim", "qk_head_dim", "rms_norm_eps", "initializer_range",
-    "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size",
-    "first_k_dense_replace", "n_group", "topk_group", "topk_method", "scoring_func",
-    "norm_topk_prob", "routed_scaling_factor", "num_nextn_predict_layers", "aux_loss_alpha",
-    "seq_aux", "rope_theta", "rope_scaling", "rope_parameters", "quantization_config",
-}  # fmt: skip
-
 
 class Reader:
     """The attributes of one file or of an object in it, each asked for by name and kind.
 
-    What is absent has its default, or is an error; null is an error but where `is_null` is asked.
+    What is absent has its default, or is an error; null is an error but where it has a meaning.
     """
 
     def __init__(self, data: Json, where: str, defaults: Json | None = None) -> None:
         self.data, self.where, self.defaults = data, where, defaults or {}
         self.assumed: dict[str, Any] = {}
 
+    def take(self, row: Row) -> Any:
+        """Return the value of a line of the table."""
+        if row.null is not NONE and self.is_null(row.attribute):
+            return row.null
+        if row.kind is int:
+            return self.count(row.attribute, int(row.least))
+        if row.kind is float:
+            return self.number(row.attribute, row.least)
+        return self.flag(row.attribute) if row.kind is bool else self.word(row.attribute)
+
     def count(self, name: str, least: int = 0) -> int:
-        """A whole number."""
+        """Return a whole number."""
         value = self._value(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.wrong(f"has {name}={_short(value)}, which is not a count"
+            raise self.wrong(f"has {name}={short(value)}, which is not a count"
                              f"{f' of at least {least}' if least else ''}; correct it")
         return value
 
     def number(self, name: str, least: float = -math.inf) -> float:
-        """A finite number."""
+        """Return a finite number."""
         value = self._value(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not -1e30 < value < 1e30 or value < least:
-            raise self.wrong(f"has {name}={_short(value)}, which is not a number"
+            raise self.wrong(f"has {name}={short(value)}, which is not a number"
                              f"{f' of at least {least:g}' if least > -math.inf else ''}; "
                              "correct it")
         return float(value)
 
     def flag(self, name: str) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self._value(name)
         if not isinstance(value, bool):
-            raise self.wrong(f"has {name}={_short(value)}, which is not true or false; correct it")
+            raise self.wrong(f"has {name}={short(value)}, which is not true or false; correct it")
         return value
 
     def word(self, name: str) -> str:
-        """A string."""
+        """Return a string."""
         value = self._value(name)
         if not isinstance(value, str):
-            raise self.wrong(f"has {name}={_short(value)}, which is not a name; correct it")
+            raise self.wrong(f"has {name}={short(value)}, which is not a name; correct it")
         return value
 
     def nested(self, name: str) -> Reader:
-        """An object, whose attributes are asked for in turn; absent or null, one without any."""
+        """Return an object, whose attributes are asked for in turn; empty where absent or null."""
         value = self.data.get(name)
         if value is not None and not isinstance(value, dict):
-            raise self.wrong(f"has {name}={_short(value)}, which is not an object; correct it")
+            raise self.wrong(f"has {name}={short(value)}, which is not an object; correct it")
         return Reader(dict(value or {}), f"{self.where} ({name})")
 
     def is_null(self, name: str) -> bool:
@@ -173,7 +213,7 @@ class Reader:
         return self.data.get(name) is not None
 
     def wrong(self, what: str) -> UserError:
-        """An error that names the file."""
+        """Return an error that names the file."""
         return UserError(f"{self.where} {what}")
 
     def _value(self, name: str) -> Any:
@@ -189,13 +229,13 @@ class Reader:
 
 
 def unaliased(data: Json, where: str) -> Json:
-    """Call every attribute by one name."""
+    """Return the attributes, each by one name."""
     made: Json = {}
     for name, value in data.items():
         known = ALIASES.get(name, name)
         if known in made and made[known] != value:
             raise UserError(
-                f"{where} says {known}={_short(made[known])} and {name}={_short(value)}; remove "
+                f"{where} says {known}={short(made[known])} and {name}={short(value)}; remove "
                 "one of them"
             )
         made[known] = value
@@ -203,23 +243,23 @@ def unaliased(data: Json, where: str) -> Json:
 
 
 def refuse_kinds(r: Reader) -> None:
-    """Attributes that are carried over are of their kind."""
+    """Refuse attributes that are carried over and are not of their kind."""
     for name, (is_one, what) in KINDS.items():
         if r.has(name) and not is_one(r.data[name]):
-            raise r.wrong(f"has {name}={_short(r.data[name])}, which is not {what}; correct it or "
+            raise r.wrong(f"has {name}={short(r.data[name])}, which is not {what}; correct it or "
                           "remove it")
     if r.has("aux_loss_alpha"):
         r.number("aux_loss_alpha", 0)
 
 
 def refuse_unknown(r: Reader) -> None:
-    """Every attribute is known and of its kind, and those that are fixed have their value."""
+    """Refuse attributes that are not known or not of their kind, and other values of fixed ones."""
     refuse_kinds(r)
     for name, value in r.data.items():
         if name in FIXED:
             if value is not None and value != FIXED[name]:
                 raise r.wrong(
-                    f"has {name}={_short(value)}; dsjax computes {name}={FIXED[name]!r} only, so "
+                    f"has {name}={short(value)}; dsjax computes {name}={FIXED[name]!r} only, so "
                     "give another checkpoint"
                 )
         elif name not in READ and name not in INERT and value is not None:
@@ -230,6 +270,6 @@ def refuse_unknown(r: Reader) -> None:
             )
 
 
-def _short(value: Any) -> str:
-    """A value in an error, not longer than a line."""
+def short(value: Any) -> str:
+    """Return a value as an error shows it, not longer than a line."""
     return "null" if value is None else repr(value)[:60]

@@ -1,8 +1,8 @@
-"""A released config.json as a ModelConfig: every attribute understood, or an error.
+"""A released config.json as a ModelConfig, and back: every attribute understood, or an error.
 
-What there is to understand, and what a missing attribute means, is listed in `hf_attributes`. Both
-spellings of the rotary attributes are read, `rope_theta` with `rope_scaling`, and transformers'
-newer `rope_parameters`; they must agree where both are there.
+What there is to understand, and what a missing attribute means, is the table of `attributes`, read
+here from left to right and from right to left. A model that no released architecture describes is
+refused: what is written must be the same function in transformers, vLLM and SGLang.
 
 Two attributes are leftovers in released files. `initializer_range` (0.02; the V3 report trains from
 0.006) is read as it stands. `aux_loss_alpha` too, and a missing one is not zero: see `loss_of`.
@@ -13,20 +13,35 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from dsjax.config.loss import LossConfig
-from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.errors import UserError
+from dsjax.released import rotary
 from dsjax.released.attributes import (
     DEFAULTS,
     FAMILIES,
-    OPEN,
+    FIXED,
+    INERT,
     ROUTERS,
+    ROWS,
     Json,
     Reader,
+    refuse_kinds,
     refuse_unknown,
     unaliased,
 )
+
+LIKE = "the config.json of the checkpoint to be like"
+QUANTIZED: Json = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+                   "weight_block_size": [128, 128]}
+NO_MIXTURE: Json = {
+    "n_routed_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 1,
+    "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 1.0,
+}
+"""Attributes of a model without experts: transformers makes dense layers of all, no expert."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +52,6 @@ class Released:
     loss: LossConfig
     remarks: tuple[str, ...]
     """Sentences about what was assumed."""
-    is_fp8: bool
-    is_pow2: bool
-    """Whether scales are powers of two (UE8M0, V3.1)."""
 
 
 def read(data: Json, where: str = "config.json") -> Released:
@@ -57,7 +69,7 @@ def read(data: Json, where: str = "config.json") -> Released:
     family = FAMILIES[kind]
     r.defaults = DEFAULTS[family]
     refuse_unknown(r)
-    is_fp8, is_pow2 = _quantization(r)
+    _refuse_quantization(r)
     try:
         model = _model(r, family)
         loss, remark = loss_of(r, model)
@@ -65,65 +77,90 @@ def read(data: Json, where: str = "config.json") -> Released:
         raise
     except (ValueError, TypeError) as error:
         raise r.wrong(f"describes no model ({error}); correct it") from None
-    remarks = tuple(text for text in (_assumed(r), remark) if text)
-    return Released(model, loss, remarks, is_fp8, is_pow2)
+    return Released(model, loss, tuple(text for text in (_assumed(r), remark) if text))
 
 
-def _assumed(r: Reader) -> str | None:
-    """A sentence about attributes whose absence engines read differently."""
-    taken = {name: r.assumed[name] for name in OPEN if name in r.assumed}
-    if not taken:
-        return None
-    names = ", ".join(f"{name}={value}" for name, value in taken.items())
-    return f"not in the config: {names}, the defaults of transformers, are used"
+def write(model: ModelConfig, dtype: str, quantized: str | None = None,
+          like: Json | None = None, loss: LossConfig | None = None) -> Json:
+    """Return the released config of a model; `read` gives the model back.
+
+    quantized: None, "float" or "ue8m0", how FP8 scales are. `like` is a config whose attributes
+    that a ModelConfig has no place for (token ids, context length, model type) are kept. `loss`
+    gives aux_loss_alpha, which is `like`'s otherwise.
+    """
+    assert isinstance(model.attention, MLAConfig), "placements() refused this"
+    _refuse(model, model.attention)
+    family = "v2" if model.moe is not None and model.moe.score == "softmax" else "v3"
+    kept = unaliased(like or {}, LIKE)
+    if FAMILIES.get(str(kept.get("model_type", f"deepseek_{family}"))) != family:
+        raise UserError(
+            f"the model is of the architecture deepseek_{family}, but the checkpoint to be like is "
+            f"{str(kept['model_type'])[:60]}; give one of the same architecture"
+        )
+    refuse_kinds(Reader(kept, LIKE))
+    stale = {"dtype", "torch_dtype"}
+    if rotary.read(Reader(kept, LIKE, DEFAULTS[family])) != model.rope:
+        stale.add("max_position_embeddings")  # a stretched model has another context
+    made: Json = {
+        "architectures": [f"Deepseek{family.upper()}ForCausalLM"],
+        "model_type": f"deepseek_{family}",
+        "max_position_embeddings": _context(model),
+        "use_cache": True,
+    }
+    made |= {k: v for k, v in kept.items() if k in INERT - stale}
+    made |= {name: FIXED[name] for name in ("hidden_act", "attention_bias", "attention_dropout",
+                                            "tie_word_embeddings", "moe_layer_freq")}
+    made |= {"torch_dtype": dtype, "num_key_value_heads": model.attention.heads}
+    made |= {row.attribute: _value(model, row.field) for row in ROWS
+             if model.moe is not None or not row.field.startswith("moe.")}
+    made |= NO_MIXTURE if model.moe is None else {"topk_method": _method(model.moe)}
+    made |= rotary.write(model.rope)
+    made |= _alpha(model, kept, like is not None, loss)
+    if quantized:
+        form = {"scale_fmt": "ue8m0"} if quantized == "ue8m0" else {}
+        made["quantization_config"] = QUANTIZED | form
+    return dict(sorted(made.items()))
+
+
+# From attributes
 
 
 def _model(r: Reader, family: str) -> ModelConfig:
     """Sizes of the model, and what its layers are."""
-    layers = r.count("num_hidden_layers", 1)
-    mtp = r.count("num_nextn_predict_layers")
+    fields = _fields(r, "")
+    layers, mtp = fields["layers"], fields["mtp_depth"]
     if mtp and family == "v2":
         raise r.wrong(
             f"has num_nextn_predict_layers={mtp}, but {r.word('model_type')} has no MTP modules in "
             "any engine; set it to 0"
         )
-    # DeepSeek's code makes every layer dense where the experts are null.
-    is_dense = r.is_null("n_routed_experts")
-    first = layers if is_dense else min(r.count("first_k_dense_replace"), layers)
+    first = min(fields["dense_layers"], layers)
+    is_dense = r.is_null("n_routed_experts")  # DeepSeek's code makes every layer dense then
+    if is_dense:
+        first = layers
+        r.assumed.pop("first_k_dense_replace", None)
     is_dense |= first == layers and not mtp
-    return ModelConfig(
-        vocab=r.count("vocab_size", 1),
-        d_model=r.count("hidden_size", 1),
-        layers=layers,
-        dense_layers=first,
-        dense_dim=r.count("intermediate_size", 1),
-        attention=_attention(r),
-        moe=None if is_dense else _moe(r, family),
-        mtp_depth=mtp,
-        rope=rope_of(r),
-        norm_eps=r.number("rms_norm_eps"),
-        init_std=r.number("initializer_range"),
-    )
+    return ModelConfig(**fields | {"dense_layers": first}, attention=_attention(r),
+                       moe=None if is_dense else _moe(r, family), rope=rotary.read(r))
+
+
+def _fields(r: Reader, owner: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of a part of ModelConfig, by the table."""
+    rows = [row for row in ROWS if row.field.rpartition(".")[0] == owner
+            and row.attribute not in without]
+    return {row.field.rpartition(".")[2]: r.take(row) for row in rows}
 
 
 def _attention(r: Reader) -> MLAConfig:
     """Sizes of latent attention; the derived ones that transformers writes must agree."""
-    heads, nope, rope = (
-        r.count(n, 1) for n in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim")
-    )
-    derived = {"num_key_value_heads": heads, "head_dim": rope, "qk_head_dim": nope + rope}
+    made = MLAConfig(**_fields(r, "attention"))
+    derived = {"num_key_value_heads": made.heads, "head_dim": made.rope_dim,
+               "qk_head_dim": made.nope_dim + made.rope_dim}
     for name, value in derived.items():
         if r.has(name) and r.count(name) != value:
             raise r.wrong(f"has {name}={str(r.data[name])[:60]}, but latent attention here means "
                           f"{value}; correct one of them")
-    return MLAConfig(
-        heads=heads,
-        kv_rank=r.count("kv_lora_rank", 1),
-        nope_dim=nope,
-        rope_dim=rope,
-        value_dim=r.count("v_head_dim", 1),
-        q_rank=None if r.is_null("q_lora_rank") else r.count("q_lora_rank", 1),
-    )
+    return made
 
 
 def _moe(r: Reader, family: str) -> MoEConfig:
@@ -135,107 +172,32 @@ def _moe(r: Reader, family: str) -> MoEConfig:
             f"has scoring_func={score!r} with topk_method={method!r}; a {r.word('model_type')} "
             f"model pairs {released} with {' or '.join(methods)}, whatever its config says"
         )
-    is_normalized = r.flag("norm_topk_prob")
-    if score == "softmax" and is_normalized:
+    grouping = ("n_group", "topk_group") if method == "greedy" else ()
+    fields = _fields(r, "moe", without=grouping) | dict.fromkeys(
+        ("groups", "groups_per_token") if grouping else (), 1)
+    if score == "softmax" and fields["is_normalized"]:
         raise r.wrong(
             "has norm_topk_prob=True with scoring_func='softmax', which DeepSeek's code normalizes "
             "and does not scale and transformers ignores; no released model has it, set it to False"
         )
-    is_grouped = method != "greedy"
-    return MoEConfig(
-        experts=r.count("n_routed_experts", 1),
-        experts_per_token=r.count("num_experts_per_tok", 1),
-        expert_dim=r.count("moe_intermediate_size", 1),
-        shared_experts=0 if r.is_null("n_shared_experts") else r.count("n_shared_experts"),
-        score="sigmoid" if family == "v3" else "softmax",
-        groups=r.count("n_group", 1) if is_grouped else 1,
-        groups_per_token=r.count("topk_group", 1) if is_grouped else 1,
-        group_score="top2" if method == "noaux_tc" else "max",
-        is_normalized=is_normalized,
-        scale=r.number("routed_scaling_factor"),
-        has_bias=method == "noaux_tc",
-    )
+    is_v3 = method == "noaux_tc"
+    return MoEConfig(**fields, group_score="top2" if is_v3 else "max", has_bias=is_v3)
 
 
-def rope_of(r: Reader) -> RopeConfig:
-    """Frequencies from either spelling; both must agree where both are there."""
-    older, newer = r.nested("rope_scaling"), r.nested("rope_parameters")
-    thetas = {
-        place: reader.number("rope_theta")
-        for place, reader in (("", r), ("rope_scaling", older), ("rope_parameters", newer))
-        if reader.has("rope_theta")
-    }
-    if len(set(thetas.values())) > 1:
-        said = " and ".join(f"{v:g}{f', in {k},' if k else ''}" for k, v in thetas.items())
-        raise r.wrong(f"says rope_theta={said}; remove one of them")
-    made = [_yarn(given) for given in (older, newer) if given.data.keys() - {"rope_theta"}]
-    if len(set(made)) > 1:
-        raise r.wrong("has rope_scaling and rope_parameters that differ; remove one of them")
-    theta = next(iter(thetas.values()), r.defaults["rope_theta"])
-    return RopeConfig(theta=theta, yarn=made[0] if made else None)
-
-
-YARN: Json = {"beta_fast": 32.0, "beta_slow": 1.0}
-YARN_NAMES = {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale",
-              "mscale_all_dim", "truncate"}
-
-
-def _yarn(r: Reader) -> YarnConfig | None:
-    """The numbers of one scaling; only YaRN and none are in released models."""
-    r.data = {k: v for k, v in r.data.items() if v is not None and k != "rope_theta"}
-    r.defaults = YARN | {"type": "default"}
-    kind = r.word("rope_type" if "rope_type" in r.data else "type")
-    names = {k: v for k, v in r.data.items() if k not in ("rope_type", "type")}
-    if r.data.get("type", kind) != kind:
-        raise r.wrong(f"says type={str(r.data['type'])[:60]!r} and rope_type={kind!r}; "
-                      "remove one of them")
-    if names.pop("partial_rotary_factor", 1.0) != 1.0 or kind not in ("default", "yarn"):
-        raise r.wrong(f"scales rotary frequencies by {kind[:60]!r}; dsjax has 'yarn' and 'default'")
-    if kind == "default":
-        if names:
-            raise r.wrong(f"gives {str(sorted(names))[:100]} to rotary frequencies of the type "
-                          "'default'; remove them")
+def _assumed(r: Reader) -> str | None:
+    """A sentence about attributes whose absence engines read differently."""
+    taken = {row.attribute: r.assumed[row.attribute] for row in ROWS
+             if row.is_open and row.attribute in r.assumed}
+    if not taken:
         return None
-    for name, value in names.items():
-        if name not in YARN_NAMES or (name == "truncate" and value is not True):
-            raise r.wrong(f"has {name[:60]}={str(value)[:60]!r} for YaRN, which dsjax does not "
-                          "compute; remove it if it does not change the model")
-    mscale, all_dim = _mscales(r)
-    fast, slow = r.number("beta_fast", 0), r.number("beta_slow", 0)
-    if not fast or not slow:
-        raise r.wrong("has a YaRN beta of 0, which transformers reads as missing; remove it")
-    return YarnConfig(
-        factor=r.number("factor"),
-        original_length=r.count("original_max_position_embeddings", 1),
-        beta_fast=fast,
-        beta_slow=slow,
-        mscale=mscale,
-        mscale_all_dim=all_dim,
-    )
+    names = ", ".join(f"{name}={value}" for name, value in taken.items())
+    return f"not in the config: {names}, the defaults of transformers, are used"
 
 
-def _mscales(r: Reader) -> tuple[float, float]:
-    """YaRN's mscale and mscale_all_dim, where DeepSeek's code and transformers mean the same."""
-    mscale = r.number("mscale") if r.has("mscale") else None
-    all_dim = r.number("mscale_all_dim") if r.has("mscale_all_dim") else None
-    if all_dim and not mscale:
-        raise r.wrong(f"has YaRN's mscale_all_dim={all_dim:g} without mscale; give both")
-    if not all_dim and mscale not in (None, 1.0):
-        raise r.wrong(
-            f"has YaRN's mscale={mscale:g} without mscale_all_dim, which DeepSeek's code and "
-            "transformers read differently; give both"
-        )
-    return (1.0 if mscale is None else mscale), all_dim or 0.0
-
-
-def _quantization(r: Reader) -> tuple[bool, bool]:
-    """Whether matrices are FP8, and whether their scales are powers of two."""
+def _refuse_quantization(r: Reader) -> None:
+    """Refuse another quantization than FP8 in blocks; each tensor's dtype says what it is."""
     given = dict(r.nested("quantization_config").data)
-    if not given:
-        return False, False
-    expected = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128],
-                "activation_scheme": "dynamic"}
-    for name, value in expected.items():
+    for name, value in QUANTIZED.items():
         if (found := given.pop(name, value)) != value:
             raise r.wrong(f"is quantized with {name}={str(found)[:60]!r}; dsjax reads {value!r} "
                           "only")
@@ -243,15 +205,14 @@ def _quantization(r: Reader) -> tuple[bool, bool]:
     if form not in (None, "float", "ue8m0"):
         raise r.wrong(f"is quantized with scale_fmt={str(form)[:60]!r}; dsjax reads "
                       "'ue8m0' and none")
-    given.pop("modules_to_not_convert", None)  # each tensor's dtype says so itself
+    given.pop("modules_to_not_convert", None)
     if any(v is not None for v in given.values()):
         raise r.wrong(f"is quantized with {str(sorted(given))[:100]}, which dsjax does not know; "
                       "remove them if they do not change the numbers")
-    return True, form == "ue8m0"
 
 
 def loss_of(r: Reader, model: ModelConfig) -> tuple[LossConfig, str | None]:
-    """The balance losses to go on training with, and a sentence where the config names none.
+    """Return the balance losses to train on with, and a sentence where the config names none.
 
     `aux_loss_alpha` weighs V3's sequence-wise loss, or V2's expert-level loss. Missing, as in V3's
     released config, it is the report's: 1e-4 (V3 sec. 4.2); 0.003, 0.05 and 0.02 (V2 sec. 3.1.2);
@@ -266,7 +227,7 @@ def loss_of(r: Reader, model: ModelConfig) -> tuple[LossConfig, str | None]:
             "sequence; set seq_aux to true, or aux_loss_alpha to 0"
         )
     kept = LossConfig()
-    name = alpha_of(model)
+    name = _alpha_of(model)
     if name == "balance":
         weights, used = {name: kept.balance}, f"{kept.balance:g}, the V3 report's"
     elif model.moe.groups > 1:
@@ -281,7 +242,88 @@ def loss_of(r: Reader, model: ModelConfig) -> tuple[LossConfig, str | None]:
     return dataclasses.replace(kept, **weights), remark
 
 
-def alpha_of(model: ModelConfig) -> str:
+def _alpha_of(model: ModelConfig) -> str:
     """The field of LossConfig that `aux_loss_alpha` is of a model with experts."""
     assert model.moe is not None, "balance losses need experts"
     return "balance" if model.moe.score == "sigmoid" else "expert_balance"
+
+
+# To attributes
+
+
+def _value(model: ModelConfig, field: str) -> Any:
+    """A field by its dotted name."""
+    found: Any = model
+    for name in field.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _method(moe: MoEConfig) -> str:
+    """The choice of experts by its released name."""
+    if moe.score == "sigmoid":
+        return "noaux_tc"
+    return "group_limited_greedy" if moe.groups > 1 else "greedy"
+
+
+def _context(model: ModelConfig) -> int:
+    """Positions a model is made for, as far as its rotary frequencies tell."""
+    yarn = model.rope.yarn
+    return round(yarn.factor * yarn.original_length) if yarn else 4096
+
+
+def _alpha(model: ModelConfig, kept: Json, is_like: bool, loss: LossConfig | None) -> Json:
+    """The weight of the balance loss; where the model's source named none and means it, none."""
+    stated: Json = {k: kept[k] for k in ("aux_loss_alpha", "seq_aux") if k in kept}
+    if loss is None or model.moe is None:
+        return stated
+    name = _alpha_of(model)
+    means = loss_of(Reader({}, "", {"seq_aux": True}), model)[0]
+    if is_like and "aux_loss_alpha" not in stated and getattr(loss, name) == getattr(means, name):
+        return stated
+    return stated | {"aux_loss_alpha": getattr(loss, name), "seq_aux": True}
+
+
+def _refuse(model: ModelConfig, a: MLAConfig) -> None:
+    """Refuse what released code cannot compute, whatever config it is given."""
+    moe = model.moe
+    if a.latent_norm_eps != 1e-6:
+        raise _formless(f"latent_norm_eps={a.latent_norm_eps}",
+                        "released code norms the latents with 1e-06, whatever the config says")
+    if why := rotary.refuse(model.rope):
+        raise UserError(why)
+    if model.mtp_depth and (moe is None or moe.score == "softmax"):
+        what = "moe=None" if moe is None else "a softmax router"
+        raise _formless(f"{what} with mtp_depth={model.mtp_depth}",
+                        "only models with sigmoid routers have MTP modules; set mtp_depth=0 and "
+                        "leave them out")
+    if moe is not None:
+        _refuse_mixture(model, moe, a)
+
+
+def _refuse_mixture(model: ModelConfig, moe: MoEConfig, a: MLAConfig) -> None:
+    """Refuse mixtures that no released architecture has."""
+    if moe.capacity_factor is not None:
+        raise _formless(f"capacity_factor={moe.capacity_factor}",
+                        "released models drop no token; write dsjax.config.model.dropless(cfg)")
+    if not moe.shared_experts:
+        raise _formless("shared_experts=0", "every mixture has shared experts")
+    if moe.score == "sigmoid" and moe.experts < 2:
+        raise _formless("a sigmoid router of 1 expert", "groups are ranked by their best two")
+    if moe.score == "softmax" and model.d_model % a.heads:
+        raise _formless(f"a softmax router with d_model={model.d_model} and heads={a.heads}",
+                        "transformers wants the one to be a multiple of the other in deepseek_v2")
+    is_v3 = moe.score == "sigmoid"
+    forms = {
+        "has_bias": (moe.has_bias, is_v3),
+        "group_score": (moe.group_score, "top2" if is_v3 else "max"),
+        "is_normalized": (moe.is_normalized, moe.is_normalized if is_v3 else False),
+    }
+    for name, (value, released) in forms.items():
+        if value != released and not (name == "group_score" and moe.groups == 1):
+            raise _formless(f"a {moe.score} router with {name}={value!r}",
+                            f"released models with score={moe.score!r} have {name}={released!r}")
+
+
+def _formless(what: str, why: str) -> UserError:
+    return UserError(f"{what} has no released form; {why}")

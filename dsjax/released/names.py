@@ -1,9 +1,10 @@
 """One table of names: which released tensor is which part of which parameter, in both directions.
 
-A linear weight is [out, in] in released checkpoints and [in, ..., out, ...] here, so it is turned
-and its dims are cut: q_b_proj's rows are heads of [nope; rope], kv_b_proj's heads of [nope; value],
-kv_a_proj_with_mqa's the latent and then the shared rotary key, o_proj's columns heads of values.
-Layers and experts are separate tensors there and stacked here; gate and up are one array here.
+A linear weight is [out, in] in released checkpoints and [in, ..., out, ...] here, so it is
+transposed and its dims are cut: q_b_proj's rows are heads of [nope; rope], kv_b_proj's heads of
+[nope; value], kv_a_proj_with_mqa's the latent and then the shared rotary key, o_proj's columns
+heads of values. Layers and experts are separate tensors there and stacked here; gate and up are
+one array here.
 
 MTP module k is layer `num_hidden_layers + k` there (DeepSeek-V3, README_WEIGHTS). eh_proj reads
 [enorm(embedding); hnorm(hidden)], embedding first: the report's eq. 21 prints the other order, but
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsjax import params
+from dsjax.checkpoint.boxes import Index
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
@@ -40,14 +42,14 @@ class Row:
 
     released: str
     leaf: str
-    is_turned: bool = False
+    is_transposed: bool = False
     part: int | None = None
 
 
 SWIGLU = (
-    Row("gate_proj.weight", "w_gate_up", is_turned=True, part=0),
-    Row("up_proj.weight", "w_gate_up", is_turned=True, part=1),
-    Row("down_proj.weight", "w_down", is_turned=True),
+    Row("gate_proj.weight", "w_gate_up", is_transposed=True, part=0),
+    Row("up_proj.weight", "w_gate_up", is_transposed=True, part=1),
+    Row("down_proj.weight", "w_down", is_transposed=True),
 )
 
 
@@ -59,16 +61,16 @@ def _under(released: str, leaf: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 BLOCK_ROWS = (
     Row("input_layernorm.weight", "attn_norm"),
-    Row("self_attn.q_a_proj.weight", "attn.w_dq", is_turned=True),
+    Row("self_attn.q_a_proj.weight", "attn.w_dq", is_transposed=True),
     Row("self_attn.q_a_layernorm.weight", "attn.q_norm"),
-    Row("self_attn.q_b_proj.weight", "attn.w_uq", is_turned=True),
-    Row("self_attn.kv_a_proj_with_mqa.weight", "attn.w_dkv", is_turned=True),
+    Row("self_attn.q_b_proj.weight", "attn.w_uq", is_transposed=True),
+    Row("self_attn.kv_a_proj_with_mqa.weight", "attn.w_dkv", is_transposed=True),
     Row("self_attn.kv_a_layernorm.weight", "attn.kv_norm"),
-    Row("self_attn.kv_b_proj.weight", "attn.w_ukv", is_turned=True),
-    Row("self_attn.o_proj.weight", "attn.w_o", is_turned=True),
+    Row("self_attn.kv_b_proj.weight", "attn.w_ukv", is_transposed=True),
+    Row("self_attn.o_proj.weight", "attn.w_o", is_transposed=True),
     Row("post_attention_layernorm.weight", "ffn_norm"),
     *_under("mlp.", "ffn.", SWIGLU),
-    Row("mlp.gate.weight", "ffn.router.centroids", is_turned=True),
+    Row("mlp.gate.weight", "ffn.router.centroids", is_transposed=True),
     Row("mlp.gate.e_score_correction_bias", "ffn.router.bias"),
     *_under("mlp.shared_experts.", "ffn.shared.", SWIGLU),
     *_under("mlp.experts.{expert}.", "ffn.experts.", SWIGLU),
@@ -79,12 +81,12 @@ DIRECT_QUERY = {"self_attn.q_b_proj.weight": "self_attn.q_proj.weight"}
 TOP = (
     Row("model.embed_tokens.weight", "embed"),
     Row("model.norm.weight", "norm"),
-    Row("lm_head.weight", "head", is_turned=True),
+    Row("lm_head.weight", "head", is_transposed=True),
 )
 MTP_ROWS = (
     Row("enorm.weight", "embed_norm"),
     Row("hnorm.weight", "hidden_norm"),
-    Row("eh_proj.weight", "w_proj", is_turned=True),
+    Row("eh_proj.weight", "w_proj", is_transposed=True),
     Row("shared_head.norm.weight", "norm"),
 )
 MTP_COPIES = (("embed_tokens.weight", TOP[0]), ("shared_head.head.weight", TOP[2]))
@@ -92,37 +94,48 @@ MTP_COPIES = (("embed_tokens.weight", TOP[0]), ("shared_head.head.weight", TOP[2
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one released tensor lies: `leaf[(*at, ...)]`, turned or not."""
+    """Where one released tensor lies: `leaf[(*at, ...)]`, transposed or not."""
 
     name: str
     shape: tuple[int, ...]  # released
     leaf: str  # dotted name in TransformerParams
     at: tuple[int, ...]  # layer or depth, then expert
     inner: tuple[int, ...]  # dims of the part of the leaf that this is, without `part`'s
-    contract: int  # of `inner`, the dims that a turned tensor's columns become
+    contract: int  # of `inner`, the dims that a transposed tensor's columns become
     part: int | None = None
-    is_turned: bool = False
+    is_transposed: bool = False
     is_product: bool = False  # a matrix that 8 bits may hold
     copy_of: str | None = None  # the released tensor that this one repeats
 
     @property
     def rows_together(self) -> int:
         """Released rows that make one step of the leaf's first output dim (a head's channels)."""
-        return math.prod(self.inner[self.contract + 1 :]) if self.is_turned else 1
+        return math.prod(self.inner[self.contract + 1 :]) if self.is_transposed else 1
 
-    def index(self, start: int, stop: int) -> tuple[slice, ...]:
-        """Where released rows start..stop lie in the leaf; every dim a slice."""
-        if not self.shape:
-            rows = [slice(0, n) for n in self.inner]
-        elif self.is_turned:
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Its place among the tensors of the leaf: `at`, and then `part`."""
+        return self.at if self.part is None else (*self.at, self.part)
+
+    def index(self, start: int, stop: int) -> Index:
+        """Return the box of the leaf in which released rows start..stop lie."""
+        if not self.is_transposed:
+            rows = [slice(start, stop), *(slice(0, n) for n in self.inner[1:])]
+        else:
             together = self.rows_together
             outs = [slice(start // together, stop // together)]
             outs += [slice(0, n) for n in self.inner[self.contract + 1 :]]
             part = [] if self.part is None else [slice(self.part, self.part + 1)]
             rows = [slice(0, n) for n in self.inner[: self.contract]] + part + outs
-        else:
-            rows = [slice(start, stop), *(slice(0, n) for n in self.inner[1:])]
         return tuple(slice(i, i + 1) for i in self.at) + tuple(rows)
+
+    def rows(self, index: Index) -> tuple[int, int]:
+        """Return the first and last (exclusive) of the released rows that a box meets."""
+        dim = len(self.at)
+        if self.is_transposed:
+            dim += self.contract + (self.part is not None)
+        together = self.rows_together
+        return index[dim].start * together, index[dim].stop * together
 
 
 def placements(cfg: ModelConfig) -> Iterator[Placement]:
@@ -178,11 +191,11 @@ def _place(row: Row, released: str, leaf: str, specs: dict[str, Spec],
     if row.part is not None:
         inner = inner[:1] + inner[2:]
     shape = inner
-    if row.is_turned:
+    if row.is_transposed:
         split = spec.contract_dims
         shape = (math.prod(inner[split:]), math.prod(inner[:split]))
     return Placement(released + row.released, shape, leaf + row.leaf, at, inner,
-                     spec.contract_dims, row.part, row.is_turned, spec.is_product)
+                     spec.contract_dims, row.part, row.is_transposed, spec.is_product)
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -190,8 +203,8 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-n // BLOCK) for n in shape)
 
 
-def held(place: Placement) -> tuple[Placement, Placement]:
-    """Where an FP8 matrix and its scales lie when they are kept: `leaf.codes`, `leaf.scales`."""
+def at_rest(place: Placement) -> tuple[Placement, Placement]:
+    """Return where an FP8 matrix and its scales lie as they are: `leaf.codes`, `leaf.scales`."""
     codes = dataclasses.replace(
         place, leaf=place.leaf + ".codes", inner=place.shape[::-1], contract=1
     )

@@ -172,12 +172,9 @@ def init(run: RunConfig, mesh: Mesh | None) -> TrainState:
 
 
 def begin(run: RunConfig, start: TransformerParams, mesh: Mesh | None) -> TrainState:
-    """The state of a run that starts from parameters in float32."""
-    if mesh is None:
-        return jax.jit(lambda p: state.begin(run, p), donate_argnums=0)(start)
-    where = state_shardings(run, mesh)
-    placed = jax.device_put(start, where.params)
-    return jax.jit(lambda p: state.begin(run, p), out_shardings=where)(placed)
+    """Return the state of a run from float32 parameters, which lie where the run keeps them."""
+    where = None if mesh is None else state_shardings(run, mesh)
+    return jax.jit(lambda p: state.begin(run, p), out_shardings=where, donate_argnums=0)(start)
 
 
 def put_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> Batch:

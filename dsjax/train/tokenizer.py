@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dsjax import disk
-from dsjax.checkpoint import files, store
+from dsjax import disk, weights
+from dsjax.checkpoint import store
 from dsjax.config import refusal
 from dsjax.config.run import RunConfig
 from dsjax.data.tokenizers import tokenizer
@@ -48,9 +48,8 @@ def refuse_tokenizer(run: RunConfig, out: Path) -> None:
     """Refuse what `choose` would refuse, as far as it can be told without the text."""
     is_going_on = identity.is_going_on(out)
     is_starting = run.init_from is not None and not is_going_on
-    if is_starting and not files.steps(Path(str(run.init_from)) / "checkpoints"):
-        raise UserError(f"--init-from {run.init_from} is no run: it has no checkpoints; give the "
-                        "folder of a run, or one that dsjax convert has made")
+    if is_starting:
+        weights.refuse_empty(str(run.init_from))
     if run.data.tokenizer is not None:
         words = tokenizer.load(run.data.tokenizer, end=run.data.end_token)
         hold(run, out, words, run.data.tokenizer)
@@ -107,7 +106,7 @@ def _of_start(run: RunConfig, say: Say) -> Tokenizer:
 def _hold_start(start: str, words: Tokenizer, name: str) -> None:
     """Refuse another tokenizer than that of the parameters a run starts from."""
     path = Path(start) / FILE
-    there = store.tokenizer_of(start)
+    there = None if weights.is_released(start) else store.tokenizer_of(start)
     if there is None and path.exists():
         there = tokenizer.load(path).fingerprint
     if there is not None and not words.has_fingerprint(there):

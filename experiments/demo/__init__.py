@@ -15,6 +15,5 @@ STUDY = Study(
         quick="20 steps instead of 600, in a minute",
         verdict="supports, at this size and for this corpus",
         records=("demo",),
-        is_timed=True,
     ),),
 )

@@ -31,7 +31,6 @@ STUDY = Study(
             records=("memory", "work", "forms"),
             devices=4,
             is_tuned=True,
-            is_timed=True,
         ),
         Part(
             name="overhead",
@@ -44,7 +43,6 @@ STUDY = Study(
             records=("overhead",),
             devices=1,
             is_tuned=True,
-            is_timed=True,
         ),
         Part(
             name="curves",

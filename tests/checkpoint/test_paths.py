@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from dsjax.checkpoint import multihost, plain, store
+from dsjax import weights as opening
+from dsjax.checkpoint import multihost, plain
 from dsjax.checkpoint.store import Store
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
-from dsjax.released import disk, hf
+from dsjax.released import convert, hf
 from tests.released.test_hf import draw, same
 
 NAMES = ["lr[1]", "[", "[!a]", "a*", "a?b", "?x=1", "a%20b", "%", "#1", "{a,b}", "~", "a b", " ",
@@ -66,9 +67,9 @@ def test_released_checkpoints_are_converted_in_folders_of_any_name(name, tmp_pat
     for at in ("a", "run", "b"):
         (tmp_path / at).mkdir()
     hf.save(tmp_path / "a" / name, CFG, p)
-    disk.to_run(tmp_path / "a" / name, tmp_path / "run" / name, **quiet)
-    same(store.load_params(tmp_path / "run" / name, CFG), p)
-    disk.to_released(tmp_path / "run" / name, tmp_path / "b" / name, **quiet)
+    convert.to_run(tmp_path / "a" / name, tmp_path / "run" / name, **quiet)
+    same(opening.load(tmp_path / "run" / name), p)
+    convert.to_released(tmp_path / "run" / name, tmp_path / "b" / name, **quiet)
     same(hf.load(tmp_path / "b" / name, **quiet)[1], p)
     assert not list(tmp_path.glob("*/.*"))
 

@@ -8,9 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsjax.checkpoint import arrays, files, manifest, store
+from dsjax import weights
+from dsjax.checkpoint import arrays, files, manifest
 from dsjax.checkpoint.store import Store
-from dsjax.released import disk, hf
+from dsjax.released import convert, hf
+from dsjax.released.write import Form
 from tests.released.test_hf import CFG, PARAMS, same, same_files
 
 QUIET = {"say": lambda sentence: None}
@@ -35,16 +37,16 @@ def test_a_released_checkpoint_with_zeros_goes_there_and_back(form, is_old, tmp_
         spec = arrays._spec
         monkeypatch.setattr(arrays, "_spec", lambda where: spec(where) | {
             "store_data_equal_to_fill_value": False})
-        monkeypatch.setattr(arrays.Chunked, "flush", lambda self: None)
-    disk.to_run(tmp_path / "a", tmp_path / "run", **QUIET)
+    convert.to_run(tmp_path / "a", tmp_path / "run", **QUIET)
     found = manifest.read(tmp_path / "run" / "checkpoints" / files.name(0))
     name = "experts.w_down.codes" if form == "fp8" else "experts.w_down"
     chunks = [f for f in found.files if f"moe.ffn.{name}/c/" in f and "mtp" not in f]
     assert len(chunks) == 2 * 8 - 2 * is_old  # an expert in each of 2 layers
     if form != "fp8":  # codes are read alike, and then dequantized, which is long in compiling
         wanted = p if form == "float32" else hf.load(tmp_path / "a", "stored", **QUIET)[1]
-        same(store.load_params(tmp_path / "run", CFG), wanted)
-    disk.to_released(tmp_path / "run", tmp_path / "b", fp8=form == "fp8", **QUIET)
+        same(weights.load(tmp_path / "run"), wanted)
+    wanted = convert.Wanted(Form(is_fp8=form == "fp8"))
+    convert.to_released(tmp_path / "run", tmp_path / "b", wanted, **QUIET)
     same_files(tmp_path / "a", tmp_path / "b")
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsjax.checkpoint.sink import region
+from dsjax.checkpoint.reader import OnDevices
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.infer.generate import generate
@@ -90,12 +90,10 @@ def _mtp_logits(p: TransformerParams, cfg: ModelConfig, tokens: jax.Array) -> li
 
 def released(cfg: ModelConfig, tree: Any) -> dict[str, np.ndarray]:
     """A tree of parameters, or of their gradients, by released names."""
-    arrays = hf.named(cfg, tree)
-    leaves = {name: np.dtype(a.dtype) for name, a in arrays.items()}
-    outputs = write.outputs(cfg, leaves, None, False)
+    weights = OnDevices(cfg, tree)
     return {
-        o.name: write.make(o, leaves, lambda name, at: region(arrays[name], at), False)[0]
-        for o in outputs
+        o.name: write.make(o, weights, weights, False)[0]
+        for o in write.outputs(cfg, weights.leaves, write.Form())
         if o.place.copy_of is None
     }
 

@@ -110,7 +110,7 @@ def test_an_fp8_checkpoint_of_dsjax_is_the_same_function_in_transformers(pow2, t
     """
     pytest.importorskip("accelerate", reason="transformers wants it for FP8")
     cfg, p = compare.load(sweep.checkpoint(tmp_path / "v3", BLOCKS, sweep.weights(BLOCKS, 9)))
-    hf.save(tmp_path / "ours", cfg, p, fp8=True, pow2=pow2)
+    hf.save(tmp_path / "ours", cfg, p, fp8=True, ue8m0=pow2)
     model, info = peer.load(tmp_path / "ours")
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

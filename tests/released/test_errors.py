@@ -260,14 +260,14 @@ def test_layers_of_two_dtypes_need_a_dtype(broken):
 
 def test_flags_that_would_be_ignored_are_refused(tmp_path):
     with pytest.raises(UserError, match="are of FP8 matrices; ask for fp8 too"):
-        hf.save(tmp_path / "a", CFG, draw(), pow2=True)
+        hf.save(tmp_path / "a", CFG, draw(), ue8m0=True)
     hf.save(tmp_path / "a", CFG, draw(), fp8=True)
     cfg, p = hf.load(tmp_path / "a", dtype="fp8")
     with pytest.raises(UserError, match="their scales are not powers of two"):
-        hf.save(tmp_path / "b", cfg, p, fp8=True, pow2=True)
-    hf.save(tmp_path / "b", cfg, hf.load(tmp_path / "a")[1], fp8=True, pow2=True)
+        hf.save(tmp_path / "b", cfg, p, fp8=True, ue8m0=True)
+    hf.save(tmp_path / "b", cfg, hf.load(tmp_path / "a")[1], fp8=True, ue8m0=True)
     cfg, p = hf.load(tmp_path / "b", dtype="fp8")
-    hf.save(tmp_path / "c", cfg, p, fp8=True, pow2=True)
+    hf.save(tmp_path / "c", cfg, p, fp8=True, ue8m0=True)
 
 
 def test_a_file_where_a_folder_would_be(tmp_path):

@@ -14,14 +14,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dsjax import disk, params
-from dsjax.checkpoint.sink import Buffers, region
+from dsjax.checkpoint.boxes import region
+from dsjax.checkpoint.reader import Leaf
+from dsjax.checkpoint.sink import Buffers
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
 from dsjax.numerics import scaled
 from dsjax.numerics.scaled import Scaled
-from dsjax.released import files, hf, pieces
+from dsjax.released import files, hf, rows
 from dsjax.released.names import SCALE, placements
 
 # Odd sizes, larger than a 128x128 block where that matters, so that blocks have edges.
@@ -73,7 +75,7 @@ def test_float32_comes_back_bit_for_bit(cfg, tmp_path):
 
 
 FORMS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "fp8": {"fp8": True},
-         "ue8m0": {"fp8": True, "pow2": True}}
+         "ue8m0": {"fp8": True, "ue8m0": True}}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -127,7 +129,7 @@ def test_fp8_is_dequantized_as_the_official_code_does(tmp_path):
         y = x.astype(np.float32) * s[i // 128, j // 128]
         for tree, dtype in ((wide, np.float32), (low, ml_dtypes.bfloat16)):
             leaf = np.asarray(dict(params.paths(tree))[place.leaf])
-            got = pieces.released(place, leaf[place.index(0, place.shape[0])])
+            got = rows.to_released(place, leaf[place.index(0, place.shape[0])])
             np.testing.assert_array_equal(got, y.astype(dtype), err_msg=place.name)
 
 
@@ -137,7 +139,7 @@ def test_quantizing_for_export_is_that_of_training():
         x = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)
         x[:3] = 0
         for is_pow2 in (False, True):
-            codes, scales = pieces.quantize(x.astype(np.float32), is_pow2)
+            codes, scales = rows.quantize(x.astype(np.float32), is_pow2)
             q = scaled.quantize(jnp.asarray(x, jnp.float32), (128, 128), is_pow2)
             assert codes.tobytes() == np.asarray(q.codes).tobytes()
             assert scales.tobytes() == np.asarray(scaled.scale_values(q.scales)).tobytes()
@@ -162,7 +164,7 @@ def test_kept_fp8_is_the_numbers_that_dequantizing_gives(tmp_path):
 
 
 def test_power_of_two_scales_of_8_bits_are_kept(tmp_path):
-    hf.save(tmp_path / "a", CFG, PARAMS, fp8=True, pow2=True)
+    hf.save(tmp_path / "a", CFG, PARAMS, fp8=True, ue8m0=True)
     tensors = {
         t.name: t.rows(0, t.shape[0]) for t in files.open_checkpoint(tmp_path / "a").values()
     }
@@ -278,7 +280,7 @@ def test_devices_apart_from_the_host_are_filled_in_place():
     """The way of accelerators, here on the CPU: donated updates of each device's own buffer."""
     mesh = jax.make_mesh((2, 2), ("a", "b"), devices=jax.devices()[:4])
     sharding = NamedSharding(mesh, P("a", None, "b"))
-    leaves = {"x": ((4, 3, 6), np.dtype(np.float32))}
+    leaves = {"x": Leaf((4, 3, 6), np.dtype(np.float32), (4, 3, 6))}
     buffers = Buffers(leaves, lambda name: sharding, host_platforms=())
     first = {d: s.unsafe_buffer_pointer() for d, s in buffers._shards["x"].items()}
     expected = np.random.default_rng(0).standard_normal((4, 3, 6)).astype(np.float32)
@@ -291,10 +293,10 @@ def test_devices_apart_from_the_host_are_filled_in_place():
 
 
 def test_pieces_smaller_than_a_tensor_join_without_a_seam(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 1)  # one block of rows at a time
+    monkeypatch.setattr(rows, "CHUNK", 1)  # one block of rows at a time
     hf.save(tmp_path / "a", CFG, PARAMS, fp8=True)
     small = hf.load(tmp_path / "a")[1]
-    monkeypatch.setattr(pieces, "PIECE", 1 << 30)
+    monkeypatch.setattr(rows, "CHUNK", 1 << 30)
     hf.save(tmp_path / "b", CFG, PARAMS, fp8=True)
     same_files(tmp_path / "a", tmp_path / "b")
     same(small, hf.load(tmp_path / "b")[1])

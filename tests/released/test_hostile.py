@@ -12,7 +12,7 @@ import pytest
 
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.errors import UserError
-from dsjax.released import config_out, files, hf, plan
+from dsjax.released import config, files, hf, read
 from tests.released.test_hf import draw
 
 CFG = ModelConfig(30, 16, 2, 1, 24, MLAConfig(1, 8, 8, 4, 8),
@@ -36,7 +36,7 @@ def folder(whole, tmp_path):
 
 def refused(folder, *words):
     with pytest.raises(UserError) as raised:
-        plan.plan(folder, "stored")
+        read.open_folder(folder, "stored")
     said = str(raised.value)
     assert len(said) < 900
     for word in words:
@@ -181,7 +181,7 @@ def test_an_attribute_of_another_kind_is_refused_by_name(folder):
 def test_a_checkpoint_to_be_like_gives_nothing_that_would_not_load(whole):
     kept = json.loads((whole / "config.json").read_text())
     for name, value in CONFIGS:
-        if name in config_out.INERT | {"rope_theta"}:
+        if name in config.INERT | {"rope_theta"}:
             with pytest.raises(UserError, match="to be like"):
-                config_out.write(CFG, "float32", like=kept | {name: value})
-    assert config_out.write(CFG, "float32", like=kept) == kept
+                config.write(CFG, "float32", like=kept | {name: value})
+    assert config.write(CFG, "float32", like=kept) == kept

@@ -45,7 +45,7 @@ def released(request, tmp_path):
     """The config of an FP8 checkpoint; its parameters kept, and dequantized to float32."""
     cfg = SMALL[request.param]
     p = jax.tree.map(lambda a: 0.1 * a, draw(cfg))
-    hf.save(tmp_path / "a", cfg, p, fp8=True, pow2=request.param == "v2")
+    hf.save(tmp_path / "a", cfg, p, fp8=True, ue8m0=request.param == "v2")
     kept, wide = (hf.load(tmp_path / "a", dtype, **QUIET)[1] for dtype in ("fp8", "float32"))
     assert isinstance(kept.moe.ffn.experts.w_gate_up, Scaled)
     return cfg, kept, wide
@@ -123,7 +123,7 @@ def test_the_gradient_passes_through_a_kept_matrix():
 
 def test_power_of_two_scales_are_read_in_bfloat16_without_a_loss():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 2, 140)), jnp.float32)
-    q = quantize(w, (128, 1, 128), pow2=True)
+    q = quantize(w, (128, 1, 128), ue8m0=True)
     held = gemm.FP8.from_codes(q)
     assert (held.shape, held.dtype) == ((130, 280), jnp.bfloat16)
     np.testing.assert_array_equal(held.astype(jnp.float32), FP32.from_codes(q))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.errors import JaxRuntimeError
 
-from dsjax import params
-from dsjax.checkpoint.store import Store, load_params
+from dsjax import params, weights
+from dsjax.checkpoint.store import Store
 from dsjax.cli.main import main
 from dsjax.config import load
 from dsjax.errors import UserError
@@ -245,10 +245,10 @@ def test_parameters_that_do_not_fit_are_not_read(free, tmp_path):
     size = 4 * params.size(transformer.specs(CFG))
     free(size - 1)
     with pytest.raises(UserError, match=f"parameters in .* needs at least {fit.said(size)} of"):
-        load_params(tmp_path, CFG)
+        weights.load(tmp_path, choice=weights.Choice(model=CFG))
     free(size)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), load_params(tmp_path, CFG),
-                                     p))
+    got = weights.load(tmp_path, choice=weights.Choice(model=CFG))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), got, p))
 
 
 @pytest.mark.parametrize(("mode", "flags"), [

@@ -164,7 +164,7 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
     kept = Store(tmp_path / "source" / "checkpoints", 1)
     kept.save(0, {"params": given}, {})
     kept.close()
-    shutil.copy(Path(source.place.out) / "tokenizer.json", tmp_path / "source")
+    shutil.copy(Path(source.output.folder) / "tokenizer.json", tmp_path / "source")
     run = dataclasses.replace(
         small_run(tmp_path / "out", text, steps=1), init_from=str(tmp_path / "source"),
         learning_rate=LearningRate(peak=1e-30, constant_steps=1), loss=LossConfig(bias_speed=0.0),
@@ -175,7 +175,7 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
                  got, given)
     assert {a.dtype for a in jax.tree.leaves(got)} == {np.dtype(np.float32)}
     # bfloat16 moves weights by 2^-9 of their size; an untrained model is above log(300) = 5.7
-    final = read_metrics(Path(source.place.out) / "metrics.jsonl", "final")[0]
+    final = read_metrics(Path(source.output.folder) / "metrics.jsonl", "final")[0]
     assert outcome.heldout.nats == pytest.approx(final["nats"], rel=0.01)
 
 
@@ -183,7 +183,7 @@ def test_another_models_parameters_are_no_start(tmp_path, text, uninterrupted):
     source, _ = uninterrupted
     run = small_run(tmp_path / "out", text)
     wide = dataclasses.replace(run, model=dataclasses.replace(run.model, d_model=28),
-                               init_from=source.place.out)
+                               init_from=source.output.folder)
     with pytest.raises(UserError, match=r"embed is float32\[300, 24\] there") as raised:
         loop.train(wide, Console(file=io.StringIO()))
-    assert str(raised.value).endswith("or another run")
+    assert str(raised.value).endswith("or other weights")

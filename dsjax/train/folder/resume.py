@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dsjax import disk
+from dsjax import disk, weights
 from dsjax.checkpoint import files, manifest
-from dsjax.checkpoint.store import Store, load_params
+from dsjax.checkpoint.store import Store
 from dsjax.config.run import CHANGEABLE, IDENTITY, RunConfig, changes, difference
 from dsjax.config.stored import run_from_json
 from dsjax.data.loader import RowStream
@@ -50,13 +49,17 @@ def folder(run: RunConfig) -> Path:
 
 
 def begin(run: RunConfig, say: Say, mesh: Mesh | None = None) -> TrainState:
-    """The state before the first step: parameters drawn, or another run's as float32 masters."""
+    """Return the state before the first step, drawn or from weights of a released or a run folder.
+
+    Weights come as float32 masters, each straight onto the devices where the run keeps it.
+    """
     if run.init_from is None:
         return sharding.init(run, mesh)
-    found = load_params(run.init_from, run.model, say=say)
+    where = None if mesh is None else sharding.state_shardings(run, mesh).params
+    start = weights.load(run.init_from, "float32", where, say=say,
+                         choice=weights.Choice(model=run.model))
     say(f"starting from the parameters of {run.init_from}")
-    masters = jax.tree.map(lambda a: a.astype(np.float32), found)
-    return sharding.begin(run, masters, mesh)
+    return sharding.begin(run, start, mesh)
 
 
 def restore(
