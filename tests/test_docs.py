@@ -1,6 +1,7 @@
 """Python on a page runs as it stands, and the tests that tests/README.md names are there."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_the_snippet_of_numerics_quantizes_in_tiles():
     assert 0 < names["largest_error"] <= 3 / 2**4, "E4M3 keeps 4 significant bits"
     assert names["q"].codes.dtype == "float8_e4m3fn"
     assert names["q"].scales.shape == (2, 1)
+
+
+def test_the_readme_ends_the_demo_as_its_record_does():
+    (shown,) = re.findall(r"^```text\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    made = json.loads((ROOT / "experiments/demo/records/demo.json").read_text())["summary"]
+    assert f"held out: {made['bits_per_byte']:.2f} bits per byte" in shown
+    assert f"{made['five_gram']:.2f} bits per byte on the same blocks" in shown
 
 
 def test_the_tests_that_hold_each_kind_of_fault_are_there():

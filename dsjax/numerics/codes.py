@@ -7,7 +7,7 @@ report's promotion. The emulated products (gemm.EMULATED) sum the same terms in 
 Where the tiles of the two operands do not end together (parts of a weight that are not a multiple
 of 128 wide), the sum is cut at the ends of either, so that every partial sum has one scale a row
 and one a column. The loop over K is written out: programs grow with K / 128, and XLA keeps every
-partial sum in memory (experiments/fp8_vs_bf16). dsjax.kernels has twins that do not.
+partial sum in memory (experiments/fp8_vs_bf16). The kernels of dsjax.kernels do not.
 
 Axes: M rows, K summed, N columns; leading dims (experts) are batched.
 """

@@ -86,7 +86,7 @@ def encode(x: Array, form: Format, saturate: bool = True) -> Array:
 
 
 def _nan_code(form: Format) -> int:
-    """All ones in E4M3 (which has no infinity), a quiet NaN in the others."""
+    """Code of NaN: all ones in E4M3 (which has no infinity), a quiet NaN in the others."""
     if form is E4M3:
         return 0x7F
     return (0x1F << form.mantissa) | (1 << (form.mantissa - 1))

@@ -8,7 +8,7 @@ x waits for the backward pass as its 1x128 codes; Wgrad requantizes from those. 
 twice, once for each of its products. Weights are quantized once an optimizer step. All operands are
 E4M3. Each partial sum over 128 of K is scaled by its two scales and added in float32.
 
-Which scales: the report has float32 scales, and powers of two where a tensor is quantized more than
+Scales: the report has float32 scales, and powers of two where a tensor is quantized more than
 once (the projection after attention, the experts' input); V3.1 has powers of two everywhere
 (UE8M0). `V3_1` is the default here: exact to apply, and on a CPU the whole product is then one
 bfloat16 product. `V3` is the report's, but for the experts' input: that has powers of two where it
@@ -41,7 +41,7 @@ Tile = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What FP8 training holds how. The defaults are V3.1's; ablations change one thing each."""
+    """Tiles, formats and scales of FP8 training: V3.1's, of which ablations change one each."""
 
     name: str = "fp8"
     ue8m0: bool = True
@@ -58,7 +58,7 @@ V3 = Recipe(name="fp8_v3", ue8m0=False)
 
 @dataclasses.dataclass(frozen=True)
 class MatmulImpl:
-    """How a machine holds an operand that is used at once, and multiplies two."""
+    """One machine's way to quantize an operand that is used at once, and to multiply two."""
 
     quantize: Callable[[Array, Tile, bool, Format], Operand]
     multiply: Callable[[Operand, Operand, int, int], Array]
@@ -142,7 +142,7 @@ def _precision(recipe: Recipe, impl: MatmulImpl, ue8m0: bool, kept: Format) -> P
 
 
 def _hold_value(x: Array, tile: Tile, ue8m0: bool, into: Format) -> Array:
-    """What an operand's codes would stand for; parts tiled apart are side by side again."""
+    """Return the values an operand's codes would stand for; parts tiled apart are joined again."""
     value = scaled.rounded(x, tile, ue8m0, into, jnp.bfloat16 if ue8m0 else jnp.float32)
     return value if len(tile) == 2 else value.reshape(*value.shape[:-2], -1)
 

@@ -1,4 +1,4 @@
-"""The three products of a Linear and what each precision holds for them (V3 report sec. 3.3).
+"""The three products of a Linear, and their operands in each precision (V3 report sec. 3.3).
 
 A product is Fprop `y = x w`, Dgrad `dx = dy w^T` and Wgrad `dw = x^T dy`. A precision says how the
 operands are held, and each of the three reads held operands and returns float32 accumulations:
@@ -10,8 +10,8 @@ operands are held, and each of the three reads held operands and returns float32
 Layers never ask. They call `linear` or an expert product with a weight that is a plain array or a
 `Weight`: the float32 master, which receives the gradient, beside the form that products read,
 made once per optimizer step (`hold`, `attach`), not once per microbatch. Released FP8 weights may
-stay as they are, a `Scaled` in either place: products read what the codes stand for, the gradient
-passes through them, and there is none of them.
+stay as they are, a `Scaled` in either place: products use the dequantized values, gradients flow
+through to the input, and the quantized weight has none.
 
 Axes: M rows (tokens), K summed channels, N columns; E leads where experts are batched.
 """
@@ -45,7 +45,7 @@ def _same(x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """How one precision holds operands and multiplies them; arrays are [..., M, K] or [..., K, N].
+    """One precision: how operands are quantized and multiplied. Arrays [..., M, K] or [..., K, N].
 
     Leading dims of all operands are equal and batched (experts), or absent. `fprop`, `dgrad` and
     `wgrad` read what `quantize_input`, `quantize_weight` and `quantize_grad` made, in float32.
@@ -170,7 +170,7 @@ def value(w: Matrix) -> Array:
 
 
 def decoded(q: Scaled, dtype: DTypeLike) -> Array:
-    """What codes stand for, rounded to a dtype; matrices tiled apart are side by side again."""
+    """Dequantize codes, rounded to a dtype; matrices tiled apart are side by side again."""
     a = scaled.dequantize(q, dtype)
     return a if len(q.tile) == 2 else a.reshape(*a.shape[:-2], -1)
 

@@ -14,7 +14,7 @@ the middle between two codes. (XLA turns a division by a broadcast array into th
 None is above the largest number by more than float32's rounding, which a code's own takes away, so
 nothing saturates here.
 
-What is not a number stays visible: a tile that holds NaN or infinity has the scale NaN, so all of
+NaN stays visible: a tile that holds NaN or infinity has the scale NaN, so all of
 it dequantizes to NaN and the optimizer step is skipped. A tile of zeros has zero codes and the
 scale of the floor.
 """

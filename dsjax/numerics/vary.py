@@ -1,4 +1,4 @@
-"""Over which axes of a manual mesh an array differs from device to device: part of its type."""
+"""Helpers for the varying axes (vma) of arrays inside a shard_map: part of an array's type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which experts to copy, and where: the expert parallel load balancer (EPLB) of V3 section 3.4.
+"""Expert parallel load balancer (EPLB, V3 section 3.4): the experts to copy, and their places.
 
 A GPU holds `replicas / gpus` physical experts; loads are uneven, so the heaviest logical experts
 get more than one replica and tokens are spread over them. Hierarchically, groups of experts are

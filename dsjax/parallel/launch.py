@@ -10,7 +10,7 @@ empty is as one that is not set.
 The coordinator listens on the address that was given only: anyone who reaches it can stop the run.
 Processes of one machine meet on its loopback.
 
-Which GPUs: under Slurm and Open MPI every process gets one, by its number on the host. That is
+GPUs: under Slurm and Open MPI every process gets one, by its number on the host. That is
 right where a host has several processes; one that has the host to itself takes all of them, and so
 does one that was told by flags or environment.
 """
@@ -42,7 +42,7 @@ BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 
 @dataclass(frozen=True)
 class Launch:
-    """How this process joins the others; what is None is left to JAX to find."""
+    """Way of this process to join the others; a field that is None is left to JAX to find."""
 
     source: str
     coordinator: str | None = None
@@ -53,7 +53,7 @@ class Launch:
 
 def find(env: Mapping[str, str], coordinator: str | None = None, processes: str | None = None,
          process: str | None = None) -> Launch | None:
-    """How the environment, or flags, say that processes belong together; None for a single one."""
+    """Find from flags or environment how processes belong together; None for a single one."""
     given = (coordinator, processes, process)
     if any(word is not None for word in given):
         return _explicit("flags", *given, ("--coordinator", "--processes", "--process"))
@@ -203,7 +203,7 @@ def join(launch: Launch | None) -> None:
 
 
 def _bind(coordinator: str, process: int) -> str:
-    """Where process 0 listens: at the address given.
+    """Return the address at which process 0 listens: the one given.
 
     A host may know its own name as a loopback address (Debian's 127.0.1.1), which others do not
     reach; where they reach it is then not to be found out: it listens everywhere, and says so.

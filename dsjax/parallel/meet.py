@@ -1,6 +1,6 @@
-"""Processes that belong together wait for one another, and say who did not come.
+"""Meeting of processes that belong together: they wait for one another and say who is missing.
 
-JAX's own client ends the process without a word where a fellow does not appear in time (abort). So
+JAX's own client aborts the process without a word where another does not appear in time. So
 all of them first meet here: the process numbered 0 listens where the coordinator will be, each of
 the others says who it is, and when all are there each is sent on to JAX. What differs between them,
 such as two with one number, is refused on the spot.
@@ -80,7 +80,7 @@ def resolve(host: str, port: int, until: float | None = None) -> list[tuple[Any,
 
 @dataclass
 class _Guests:
-    """Who came to process 0, by their numbers."""
+    """Processes that came to process 0, by their numbers."""
 
     count: int
     here: dict[int, socket.socket] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def _visit(where: str, count: int, mine: int, until: float, seconds: float) -> N
 
 
 def _is_open(guest: socket.socket) -> bool:
-    """Whether a process that waits is still there; it sends no more than its greeting."""
+    """True while a process that waits is there; it sends no more than its greeting."""
     guest.setblocking(False)
     try:
         return guest.recv(1) != b""

@@ -1,4 +1,4 @@
-"""Where every parameter lies: logical axes to mesh axes, each line with its reason.
+"""Rules that place every parameter: logical axes to mesh axes, each line with its reason.
 
 Two placements of one tree. `used` is where a layer finds its weights; `stored` is where masters and
 moments rest between steps. Under ZeRO-1 (V3 report sec. 3.2) `stored` also cuts each leaf over the

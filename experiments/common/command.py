@@ -37,6 +37,7 @@ class Asked:
     folder: Path
     runs: Path
     is_quick: bool = False
+    is_timed: bool = False
     began: Tree = field(default_factory=record.tree)
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -52,7 +53,12 @@ class Asked:
 
     def write(self, name: str, claim: str, columns: Sequence[str], rows: Sequence[Sequence[Any]],
               **more: Any) -> None:
-        """Write a record; a quick one is marked as such and shown."""
+        """Write a record; a quick one is marked as such and shown, a timed one has matmul rates."""
+        if self.is_timed:
+            from dsjax.report import metrics
+
+            more["matmul_gflop_s"] = {dtype: round(metrics.matmul_peak(dtype).flop_s / 1e9)
+                                      for dtype in ("float32", "bfloat16")}
         if self.is_quick:
             more["is_quick"] = True
         made = record.write(self.records / f"{name}.json", claim, columns, rows, self.command,
@@ -142,7 +148,7 @@ def _one(study: Study, part: Part, given: dict[str, Any], words: Sequence[str]) 
         folder = QUICK / study.name / part.name
         runs = folder / "runs"
         shutil.rmtree(folder, ignore_errors=True)  # an earlier quick form is no start of this one
-    asked = Asked(part.command, folder, runs, is_quick, began, given)
+    asked = Asked(part.command, folder, runs, is_quick, part.is_timed, began, given)
     module = importlib.import_module(f"experiments.{study.name}.{part.module or part.name}")
     status = module.main(asked)
     if is_quick:

@@ -119,6 +119,8 @@ def table(record: Mapping[str, Any]) -> str:
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in record["rows"]]
     jax_version = record["versions"]["jax"]
     where = ", ".join(record[key] for key in ("device", "processor") if key in record)
+    for dtype, rate in record.get("matmul_gflop_s", {}).items():
+        where += f", {rate:,} GFLOP/s in {dtype}"
     mark = "" if record["is_clean"] else " with changes that were not committed"
     lines.append("")
     lines.append(f"`{record['command']}` on {where}, jax {jax_version}, "

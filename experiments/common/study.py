@@ -44,7 +44,8 @@ class Part:
 
     name: of the part, and of the module beside whose `main(asked)` measures, unless `module` says
     another. records: names of its files in `records/`; arms: a pattern of those of its arms.
-    devices: virtual devices that JAX shall make. A tuned part starts as `dsjax train` does.
+    devices: virtual devices that JAX shall make. A tuned part starts as `dsjax train` does. A timed
+    part's records hold the matmul rate of its process, by which its times can be read.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Part:
     devices: int | None = None
     is_on_cpu: bool = False
     is_tuned: bool = False
+    is_timed: bool = False
     is_resumable: bool = False
 
 

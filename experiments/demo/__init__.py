@@ -15,5 +15,6 @@ STUDY = Study(
         quick="20 steps instead of 600, in a minute",
         verdict="supports, at this size and for this corpus",
         records=("demo",),
+        is_timed=True,
     ),),
 )

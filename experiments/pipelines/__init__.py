@@ -31,6 +31,7 @@ STUDY = Study(
             records=("memory", "work", "forms"),
             devices=4,
             is_tuned=True,
+            is_timed=True,
         ),
         Part(
             name="overhead",
@@ -43,6 +44,7 @@ STUDY = Study(
             records=("overhead",),
             devices=1,
             is_tuned=True,
+            is_timed=True,
         ),
         Part(
             name="curves",

@@ -2,6 +2,7 @@
 they do not know, leave records alone when quick, and say in a record when the tree was not clean.
 """
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ import types
 import pytest
 
 from dsjax.errors import UserError
+from dsjax.report import metrics
 from experiments import __main__ as front
 from experiments.common import command, index, record, study
 from experiments.common.record import ROOT, Tree
@@ -149,6 +151,16 @@ def test_a_record_says_how_it_was_measured(fake, capsys):
     assert "is_quick" not in found
     assert "not committed" not in record.table(found)
     assert study.state(fake, fake.parts[0]).state == "recorded"
+
+
+def test_a_timed_part_records_the_matmul_rate_of_its_process(fake, capsys, monkeypatch):
+    rates = {"float32": 205.4e9, "bfloat16": 1.2e12}
+    monkeypatch.setattr(metrics, "matmul_peak", lambda dtype: metrics.Peak(rates[dtype], "here"))
+    timed = dataclasses.replace(fake, parts=(dataclasses.replace(fake.parts[0], is_timed=True),))
+    assert command.main(timed, argv=[]) == 0
+    found = written(timed)
+    assert found["matmul_gflop_s"] == {"float32": 205, "bfloat16": 1200}
+    assert "205 GFLOP/s in float32, 1,200 GFLOP/s in bfloat16" in record.table(found)
 
 
 def test_a_page_shows_a_record_and_single_numbers_of_it(monkeypatch, tmp_path):
