@@ -242,6 +242,7 @@ def test_every_flag_that_is_written_down_is_known() -> None:
         wrong += [f"{where}: {flag} in: {command}" for flag in given if flag not in known]
     helps = [(name, "") for name in available()]
     helps += [("convert", way) for way in ("hf-to-dsjax", "dsjax-to-hf")]
+    helps += [("bench", way) for way in ("train", "decode", "gemm", "layouts", "links")]
     every = set().union(*(flags_of(*one) for one in helps), OF_EXPERIMENTS)
     for path in pages():
         mentioned = re.findall(r"`(--[a-z][\w.-]*\w)[ `]", path.read_text())

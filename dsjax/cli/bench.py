@@ -18,28 +18,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsjax.cli.benches import gemm, layouts
+from dsjax.cli.benches.gemm import Gemm
+from dsjax.cli.benches.layouts import Layouts, Links
 from dsjax.cli.process import devices
-from dsjax.config import flags, load
-from dsjax.config.fields import did_you_mean
+from dsjax.config import load
+from dsjax.config.fields import counted, seed_in_range
 from dsjax.config.model import MLAConfig
 from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.disk import to_json
-from dsjax.errors import UserError
-
-USAGE = """usage: dsjax bench train|decode [--shape tiny|small] [--dtype float32|bfloat16|fp8]
-                   [--steps N] [--batch N] [--seq N] [--seed N]
-       dsjax bench gemm|layouts|links --help
-
-Measure training steps or decoding on this machine and print one JSON line: tok_s (median),
-tok_per_cpu_s, ms_median, gflop_s, mfu, compile_s, peak_rss_mib, versions and the load average.
-
-Programs are compiled anew, whatever is kept in caches, so that compile_s is a compilation's.
-
-  --shape   tiny: 8.2M parameters, 8 x 256 tokens; small: 108M, 4 x 512
-  --dtype   what products read; sums are float32
-  --steps   timed steps (train) or new tokens a row (decode)
-"""
 
 ROWS = {"tiny": (8, 256), "small": (4, 512)}
 PRECISION: dict[str, Literal["fp32", "bf16", "fp8"]] = {
@@ -51,56 +38,52 @@ PRECISION: dict[str, Literal["fp32", "bf16", "fp8"]] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Arguments; None is the mode's own default."""
+    """Shape, numbers and size of a measurement; None is the mode's own default."""
 
-    shape: str = "tiny"
-    dtype: str = "float32"
+    shape: Literal["tiny", "small"] = "tiny"
+    """tiny: 8.2M parameters, 8 x 256 tokens; small: 108M, 4 x 512."""
+    dtype: Literal["float32", "bfloat16", "fp8"] = "float32"
+    """Operands of matrix products; sums are float32."""
     steps: int | None = None
-    batch: int | None = None
-    seq: int | None = None
+    """Steps that are timed, or new tokens a row."""
+    batch_size: int | None = None
+    """Rows; by default the shape's, and one when decoding."""
+    seq_len: int | None = None
+    """Tokens a row; by default the shape's, and 512 in the cache when decoding."""
     seed: int = 0
+    """Seed of parameters and tokens."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes of nothing."""
+        counted(type(self).__name__, **{
+            name: value for name in ("steps", "batch_size", "seq_len")
+            if (value := getattr(self, name)) is not None})
+        seed_in_range(self.seed, f"{type(self).__name__}.seed=")
 
 
-def run(argv: list[str]) -> int:
+class Train(Bench):
+    """Time training steps and print one JSON line.
+
+    tok_s (median), tok_per_cpu_s, ms_median, gflop_s, mfu, compile_s, peak_rss_mib, versions and
+    the load average. Programs are compiled anew, so that compile_s is a compilation's.
+    """
+
+
+class Decode(Bench):
+    """Time greedy decoding from a latent cache and print one JSON line."""
+
+
+def main(args: Train | Decode | Gemm | Layouts | Links) -> int:
     """Measure and print; returns the exit status."""
-    others = {"gemm": gemm.gemm, "layouts": layouts.layouts,
-              "links": layouts.links}
-    is_other = argv[:1] and argv[0] in others
-    if not is_other and ("-h" in argv or "--help" in argv):
-        print(USAGE, end="")
-        return 0
-    if not argv:
-        raise UserError("a benchmark is missing; give `dsjax bench train` or `dsjax bench decode`")
-    if is_other:
-        return others[argv[0]](argv[1:])
-    modes: dict[str, Callable[[Bench], dict[str, Any]]] = {"train": train, "decode": decode}
-    if argv[0] not in modes:
-        known = [*modes, *others]
-        if argv[0].startswith("-"):
-            raise UserError(f"{argv[0]} stands where a benchmark should; begin as in `dsjax bench "
-                            f"train`, with one of {', '.join(known)}")
-        mean = did_you_mean(argv[0], known)
-        raise UserError(f"there is no benchmark {argv[0]!r}{mean}; choose from {', '.join(known)}")
-    args = _arguments(flags.take_switch(argv[1:], "--json")[1])
+    if isinstance(args, Gemm):
+        return gemm.measure(args)
+    if isinstance(args, Layouts):
+        return layouts.compare(args)
+    if isinstance(args, Links):
+        return layouts.count(args)
     devices.require()
-    print(to_json(modes[argv[0]](args)), flush=True)
+    print(to_json(train(args) if isinstance(args, Train) else decode(args)), flush=True)
     return 0
-
-
-def _arguments(argv: list[str]) -> Bench:
-    """Read `--name value` pairs."""
-    given: dict[str, Any] = {}
-    for name, choices in (("shape", ROWS), ("dtype", PRECISION)):
-        word, argv = flags.take(argv, f"--{name}")
-        if word is not None and word not in choices:
-            raise UserError(f"--{name} {word}: choose from {', '.join(choices)}")
-        given |= {} if word is None else {name: word}
-    for name in ("steps", "batch", "seq", "seed"):
-        text, argv = flags.take(argv, f"--{name}")
-        if text is not None:
-            given[name] = flags.whole(text, f"--{name}", least=0 if name == "seed" else 1)
-    flags.refuse(argv, "--" + " --".join(f.name for f in dataclasses.fields(Bench)))
-    return Bench(**given)
 
 
 def shape_run(args: Bench) -> RunConfig:
@@ -111,8 +94,8 @@ def shape_run(args: Bench) -> RunConfig:
         name=args.shape,
         model=model,
         train=TrainConfig(
-            batch_size=args.batch or batch,
-            seq_len=args.seq or length,
+            batch_size=args.batch_size or batch,
+            seq_len=args.seq_len or length,
         ),
         precision=PrecisionConfig(matmul=PRECISION[args.dtype]),
         learning_rate=LearningRate(peak=1e-4, constant_steps=1000),
@@ -129,7 +112,7 @@ def train(args: Bench) -> dict[str, Any]:
     run_config = shape_run(args)
     rows, length = run_config.train.batch_size, run_config.train.seq_len
     with fit.refusing(f"a step on {rows:,} rows of {length:,} tokens",
-                      needs.training(run_config).at_once, "lower --batch or --seq"):
+                      needs.training(run_config).at_once, "lower --batch-size or --seq-len"):
         return _train(args, run_config)
 
 
@@ -190,7 +173,7 @@ def decode(args: Bench) -> dict[str, Any]:
 
     run_config = shape_run(args)
     params = transformer.init(run_config.model, key_of(args.seed))
-    batch, context = args.batch or 1, args.seq or 512
+    batch, context = args.batch_size or 1, args.seq_len or 512
     backend = decoding(platform.choose_backend(run_config))
     found = decode_bench(params, run_config.model, batch, context, args.steps or 64,
                          backend=backend)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich import box
 from rich.table import Table
 
+from dsjax.config.commandline import Mark, Word
+from dsjax.config.run import RunConfig
 from dsjax.disk import to_json
 from dsjax.errors import UserError
 from dsjax.terminal import Console
@@ -16,52 +19,48 @@ from dsjax.terminal import Console
 if TYPE_CHECKING:  # JAX and the model cost a second to import
     from dsjax.plan.train_step import Plan
 
-USAGE = """usage: dsjax compile CONFIG --on MACHINE [--json] [--text FILE] [--FIELD VALUE ...]
+@dataclass(frozen=True)
+class Compile:
+    """Compile a run's whole training step for a machine that is not here.
 
-Compile a run's whole training step for a machine that is not here, as `dsjax train` would run it
-there, and print what a device needs by kind, every collective with its bytes, and which of them run
-beside computation. Nothing is run. Leaves with status 1 where a device has too little memory, and
-says what to change. CONFIG is a name, a file with one config() or the folder of a run; any field
-can be overridden.
+    The step is the one that `dsjax train` would run there. Printed are what a device needs by kind,
+    every collective with its bytes, and which of them run beside computation. Nothing is run.
+    Leaves with status 1 where a device has too little memory, and says what to change. Any field of
+    the run can be overridden:
 
-  --on MACHINE  a TPU and the chips along each axis of its torus (v5p:8x16x16, v5e:4x4, v6e:16x16),
-                or a GPU, nodes and GPUs of a node (h200:256x8, h100:1x8)
-  --json        one JSON object
-  --text FILE   also write the compiled program (HLO text, scheduled)
+      dsjax compile tiny --on h200:1x8 --parallel.data 2 --parallel.expert 4
+      dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --precision bf16
 
-  dsjax compile tiny --on h200:1x8 --parallel.data 2 --parallel.expert 4
-  dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --precision bf16
+    The compilers are the extras tpu-aot and gpu-aot: pip install 'dsjax[tpu-aot]'.
+    """
 
-The compilers are the extras tpu-aot and gpu-aot: pip install 'dsjax[tpu-aot]'.
-"""
+    config: Annotated[str, Word("CONFIG")]
+    """A name, a file with one config() or the folder of a run."""
+    run: Annotated[RunConfig, Mark.INLINE]
+    on: str
+    """A TPU and the chips along each axis of its torus (v5p:8x16x16, v5e:4x4, v6e:16x16), or a GPU,
+    nodes and GPUs of a node (h200:256x8, h100:1x8)."""
+    json: bool = False
+    """Print one JSON object."""
+    text: Path | None = None
+    """File to write the compiled program into (HLO text, scheduled)."""
 
 
-def run(argv: list[str]) -> int:
+def main(args: Compile) -> int:
     """Compile and report; returns the exit status."""
-    if argv[:1] in (["-h"], ["--help"]):
-        print(USAGE, end="")
-        return 0
-    from dsjax.config import flags, load
     from dsjax.plan import target
 
-    is_json, argv = flags.take_switch(argv, "--json")
-    machine, argv = flags.take(argv, "--on")
-    text, argv = flags.take(argv, "--text")
-    config = load.override(load.load(load.first(argv, "dsjax compile")), argv[1:],
-                           "dsjax compile CONFIG", ("--on", "--text", "--json"))
-    if machine is None:
-        raise UserError("say for which machine: --on v5p:8x16x16 or --on h200:256x8")
-    found = target.parse(machine)
+    found = target.parse(args.on)
     target.require(found)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # a plugin without its machine would look for it
     from dsjax.plan import train_step
 
-    made = train_step.plan(config, found)
-    if text is not None:
-        _write(made, Path(text))
-    if is_json:
+    made = train_step.plan(args.run, found)
+    if args.text is not None:
+        _write(made, args.text)
+    if args.json:
         print(to_json(summary(made)))
     else:
         _print(made)

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
-from dsjax.cli.process import arguments
+from dsjax.config.commandline import Word
 from dsjax.errors import UserError, printable, say
 
 if TYPE_CHECKING:  # jax costs a second to import
@@ -27,10 +25,10 @@ EVERY = 10.0  # seconds between plain lines where there is no terminal
 class HfToDsjax:
     """Make a run folder, which `dsjax generate` reads, of a released checkpoint (safetensors)."""
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    source: Annotated[Path, Word("SRC")]
     """Folder with config.json and *.safetensors. Tokenizer and settings are copied; links that lead
     out of the checkpoint, or out of its repository in a cache, are followed for weights only."""
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    target: Annotated[Path, Word("DST")]
     """Run folder to make, or an empty one that is there. Interrupted, the same command goes on."""
     dtype: Literal["stored", "float32", "bfloat16", "fp8"] = "stored"
     """`stored` keeps every number as it is, FP8 with its scales too; others change the dtype."""
@@ -42,9 +40,9 @@ class HfToDsjax:
 class DsjaxToHf:
     """Make a released checkpoint, which transformers, vLLM and SGLang load, of a run folder."""
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    source: Annotated[Path, Word("SRC")]
     """Run folder."""
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    target: Annotated[Path, Word("DST")]
     """Folder to make, or an empty one that is there. Interrupted, the same command goes on."""
     fp8: bool = False
     """Matrices in FP8 with one scale a 128x128 block, as released; what is FP8 stays as it is."""
@@ -59,15 +57,11 @@ class DsjaxToHf:
     over; by default the one that the run, or the run it started from, was converted from."""
 
 
-Convert = (
-    Annotated[HfToDsjax, tyro.conf.subcommand("hf-to-dsjax")]
-    | Annotated[DsjaxToHf, tyro.conf.subcommand("dsjax-to-hf")]
-)
+Convert = HfToDsjax | DsjaxToHf
 
 
-def run(argv: list[str]) -> int:
+def main(args: Convert) -> int:
     """Convert; returns the exit status. Interrupted, the same command goes on where it stopped."""
-    args = arguments.parse(Convert, argv, "dsjax convert", __doc__)
     from dsjax.released import convert
     from dsjax.released.write import Form
 

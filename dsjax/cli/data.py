@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from dsjax import disk
+from dsjax.config.commandline import Word
 from dsjax.config.fields import seed_in_range
 from dsjax.config.refusal import typed_as
 from dsjax.data import pack, shards, sources
@@ -35,7 +34,7 @@ Tell = Callable[[int, int], None]  # (bytes read from disk, tokens written) sinc
 class Data:
     """Prepare token shards from text: train or load a tokenizer, hold out text, write ids."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional] = (sources.EMBEDDED,)
+    sources: Annotated[tuple[str, ...], Word("[SOURCE ...]")] = (sources.EMBEDDED,)
     """Files, folders or globs of text or JSONL (.gz, .xz, .zst too), or `shakespeare`."""
     out: Path = Path("runs/data")
     """Folder to write train/ and heldout/ into."""

@@ -4,42 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
 from dsjax.cli.process.arguments import myself
+from dsjax.config import load
+from dsjax.config.commandline import Mark
+from dsjax.config.run import RunConfig
 from dsjax.disk import to_json
-from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.infer import Report
     from dsjax.train.loop import Outcome
 
-USAGE = """usage: dsjax demo [--no-cache] [--FIELD VALUE ...]
-
-Train the `tiny` config (the complete DeepSeek-V3 architecture, 10 million parameters) on the works
-of Shakespeare, compare it with a byte 5-gram, draw two pictures and let it write, with and without
-speculative decoding by its multi-token prediction module. A few minutes on two CPU cores.
-Compiled programs are kept in a cache folder of yours; --no-cache compiles anew.
-"""
-
 PROMPTS = ("HAMLET.\n", "To be, or not to")
 
 
-def run(argv: list[str]) -> int:
-    """Train, compare, draw, speak; returns the exit status."""
-    if argv and argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    from dsjax.config import load
-
+def _tiny() -> RunConfig:
     config = load.load("tiny")
-    output = dataclasses.replace(config.output, folder="runs/demo")
-    config = load.override(dataclasses.replace(config, output=output), argv)
+    return dataclasses.replace(config, output=dataclasses.replace(config.output,
+                                                                  folder="runs/demo"))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small DeepSeek-V3 on the works of Shakespeare and let it write.
+
+    It is the `tiny` config (the complete architecture, 10 million parameters), compared with a byte
+    5-gram, drawn in two pictures, and decoded with and without drafts of its multi-token prediction
+    module. A few minutes on two CPU cores. Any field of the run can be overridden.
+    """
+
+    run: Annotated[RunConfig, Mark.INLINE] = field(default_factory=_tiny)
+    cache: bool = True
+    """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
+
+
+def main(args: Demo) -> int:
+    """Train, compare, draw, speak; returns the exit status."""
+    config = args.run
     from dsjax.cli.generate import speak
     from dsjax.cli.train import report
     from dsjax.evaluate import ngram
     from dsjax.runtime import platform
+    from dsjax.terminal import Console
     from dsjax.train import corpus, loop
 
     devices.require()

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from dsjax import disk
 from dsjax.cli.process import devices
+from dsjax.config.commandline import Mark, Word
 from dsjax.config.fields import seed_in_range
 from dsjax.config.refusal import typed_as
 from dsjax.config.typed import Text
@@ -29,15 +28,11 @@ MAX_NEW = 128
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue prompts with the newest checkpoint of a run, decoding from the latent cache.
+    """Continue prompts with the newest checkpoint of a run, decoding from the latent cache."""
 
-    Compiled programs are kept in a cache folder of yours, so that the next start is faster;
-    --no-cache compiles anew.
-    """
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Word("RUN")]
     """Folder that `dsjax train` or `dsjax demo` wrote."""
-    prompt: tyro.conf.UseAppendAction[tuple[Text, ...]] = ()
+    prompt: Annotated[tuple[Text, ...], Mark.REPEATED] = ()
     """Text to continue; give it again for more rows of a batch. None, or an empty one, starts a new
     text. Names of the tokenizer's added tokens in it, as <|fim_begin|>, are those tokens."""
     prompt_file: Path | None = None
@@ -61,6 +56,8 @@ class Generate:
     """Positions a row may take; by default the row length of the training."""
     json: bool = False
     """Print one JSON object at the end instead of text as it comes."""
+    cache: bool = True
+    """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The `dsjax` command: find the subcommand, import only its file, turn bad input into a sentence.
 
-A subcommand is a file `dsjax/cli/NAME.py` with one of two functions: `run(argv) -> int`, which
-reads its own arguments, or `main(args) -> int`, whose argument is a frozen dataclass that tyro
-fills from the command line. Both return the exit status: 0, 2 for bad input, 130 for ctrl-C.
+A subcommand is a file `dsjax/cli/NAME.py` with a function `main(args) -> int`. Its argument is a
+frozen dataclass, or one of a union, that is filled from the command line; its result is the exit
+status: 0, 2 for bad input, 130 for ctrl-C.
 """
 
 from __future__ import annotations
@@ -41,18 +41,14 @@ COMMANDS = {
     "demo": Command("train a small DeepSeek-V3 on Shakespeare and let it speak", is_heavy=True),
     "train": Command("train a model from a config, or go on with a run", is_heavy=True),
     "generate": Command("let a trained model continue a prompt", is_heavy=True),
-    "evaluate": Command("score a trained model on text and tasks", is_heavy=True),
     "show": Command("print a config's parameters, FLOPs and cache bytes, part by part"),
+    "loads": Command("draw how evenly a run used its experts, and what copies would mend"),
     "data": Command("turn text into a tokenizer and token shards"),
     "convert": Command("read and write released checkpoints"),
     "pipeline": Command("draw a pipeline schedule and say what it costs"),
     "compile": Command("compile a run for a machine that is not here"),
     "bench": Command("measure training and decoding on this machine", is_heavy=True),
 }
-
-KEEPING = ("demo", "train", "generate", "evaluate")
-"""Commands whose compiled programs are kept for the next process; a benchmark compiles its own."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dsjax ARGV...`; returns the exit status, and never raises for bad input or ctrl-C."""
@@ -74,7 +70,7 @@ def _answer(argv: list[str], is_process: bool) -> int:
     try:
         try:
             status = _run(argv, is_process)
-        except SystemExit as leaving:  # tyro leaves this way after its help
+        except SystemExit as leaving:  # --help leaves this way
             status = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
         sys.stdout.flush()
         return status
@@ -140,15 +136,11 @@ def _run(argv: list[str], is_process: bool) -> int:
         raise UserError(_unknown(name))
     if is_process and COMMANDS[name].is_heavy:
         tune_process()
-    if COMMANDS[name].is_heavy:
-        asked = rest if name in KEEPING else [*rest, program_cache.FLAG]
-        unflagged = [w for w in rest if w != program_cache.FLAG]
-        rest = program_cache.keep(asked) if is_process else unflagged
     module = importlib.import_module(f"dsjax.cli.{name}")
-    if hasattr(module, "run"):
-        return module.run(rest)
-    kind = get_type_hints(module.main)["args"]
-    return module.main(arguments.parse(kind, rest, f"dsjax {name}"))
+    args = arguments.parse(get_type_hints(module.main)["args"], rest, f"dsjax {name}")
+    if is_process and COMMANDS[name].is_heavy:  # a benchmark compiles its own programs
+        program_cache.keep(getattr(args, "cache", False))
+    return module.main(args)
 
 
 def _help() -> str:

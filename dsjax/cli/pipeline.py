@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from rich.table import Table
 
+from dsjax.config.commandline import Word
 from dsjax.config.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError
@@ -31,7 +31,7 @@ from dsjax.terminal import Console
 class Pipeline:
     """Print a pipeline schedule as a table of slots, with its makespan, bubble and memory."""
 
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCHEDULE")]
+    name: Annotated[str, Word("SCHEDULE")]
     """gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe or dualpipe-v."""
     ranks: int
     """Ranks (devices) of the pipeline."""

@@ -6,57 +6,63 @@ import dataclasses
 import math
 import os
 import shlex
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
+from dsjax.config import commandline, load
+from dsjax.config.commandline import Mark, Word
+from dsjax.config.run import RunConfig
 from dsjax.errors import UserError, say
-from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # the loop costs a second to import
-    from dsjax.config.run import RunConfig
+    from dsjax.terminal import Console
     from dsjax.train.loop import Outcome
 
-USAGE = """usage: dsjax train CONFIG [--FIELD VALUE ...]
+@dataclass(frozen=True)
+class Train:
+    """Train a model from a config, or go on with a run.
 
-Train a model from a config: a name (tiny, small, ...), a Python file with one config(), or the
-folder of a run. Any field can be overridden, typed and checked; `dsjax train CONFIG --help` lists
-them all. The same command started again goes on where the newest checkpoint stops, and so does the
-folder of a run. With another --output.folder its settings are used anew; parameters that dsjax
-convert made are then what the run starts from. --devices N makes N virtual devices of a CPU, to try
-a layout on. Compiled programs are kept in a cache folder of yours, so that the next start is
-faster; --no-cache compiles anew.
+    The same command started again goes on where the newest checkpoint stops, and so does the folder
+    of a run. With another --output.folder its settings are used anew; parameters that dsjax convert
+    made are then what the run starts from. Any field of the run can be overridden, typed and
+    checked; `dsjax train CONFIG --help` lists them all.
 
-  dsjax train tiny
-  dsjax train tiny --train.steps 200 --precision fp32 --output.folder runs/short
-  dsjax train tiny --profile 3            (a trace of three steps, for Perfetto or TensorBoard)
-  dsjax train small --data.train 'books/*.txt.xz' --output.tensorboard
-  dsjax train tiny --parallel.data 2 --parallel.expert 4 --devices 8
-  dsjax train tiny --parallel.pipe 4 --parallel.schedule dualpipe --train.microbatches 8 \\
-      --devices 8
-  dsjax train tiny --parallel.expert 8 --coordinator node0:12345 --processes 2 --process 0
-  dsjax train my.py --init-from runs/moonlight
-  dsjax train runs/moonlight --output.folder runs/tuned --data.train 'books/*.txt'
-"""
+      dsjax train tiny
+      dsjax train tiny --train.steps 200 --precision fp32 --output.folder runs/short
+      dsjax train tiny --profile 3            (a trace of three steps, for Perfetto or TensorBoard)
+      dsjax train small --data.train 'books/*.txt.xz' --output.tensorboard
+      dsjax train tiny --parallel.data 2 --parallel.expert 4 --devices 8
+      dsjax train tiny --parallel.pipe 4 --parallel.schedule dualpipe --train.microbatches 8 \\
+          --devices 8
+      dsjax train tiny --parallel.expert 8 --coordinator node0:12345 --processes 2 --process 0
+      dsjax train my.py --init-from runs/moonlight
+      dsjax train runs/moonlight --output.folder runs/tuned --data.train 'books/*.txt'
+    """
 
-LAUNCHED = ("coordinator", "processes", "process")
+    config: Annotated[str, Word("CONFIG")]
+    """A name (tiny, small, ...), a Python file with one config(), or the folder of a run."""
+    run: Annotated[RunConfig, Mark.INLINE]
+    devices: int | None = None
+    """Make so many virtual devices of the CPU, to try a layout on."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Number of this process, from 0."""
+    cache: bool = True
+    """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
 
-def run(argv: list[str]) -> int:
+def main(args: Train) -> int:
     """Train; returns the exit status (128 + the signal's number when one stopped the run)."""
-    if argv[:1] in (["-h"], ["--help"]):
-        print(USAGE, end="")
-        return 0
-    from dsjax.config import flags
     from dsjax.parallel import launch
 
-    who = {}
-    for name in LAUNCHED:
-        who[name], argv = flags.take(argv, f"--{name}")
-    count, argv = flags.take(argv, "--devices")
-    config = read(argv)
-    if count is not None:
-        devices.make(count)
-    joined = launch.find(os.environ, **who)
+    config = chosen(args)
+    if args.devices is not None:
+        devices.make(args.devices)
+    joined = launch.find(os.environ, args.coordinator, args.processes, args.process)
     launch.join(joined)
     from dsjax.train import heartbeat
 
@@ -74,6 +80,7 @@ def _train(config: RunConfig) -> int:
     import jax
 
     from dsjax.runtime import platform
+    from dsjax.terminal import Console
     from dsjax.train import loop
 
     platform.dispatch_inline()
@@ -87,17 +94,12 @@ def _train(config: RunConfig) -> int:
     return 0
 
 
-def read(argv: list[str]) -> RunConfig:
-    """The run of a command line. One given as a folder goes on there, or in another folder anew.
+def chosen(args: Train) -> RunConfig:
+    """The run to train. One given as a folder goes on there, or in another folder anew.
 
     Parameters that came without an optimizer, as converted ones, are another run's start.
     """
-    from dsjax.config import load
-
-    name = load.first(argv, "dsjax train")
-    config = load.override(load.load(name), argv[1:],
-                           own=["--devices", *(f"--{name}" for name in LAUNCHED)])
-    folder = load.folder_of(name)
+    config, folder = args.run, load.folder_of(args.config)
     if folder is None:
         return config
     from dsjax.train.folder import resume
@@ -105,7 +107,8 @@ def read(argv: list[str]) -> RunConfig:
     is_here = os.path.realpath(resume.folder(config)) == os.path.realpath(folder)
     is_start = resume.is_start(folder)
     if is_here and is_start:
-        again = ["dsjax", "train", *argv, "--output.folder", f"{folder}-trained"]
+        typed = commandline.flags(load.load(args.config), config)
+        again = ["dsjax", "train", args.config, *typed, "--output.folder", f"{folder}-trained"]
         raise UserError(resume.NO_OPTIMIZER.format(out=folder, command=shlex.join(again)))
     if is_here or config.init_from is not None:
         return config

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
+import inspect
+import itertools
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Hashable, Iterable
@@ -26,6 +30,26 @@ def _field_types(cls: Hashable) -> dict[str, Any]:
     assert isinstance(cls, type), "classes are hashable"
     found = typing.get_type_hints(cls)
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
+
+
+@functools.cache
+def documented(cls: type) -> dict[str, str]:
+    """Return the docstring of each field of a class, its own and those of its base classes."""
+    found: dict[str, str] = {}
+    for one in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+        (made,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(made, ast.ClassDef), "the source of a class"
+        found |= _documented_by(made)
+    return found
+
+
+def _documented_by(made: ast.ClassDef) -> dict[str, str]:
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(made.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)}
 
 
 MOST = 2**31 - 1

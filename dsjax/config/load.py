@@ -1,47 +1,30 @@
-"""Config files and command-line overrides: how a `RunConfig` comes to be.
+"""Config files: how a `RunConfig` comes to be before any flag.
 
 A config file is Python with one function `config() -> RunConfig`; a run's folder is one too, by the
-config.json that it holds. `override` lets tyro read any
-field from flags named like it (`--model.moe.experts 8`). A field that may hold one of several
-classes keeps the one it has; `--model.moe None` takes it away, `--model.attention gqa` changes it
-and then wants the fields that have no default, and a flag below an absent one brings it
-(`--model.rope.yarn.factor 40`). Stages of a curriculum are written `FROM_STEP:SEQ_LEN`.
+config.json that it holds. Flags are read by dsjax.config.commandline.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import io
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from dsjax.config import refusal, typed
-from dsjax.config.fields import class_choices, did_you_mean, field_types
-from dsjax.config.flags import take
+from dsjax.config.fields import did_you_mean
 from dsjax.config.run import RunConfig
-from dsjax.config.stored import run_from_json, run_to_json
+from dsjax.config.stored import run_from_json
 from dsjax.disk import cause, read_bytes, read_object
 from dsjax.errors import UserError
-
-__all__ = ["folder_of", "load", "names", "override", "run_from_json", "run_to_json"]
 
 STORED = "config.json"
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = PACKAGE / "configs"
 FOLDER = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "configs"
 """The project's own configs: beside the package in a checkout, inside it where pip puts it."""
-SHORT = {"--precision": "--precision.matmul", "--profile": "--output.profile"}
-"""Flags that are typed often, and what they stand for."""
-
-
-# Files
-
 
 def names() -> list[str]:
     """Names of the project's configs."""
@@ -157,138 +140,3 @@ def _blame(path: Path, error: BaseException) -> str:
     if isinstance(error, ImportError):
         fix = "install what it imports, or correct the file"
     return f"{where}: {type(error).__name__}{': ' * bool(said)}{said}; {fix}"
-
-
-# Command line
-
-
-def override(run: RunConfig, argv: Sequence[str], prog: str = "dsjax train CONFIG",
-             own: Sequence[str] = ()) -> RunConfig:
-    """Replace the fields that flags name; `--help` prints every field and leaves with status 0.
-
-    own: the command's own flags, taken already, which a misspelled one may have meant.
-    """
-    import tyro
-
-    run, left = _switch(run, [_dashed(token) for token in argv])
-    absent = [flag for flag, owner, name, _ in _unions(copy.copy(run), "--")
-              if getattr(owner, name) is None]
-    for flag in (token.partition("=")[0] for token in left):
-        for part in absent:
-            if flag.startswith(f"{part}."):
-                raise UserError(f"{flag} does not exist with {part} None; leave one of them out")
-        refusal.unknown(flag, [*sorted(_flags(run)), "--help"], own)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                RunConfig,
-                args=left,
-                default=run,
-                prog=prog,
-                description=_description(run),
-                config=(tyro.conf.AvoidSubcommands,),
-                registry=typed.registry(),
-            )
-    except SystemExit as leave:
-        if leave.code in (0, None):
-            raise
-        sentence = refusal.refusal(said.getvalue())
-        raise UserError(refusal.as_typed(sentence, refusal.flags_of(run))) from None
-
-
-def _dashed(token: str) -> str:
-    """Write the name of a flag with hyphens."""
-    if not token.startswith("--"):
-        return token
-    name, equals, value = token.partition("=")
-    name = name.replace("_", "-")
-    return SHORT.get(name, name) + equals + value
-
-
-def _switch(run: RunConfig, argv: list[str]) -> tuple[RunConfig, list[str]]:
-    """Give the config the classes that flags ask for; return it with the flags that are left."""
-    run = copy.copy(run)
-    for flag, owner, name, classes in _unions(run, "--"):
-        asked, argv = take(argv, flag)
-        held = getattr(owner, name)
-        by_name = {_short(c): c for c in classes if c is not type(None)}
-        if asked is None and held is None and any(t.startswith(flag + ".") for t in argv):
-            asked = next(iter(by_name)) if len(by_name) == 1 else None
-        if asked is None:
-            continue
-        choice = asked.lower().removesuffix("config")
-        if choice == "none" and type(None) in classes:
-            _set(owner, name, None)
-        elif choice not in by_name:
-            choices = [*by_name, "None"] if type(None) in classes else [*by_name]
-            first = next(iter(field_types(classes[0])))
-            raise UserError(f"{flag} {asked} is not a choice; use {' or '.join(choices)}, or a "
-                            f"field of it, as {flag}.{first.replace('_', '-')}")
-        elif by_name[choice] is not type(held):
-            _set(owner, name, _blank(by_name[choice]))
-    return run, argv
-
-
-def _unions(part: Any, prefix: str) -> Iterator[tuple[str, Any, str, tuple[type, ...]]]:
-    """Every field that may hold one of several classes: flag, owner, field, classes.
-
-    Owners are copies already in place, so that setting their fields changes no one else's config;
-    the walk enters a field after the caller has set it.
-    """
-    for name, hint in field_types(type(part)).items():
-        flag = prefix + name.replace("_", "-")
-        classes = class_choices(hint)
-        if len(classes) > 1:
-            yield flag, part, name, classes
-        held = getattr(part, name)
-        if dataclasses.is_dataclass(held):
-            held = copy.copy(held)
-            _set(part, name, held)
-            yield from _unions(held, flag + ".")
-
-
-def _blank(cls: type) -> Any:
-    """An unvalidated instance for tyro to fill: defaults where there are any, else required."""
-    import tyro
-
-    blank: Any = object.__new__(cls)
-    for f in dataclasses.fields(cls):
-        if f.default is not dataclasses.MISSING:
-            _set(blank, f.name, f.default)
-        elif f.default_factory is not dataclasses.MISSING:
-            _set(blank, f.name, f.default_factory())
-        else:
-            _set(blank, f.name, tyro.MISSING)
-    return blank
-
-
-def _set(owner: Any, name: str, value: Any) -> None:
-    """Set a field of a frozen copy; tyro constructs, and so validates, the final one."""
-    object.__setattr__(owner, name, value)
-
-
-def _flags(part: Any, prefix: str = "--") -> Iterator[str]:
-    """Every flag a config answers to."""
-    for f in dataclasses.fields(part):
-        held, flag = getattr(part, f.name), prefix + f.name.replace("_", "-")
-        if dataclasses.is_dataclass(held):
-            yield from _flags(held, flag + ".")
-        else:
-            yield flag
-        if isinstance(held, bool):
-            yield prefix + "no-" + f.name.replace("_", "-")
-
-
-def _description(run: RunConfig) -> str:
-    """What the help says first: the fields that may change their class."""
-    kinds = [
-        f"{flag} {'|'.join('None' if c is type(None) else _short(c) for c in classes)}"
-        for flag, _, _, classes in _unions(copy.copy(run), "--")
-    ]
-    return f"Any field of the run may be replaced. Parts of another kind: {', '.join(kinds)}."
-
-
-def _short(cls: type) -> str:
-    """How a class is called on the command line: MLAConfig is mla."""
-    return cls.__name__.lower().removesuffix("config")

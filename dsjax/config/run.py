@@ -13,8 +13,9 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dsjax.config.fields import between, choices, counted, seed_in_range, well_typed
 from dsjax.config.loss import LossConfig
@@ -282,6 +283,12 @@ class RunConfig:
         if self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"RunConfig.name={self.name!r} is not a folder's name; use a word")
         seed_in_range(self.seed, "RunConfig.seed=")
+
+
+def with_fields(run: RunConfig, **parts: Mapping[str, Any]) -> RunConfig:
+    """Replace fields of a run's parts, as in with_fields(run, train={"steps": 9})."""
+    return dataclasses.replace(run, **{
+        part: dataclasses.replace(getattr(run, part), **fields) for part, fields in parts.items()})
 
 
 def profiled(steps: str) -> tuple[int, int] | int:

@@ -1,101 +1,88 @@
-"""How the values of fields are typed: numbers in ASCII digits, stages as FROM_STEP:SEQ_LEN.
+"""Values as they are typed: numbers in ASCII digits, stages as FROM_STEP:SEQ_LEN, names not empty.
 
-A name or a path has at least one character: Python takes an empty path for the current folder.
+Python's own numbers would take digits of any script, and blanks; it takes an empty path for the
+current folder. The word None stands for None wherever a field takes that.
 """
 
 from __future__ import annotations
 
 import re
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dsjax.config.run import SequenceStage
+from dsjax.errors import UserError
 
 NUMBERS = {
     int: re.compile(r"[+-]?[0-9]+(_[0-9]+)*"),
     float: re.compile(r"[+-]?(([0-9][0-9_]*(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.I),
 }
 DIGITS = 4000  # Python reads no longer whole numbers
-EMPTY = "is empty"
+KINDS = {int: "INT", float: "FLOAT", Path: "PATH", SequenceStage: "FROM_STEP:SEQ_LEN"}
 
 
 class Text(str):
     """Words that may be none."""
 
 
-def registry() -> Any:
-    """What tyro is told of them."""
-    from tyro.constructors import ConstructorRegistry
-
-    made = ConstructorRegistry()
-    made.primitive_rule(_number)
-    made.primitive_rule(_stages)
-    made.primitive_rule(_words)
-    return made
+def is_many(hint: Any) -> bool:
+    """Whether a field takes any number of words."""
+    return typing.get_origin(hint) is tuple
 
 
-def _words(info: Any) -> Any:
-    """Names and paths, which are not empty, and texts, which may be."""
-    from tyro.constructors import PrimitiveConstructorSpec
-
-    kind = info.type
-    if kind not in (str, Path, Text):
-        return None
-
-    def read(words: list[str]) -> Any:
-        if not words[0] and kind is not Text:
-            raise ValueError(EMPTY)
-        return kind(words[0])
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH" if kind is Path else "STR",
-        instance_from_str=read,
-        is_instance=lambda x: isinstance(x, str if kind is Text else kind),
-        str_from_instance=lambda x: [str(x)],
-    )
+def kind(hint: Any) -> str:
+    """Return what a field takes, as the help and refusals call it: INT, None or INT, a|b."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(inner)
+    if is_many(hint):
+        return kind(inner[0])
+    if type(None) in inner:
+        return f"None or {kind(_some(hint))}"
+    return KINDS.get(hint, "STR")
 
 
-def _number(info: Any) -> Any:
-    """Whole numbers and others; Python's own would take digits of any script, and blanks."""
-    from tyro.constructors import PrimitiveConstructorSpec
+def read(words: Sequence[str], hint: Any, flag: str) -> Any:
+    """Return the value of type `hint` that the words after a flag, or one without, say."""
+    if is_many(hint):
+        if "" in words and typing.get_args(hint)[0] is not Text:
+            raise UserError("one of the names is empty; leave it out or name one")
+        return tuple(read([word], typing.get_args(hint)[0], flag) for word in words)
+    (word,) = words
+    if hint is bool:
+        return word == "True"
+    takes = f"{flag} takes {kind(hint)}, not {word[:40]!r}; see --help"
+    if type(None) in typing.get_args(hint):
+        if word == "None":
+            return None
+        hint = _some(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        if word not in typing.get_args(hint):
+            known = ", ".join(map(repr, typing.get_args(hint)))
+            raise UserError(f"{flag} is {word[:40]!r}; choose from {known}")
+        return word
+    if not word and hint is not Text:
+        leave = "leave it out or " if flag.startswith("-") else ""
+        raise UserError(f"{flag} is empty; {leave}name one")
+    if hint is SequenceStage:
+        return _stage(word, takes)
+    if hint in NUMBERS and (len(word) > DIGITS or not NUMBERS[hint].fullmatch(word)):
+        raise UserError(takes)
+    return hint(word)
 
-    kind = info.type
-    if kind not in NUMBERS:
-        return None
 
-    def read(words: list[str]) -> Any:
-        if len(words[0]) > DIGITS or not NUMBERS[kind].fullmatch(words[0]):
-            raise ValueError(f"not a number: '{words[0][:40]}'")
-        return kind(words[0])
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=kind.__name__.upper(),
-        instance_from_str=read,
-        is_instance=lambda x: isinstance(x, int | kind) and not isinstance(x, bool),
-        str_from_instance=lambda x: [str(x)],
-    )
+def _some(hint: Any) -> Any:
+    """The type of an optional field beside None."""
+    (some,) = (one for one in typing.get_args(hint) if one is not type(None))
+    return some
 
 
-def _stages(info: Any) -> Any:
-    """Stages of the sequence-length curriculum."""
-    from tyro.constructors import PrimitiveConstructorSpec
-
-    def read(words: list[str]) -> tuple[SequenceStage, ...]:
-        try:
-            pairs = [(float(start), int(seq_len)) for start, _, seq_len in
-                     (word.partition(":") for word in words)]
-        except ValueError:
-            raise ValueError("expected FROM_STEP:SEQ_LEN") from None
-        return tuple(SequenceStage(start, seq_len) for start, seq_len in pairs)
-
-    if info.type != tuple[SequenceStage, ...]:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="FROM_STEP:SEQ_LEN",
-        instance_from_str=read,
-        is_instance=lambda x: isinstance(x, tuple),
-        str_from_instance=lambda x: [f"{s.from_step}:{s.seq_len}" for s in x],
-    )
+def _stage(word: str, takes: str) -> SequenceStage:
+    """A stage of the sequence-length curriculum."""
+    start, _, seq_len = word.partition(":")
+    try:
+        return SequenceStage(float(start), int(seq_len))
+    except ValueError:
+        raise UserError(takes) from None

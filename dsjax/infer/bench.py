@@ -35,7 +35,7 @@ def decode_bench(params: TransformerParams, cfg: ModelConfig, batch: int, contex
     held = batch * room * cache_bytes_per_token(cfg, backend)
     with fit.refusing(f"decoding {batch} rows of {room:,} positions",
                       {"cache": held, "logits": batch * cfg.vocab * 4},
-                      "lower --batch, --seq or --steps"):
+                      "lower --batch-size, --seq-len or --steps"):
         return _measured(params, cfg, batch, context, steps, repeats, room, backend)
 
 

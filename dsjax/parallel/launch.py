@@ -28,7 +28,6 @@ from pathlib import Path
 
 import jax
 
-from dsjax.config import flags
 from dsjax.errors import UserError, say
 from dsjax.parallel import meet
 
@@ -51,12 +50,13 @@ class Launch:
     gpus: tuple[int, ...] | None = None
 
 
-def find(env: Mapping[str, str], coordinator: str | None = None, processes: str | None = None,
-         process: str | None = None) -> Launch | None:
+def find(env: Mapping[str, str], coordinator: str | None = None, processes: int | None = None,
+         process: int | None = None) -> Launch | None:
     """Find from flags or environment how processes belong together; None for a single one."""
-    given = (coordinator, processes, process)
-    if any(word is not None for word in given):
-        return _explicit("flags", *given, ("--coordinator", "--processes", "--process"))
+    if any(word is not None for word in (coordinator, processes, process)):
+        typed = [None if number is None else str(number) for number in (processes, process)]
+        return _explicit("flags", coordinator, typed[0], typed[1],
+                         ("--coordinator", "--processes", "--process"))
     env = {name: value.strip() for name, value in env.items() if value.strip()}
     names = ("DSJAX_COORDINATOR", "DSJAX_PROCESSES", "DSJAX_PROCESS")
     if any(name in env for name in names):
@@ -69,6 +69,13 @@ def find(env: Mapping[str, str], coordinator: str | None = None, processes: str 
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") and "TPU_WORKER_ID" in env:
         return _tpu_pod(env)
     return None
+
+
+def _whole(text: str, name: str, least: int) -> int:
+    """A whole number as typed, of digits alone."""
+    if re.fullmatch(r"[0-9]{1,18}", text) and int(text) >= least:
+        return int(text)
+    raise UserError(f"{name} {text[:40]} is not a whole number from {least} on; give one")
 
 
 def _explicit(source: str, coordinator: str | None, processes: str | None, process: str | None,
@@ -84,8 +91,8 @@ def _explicit(source: str, coordinator: str | None, processes: str | None, proce
     if len(port) > 9 or not 1 <= int(port) <= 65535:
         raise UserError(f"{names[0]} {coordinator[:200]} has the port {port[:40]}; use one from 1 "
                         "to 65,535")
-    count = flags.whole(processes, names[1])
-    number = flags.whole(process, names[2], least=0)
+    count = _whole(processes, names[1], 1)
+    number = _whole(process, names[2], 0)
     if number >= count:
         raise UserError(
             f"{names[2]} {process} is not a number from 0 below {names[1]} {processes}; "

@@ -18,10 +18,9 @@ import jax
 from jax.sharding import Mesh
 
 from dsjax import params
-from dsjax.config import load
+from dsjax.config import commandline
 from dsjax.config.fields import divisors
-from dsjax.config.run import RunConfig
-from dsjax.errors import UserError
+from dsjax.config.run import RunConfig, with_fields
 from dsjax.numerics import precision as numerics
 from dsjax.numerics.precision import Precision
 from dsjax.parallel import rules
@@ -109,52 +108,52 @@ def advice(memory: Memory, run: RunConfig, check: Callable[[RunConfig], None]) -
     return f"{over:.1f} GB too many. " + "; ".join(said or [MORE_DEVICES]) + "."
 
 
-Way = tuple[str, str]  # what it does, and its flags
+Way = tuple[str, dict[str, dict[str, Any]]]  # what it does, and the fields it changes by part
 MORE_DEVICES = "use a machine of more devices"
 
 
 def _first(ways: Iterable[Way], run: RunConfig, check: Callable[[RunConfig], None]) -> str:
     """The first way that a run can go, with its flags."""
-    for what, flags in ways:
+    for what, fields in ways:
         try:
-            changed = load.override(run, flags.split())
+            changed = with_fields(run, **fields)
             check(changed)
-        except UserError:
+        except ValueError:
             continue
         if changed.parallel.devices == run.parallel.devices:
-            return f"{what}, {flags}"
+            return f"{what}, {' '.join(commandline.flags(run, changed))}"
     return MORE_DEVICES
 
 
 def _cut_state(run: RunConfig) -> Iterator[Way]:
     if not run.parallel.use_zero:
-        yield "cut them over data and expert", "--parallel.use-zero"
+        yield "cut them over data and expert", {"parallel": {"use_zero": True}}
 
 
 def _cut_moments(run: RunConfig) -> Iterator[Way]:
     yield from _cut_state(run)
     if run.optimizer.moments != "bfloat16":
-        yield "hold them in two bytes", "--optimizer.moments bfloat16"
+        yield "hold them in two bytes", {"optimizer": {"moments": "bfloat16"}}
 
 
 def _cut_weights(run: RunConfig) -> Iterator[Way]:
     layout = run.parallel
     for axis in ("fsdp", "expert"):
         if layout.data % 2 == 0:
-            yield "cut them over twice as many devices", (
-                f"--parallel.{axis} {2 * getattr(layout, axis)} --parallel.data {layout.data // 2}")
+            yield "cut them over twice as many devices", {
+                "parallel": {axis: 2 * getattr(layout, axis), "data": layout.data // 2}}
 
 
 def _cut_activations(run: RunConfig) -> Iterator[Way]:
     rows = run.train.batch_size // (run.train.microbatches * run.parallel.row_devices)
     for part in divisors(rows)[1:]:
-        count = part * run.train.microbatches
-        yield "fewer rows at once", f"--train.microbatches {count}"
+        fewer = {"microbatches": part * run.train.microbatches}
+        yield "fewer rows at once", {"train": fewer}
         if run.parallel.interleave:  # which needs two at once
-            yield ("fewer rows at once, none beside another",
-                   f"--parallel.no-interleave --train.microbatches {count}")
+            yield "fewer rows at once, none beside another", {
+                "train": fewer, "parallel": {"interleave": False}}
     stronger = {"none": "v3", "v3": "full"}
     if run.machine.remat in stronger:
-        yield ("compute more again in the backward pass",
-               f"--machine.remat {stronger[run.machine.remat]}")
-    yield "shorter rows", f"--train.seq-len {run.train.seq_len // 2}"
+        yield "compute more again in the backward pass", {
+            "machine": {"remat": stronger[run.machine.remat]}}
+    yield "shorter rows", {"train": {"seq_len": run.train.seq_len // 2}}

@@ -21,12 +21,11 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 LIMIT = 2 << 30
 """Bytes that are kept, of all hosts together."""
-FLAG = "--no-cache"
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 SETTINGS = {
     "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
@@ -37,12 +36,11 @@ YOUNG_S = 600
 ZSTD = b"\x28\xb5\x2f\xfd"
 
 
-def keep(argv: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Tell JAX, before it is imported, where to keep programs; return argv without `--no-cache`."""
-    left = [word for word in argv if word != FLAG]
+def keep(is_kept: bool, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Tell JAX, before it is imported, where to keep programs, or to keep none."""
     # A file that another process is writing, or a full disk: the program is compiled, no more.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
-    if len(left) < len(argv):
+    if not is_kept:
         environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     elif VARIABLE not in environ:
         folder, _ = choose(environ)
@@ -52,7 +50,6 @@ def keep(argv: Sequence[str], environ: MutableMapping[str, str] = os.environ) ->
                 environ.setdefault(name, value)
             with contextlib.suppress(OSError):  # another process tidies too, or the disk is gone
                 tidy(folder.parent)
-    return left
 
 
 def choose(environ: MutableMapping[str, str] = os.environ) -> tuple[Path | None, str]:

@@ -21,8 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dsjax.checkpoint.store import Store
-from dsjax.config.load import run_to_json
 from dsjax.config.run import RunConfig
+from dsjax.config.stored import run_to_json
 from dsjax.data import curriculum
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.errors import say

@@ -40,7 +40,7 @@ def test_fields_are_overridden_and_checked(capsys):
 @pytest.mark.parametrize("columns", ["20", "80", "300"])
 def test_numbers_are_shown_whole_at_any_width(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    assert main(["show", "tiny", "--length", "100000000000000"]) == 0
+    assert main(["show", "tiny", "--seq-len", "100000000000000"]) == 0
     said = capsys.readouterr().out
     assert "128,000,000,000,000,000" in said
     assert "activations with remat v3, at least" in said
@@ -48,5 +48,5 @@ def test_numbers_are_shown_whole_at_any_width(columns, capsys, monkeypatch):
 
 
 def test_length_is_a_number(capsys):
-    assert main(["show", "tiny", "--length", "many"]) == 2
+    assert main(["show", "tiny", "--seq-len", "many"]) == 2
     assert "many" in capsys.readouterr().err

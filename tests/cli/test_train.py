@@ -7,6 +7,7 @@ import pytest
 from dsjax.checkpoint.store import Store
 from dsjax.cli import train as command
 from dsjax.cli.main import main
+from dsjax.cli.process import arguments
 from dsjax.config.run import OutputConfig, RunConfig, TrainConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.data.tokenizers import tokenizer
@@ -14,6 +15,11 @@ from dsjax.model import transformer
 from tests import agreement
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind. " * 30
+
+
+def read(argv):
+    """The run of a command line."""
+    return command.chosen(arguments.parse(command.Train, argv, "dsjax train"))
 
 
 @pytest.fixture
@@ -50,8 +56,8 @@ def test_converted_parameters_are_trained_in_another_folder_and_never_in_their_o
     assert made.init_from == str(converted)
     assert made.output.folder == str(out)
     # The folder that was made is a run like any other: it goes on, or lends its settings.
-    assert command.read([str(out)]) == made
-    again = command.read([str(out), "--output.folder", "third", "--seed", "4"])
+    assert read([str(out)]) == made
+    again = read([str(out), "--output.folder", "third", "--seed", "4"])
     assert (again.init_from, again.seed, again.output.folder) == (str(converted), 4, "third")
 
 
@@ -60,11 +66,11 @@ def test_the_settings_of_a_trained_run_are_used_anew_and_that_is_said(converted,
     folder = tmp_path / "trained"
     folder.mkdir()
     run_to_json(run, folder / "config.json")
-    assert command.read([str(folder)]).output.folder == str(folder)
-    made = command.read([str(folder), "--output.folder", "other"])
+    assert read([str(folder)]).output.folder == str(folder)
+    made = read([str(folder), "--output.folder", "other"])
     assert made.init_from is None
     assert f"add --init-from {folder}" in capsys.readouterr().err
-    given = command.read([str(folder), "--output.folder", "other", "--init-from", str(folder)])
+    given = read([str(folder), "--output.folder", "other", "--init-from", str(folder)])
     assert given.init_from == str(folder)
     assert not capsys.readouterr().err
 

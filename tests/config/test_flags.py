@@ -1,57 +1,111 @@
-"""Flags that a command reads itself are read alike: with a space or `=`, in digits, once."""
+"""Every command line is read alike: with a space or `=`, in digits, the last one counts."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 
-from dsjax.cli.main import main
-from dsjax.config import flags
+from dsjax.cli.main import available, main
+from dsjax.config import commandline, load
+from dsjax.config.commandline import Mark, Word, read
+from dsjax.config.typed import Text
 from dsjax.errors import UserError
 
 
-@pytest.mark.parametrize("words", [["a", "--on", "x", "b"], ["--on=x", "a", "b"],
-                                   ["a", "--on", "y", "b", "--on=x"]])
+@dataclass(frozen=True)
+class Args:
+    """What a test asks for."""
+
+    first: Annotated[str, Word("FIRST")]
+    """A word without a flag."""
+    more: Annotated[tuple[str, ...], Word("MORE")] = ()
+    on: Path | None = None
+    """A path."""
+    number: int = 1
+    kind: Literal["a", "b"] = "a"
+    again: Annotated[tuple[Text, ...], Mark.REPEATED] = ()
+    many: tuple[float, ...] = ()
+    is_loud: bool = False
+
+
+@pytest.mark.parametrize("words", ["a --on x b", "--on=x a b", "a --on y b --on=x", "a b --on x"])
 def test_a_flag_is_taken_in_either_form_and_the_last_one_counts(words):
-    assert flags.take(words, "--on") == ("x", ["a", "b"])
-    assert flags.take(["a", "--once", "x"], "--on") == (None, ["a", "--once", "x"])
+    assert read(Args, words.split(), "test") == Args("a", ("b",), Path("x"))
 
 
-@pytest.mark.parametrize("words", [["--on"], ["--on="], ["--on", ""], ["--on", "--json"]])
-def test_a_flag_without_a_value_is_refused(words):
-    with pytest.raises(UserError, match="--on needs a value"):
-        flags.take(words, "--on")
+def test_every_kind_of_field_is_read():
+    line = "a --number 1_000 --kind b --again= --again x --many 1 -2 .5e1 --is-loud --is_loud"
+    assert read(Args, line.split(), "test") == Args(
+        "a", number=1000, kind="b", again=("", "x"), many=(1.0, -2.0, 5.0), is_loud=True)
+    assert not read(Args, ["a", "--is-loud", "--no-is-loud"], "test").is_loud
 
 
-def test_a_switch_takes_no_value():
-    assert flags.take_switch(["a", "--json"], "--json") == (True, ["a"])
-    assert flags.take_switch(["a"], "--json") == (False, ["a"])
-    with pytest.raises(UserError, match="--json=yes is a switch"):
-        flags.take_switch(["--json=yes"], "--json")
+@pytest.mark.parametrize(("line", "said"), [
+    ("a --on", "--on needs a value"),
+    ("a --on --number 2", "--on needs a value"),
+    ("a --on=", "--on is empty"),
+    ("a --is-loud=yes", "--is-loud is a switch and takes no value"),
+    ("--on x", "give FIRST"),
+    ("a --number 1.5", "--number takes INT, not '1.5'"),
+    ("a --many 1 x", "--many takes FLOAT, not 'x'"),
+    ("a --kind c", "--kind is 'c'; choose from 'a', 'b'"),
+    ("a -o x", "there is no flag -o;"),
+])
+def test_a_line_that_is_wrong_is_refused_with_the_flag(line, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        read(Args, line.split(), "test")
 
 
-def test_numbers_are_digits_within_their_range():
-    assert flags.whole("1_000", "--n") == 1000
-    assert flags.whole("+7", "--n") == 7
-    assert flags.whole("0", "--n", least=0) == 0
-    for wrong in ("0", "-1", "1.5", "1e3", "nan", "", " 1", "\u00b2", "\u0663", "1__0", "9" * 5000,
-                  str(2**63), "0x10", "1\n"):
-        with pytest.raises(UserError, match=r"(?s)--n .*is not a whole number from 1 on") as caught:
-            flags.whole(wrong, "--n")
-        assert len(str(caught.value)) < 200
-    with pytest.raises(UserError, match="from 1 up to 4,096"):
-        flags.whole("4097", "--n", most=4096)
+@pytest.mark.parametrize("wrong", ["1e3", "nan", "", " 1", "\u00b2", "\u0663", "1__0", "9" * 5000,
+                                   "0x10", "1\n"])
+def test_numbers_are_ascii_digits(wrong):
+    with pytest.raises(UserError, match=r"--number (takes INT|is empty)") as caught:
+        read(Args, ["a", "--number", wrong], "test")
+    assert len(str(caught.value)) < 200
+
+
+def test_the_help_of_a_command_names_every_flag_with_its_docstring(capsys):
+    with pytest.raises(SystemExit) as leave:
+        read(Args, ["--help"], "dsjax test")
+    assert leave.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: dsjax test FIRST MORE [--FLAG VALUE]\n\nWhat a test asks for.")
+    for words in ("A word without a flag.", "--on PATH", "A path.", "--kind a|b", "(default: 1)",
+                  "--is-loud, --no-is-loud"):
+        assert words in said
+
+
+@pytest.mark.parametrize("line", [
+    "--model.layers 5 --model.dense-layers 2 --output.no-resume",
+    "--model.attention gqa --model.attention.heads 4 --model.attention.kv-heads 2 "
+    "--model.attention.head-dim 8",
+    "--model.moe None --model.dense-layers 4",
+    "--model.rope.yarn.factor 40 --train.curriculum 0:64 0.5:128 --output.tensorboard",
+    "--data.tokenizer None --optimizer.eps 3e-09",
+])
+def test_the_difference_of_two_runs_is_the_flags_between_them(line):
+    run = load.load("tiny")
+    changed = commandline.override(run, line.split())
+    assert changed != run
+    words = commandline.flags(run, changed)
+    assert commandline.override(run, words) == changed
+    assert commandline.flags(run, run) == []
 
 
 @pytest.mark.parametrize(("line", "words"), [
-    ("show tiny --length=0", "--length 0"),
-    ("show tiny --length= --json", "--length needs a value"),
-    ("show --loads=nowhere", "nowhere"),
-    ("show tiny --json=1", "--json=1 is a switch"),
-    ("show tiny --lenght 4", "did you mean --length"),
+    ("show tiny --seq-len=0", "--seq-len 0"),
+    ("show tiny --seq-len= --json", "--seq-len is empty"),
+    ("loads nowhere", "nowhere"),
+    ("show tiny --json=1", "--json is a switch"),
+    ("show tiny --length 4", "did you mean --seq-len or --train.seq-len;"),
     ("compile tiny --on=nowhere", "nowhere"),
     ("train tiny --devices=\u00b2", "--devices"),
     ("train tiny --devices 1000000", "up to 4,096"),
     ("train tiny --device 2", "did you mean --devices"),
     ("train tiny --coordinator=localhost:1 --processes=2 --process=5", "--process 5"),
-    ("train tiny --coordinator= --processes=2 --process=1", "--coordinator needs a value"),
+    ("train tiny --coordinator= --processes=2 --process=1", "--coordinator is empty"),
     ("train tiny --seed -1", "--seed -1 is not a seed"),
     ("train tiny --seed 9223372036854775808", "--seed 9223372036854775808"),
     ("train tiny --train.steps=0", "--train.steps 0 must be at least 1"),
@@ -61,10 +115,10 @@ def test_numbers_are_digits_within_their_range():
     ("generate nowhere --seed 9223372036854775808", "--seed 9223372036854775808 is not a seed"),
     ("data nowhere --seed -1", "--seed -1 is not a seed"),
     ("bench train --steps=\u0664", "--steps"),
-    ("bench decode --shape=huge", "--shape huge: choose from tiny, small"),
-    ("bench train --stepz 4", "--stepz 4 is not understood"),
+    ("bench decode --shape=huge", "--shape is 'huge'; choose from 'tiny', 'small'"),
+    ("bench train --stepz 4", "there is no flag --stepz"),
     ("bench links --tokens 0", "--tokens 0"),
-    ("bench links tiny more", "more is not understood"),
+    ("bench links tiny more", "belong to no flag: more"),
     ("bench layouts --devices=99999", "up to 4,096"),
     ("pipeline nope --ranks 2 --microbatches 4", "nope"),
     ("pipeline 1f1b --ranks 0 --microbatches 4", "ranks"),
@@ -91,7 +145,7 @@ def test_numbers_are_digits_within_their_range():
     ("help", "did you mean '--help'"),
     ("-v", "--help or --version"),
     ("--quiet", "--help or --version"),
-    ("bench --stesp 3", "--stesp stands where a benchmark should"),
+    ("bench --stesp 3", "there is no --stesp"),
     ("bench train --stesp 3", "did you mean --steps"),
     ("bench layuots", "did you mean layouts;"),
     ("convert hf a b", "did you mean hf-to-dsjax;"),
@@ -109,12 +163,19 @@ def test_every_command_answers_in_a_sentence(line, words, capsys):
     assert not said.out
 
 
-@pytest.mark.parametrize("line", ["bench train --help", "bench decode -h", "bench --help",
-                                  "bench gemm --help", "bench links tiny --help",
-                                  "bench layouts --devices 2 --help", "show --loads x --help"])
-def test_help_is_given_wherever_it_is_asked_for(line, capsys):
-    assert main(line.split()) == 0
-    assert capsys.readouterr().out.startswith("usage: dsjax")
+BENCHES = ("train", "decode", "gemm", "layouts", "links")
+LINES = [*available(), *(f"bench {name}" for name in BENCHES), "convert hf-to-dsjax",
+         "convert dsjax-to-hf", "show tiny", "train tiny --train.steps 3", "compile tiny",
+         "demo --seed 3", "bench links tiny", "bench layouts --devices 2", "loads x"]
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_given_wherever_it_is_asked_for(line, flag, capsys):
+    assert main([*line.split(), flag]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"usage: dsjax {' '.join(line.split()[:1])}")
+    assert not said.err
 
 
 @pytest.mark.parametrize(("flag", "value", "words"), [

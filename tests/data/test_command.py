@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import tyro
 
 from dsjax.cli.data import Data, main
+from dsjax.config.commandline import read
 from dsjax.data import shards, sources
 from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError
@@ -21,7 +21,7 @@ def text(tmp_path):
 
 
 def run(capsys, *argv):
-    assert main(tyro.cli(Data, args=[str(a) for a in argv])) == 0
+    assert main(read(Data, [str(a) for a in argv], "dsjax data")) == 0
     return capsys.readouterr().out
 
 
@@ -74,12 +74,12 @@ def test_a_given_tokenizer_is_used_and_fim_touches_training_text_only(text, tmp_
 def test_a_terminal_gets_a_bar_and_a_file_gets_lines(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dsjax.cli.data.SECONDS_A_LINE", 0)
     argv = (text, "--vocab", 300, "--overwrite", "--out", tmp_path)
-    main(tyro.cli(Data, args=[str(a) for a in argv]))
+    main(read(Data, [str(a) for a in argv], "dsjax data"))
     plain = capsys.readouterr()
     assert "tokenizing: 0.2 of 0.2 MB read" in plain.err
     assert "bytes a token" in plain.out
     monkeypatch.setenv("FORCE_COLOR", "1")
-    main(tyro.cli(Data, args=[str(a) for a in argv]))
+    main(read(Data, [str(a) for a in argv], "dsjax data"))
     assert "\x1b[" in capsys.readouterr().err
 
 

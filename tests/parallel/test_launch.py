@@ -40,7 +40,7 @@ def test_inside_an_allocation_but_not_under_srun_it_trains_alone_and_says_so(ins
 
 def test_flags_come_before_the_environment_and_that_before_the_launcher():
     env = SLURM | {"DSJAX_COORDINATOR": "a:1", "DSJAX_PROCESSES": "2", "DSJAX_PROCESS": "0"}
-    assert find(env, "b:2", "3", "2") == Launch("flags", "b:2", 3, 2)
+    assert find(env, "b:2", 3, 2) == Launch("flags", "b:2", 3, 2)
     assert find(env) == Launch("environment", "a:1", 2, 0)
     assert find(SLURM) == Launch("Slurm", "n007:61447", 4, 1, (1,))
     found = find(SLURM | OPEN_MPI_5)  # mpirun inside an allocation

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from dsjax.config.load import load, override
+from dsjax.config.commandline import override
+from dsjax.config.load import load
 from dsjax.model import transformer
 from dsjax.parallel import mesh as meshes
 from dsjax.plan import memory
@@ -88,7 +89,7 @@ def advised(run, kind, limit=8 * 10**8):
     (WORKING[2], "activations and temporaries take at least 1.0 GB: fewer rows at once, "
      "--train.microbatches 2."),
     (WORKING[1], "gradients take at most 1.0 GB: cut them over twice as many devices, "
-     "--parallel.fsdp 4 --parallel.data 1."),
+     "--parallel.data 1 --parallel.fsdp 4."),
 ])
 def test_advice_names_the_largest_part_and_what_makes_it_smaller(run, kind, way):
     assert advised(run, kind) == f"0.2 GB too many. {way}"

@@ -7,8 +7,10 @@ import json
 
 import pytest
 
-from dsjax.config.load import load, override, run_from_json
+from dsjax.config.commandline import override
+from dsjax.config.load import load
 from dsjax.config.run import OutputConfig, profiled
+from dsjax.config.stored import run_from_json
 from dsjax.errors import UserError
 from dsjax.report.profile import Profiler, chosen
 from dsjax.terminal import Console

@@ -12,7 +12,7 @@ from jax.errors import JaxRuntimeError
 from dsjax import params, weights
 from dsjax.checkpoint.store import Store
 from dsjax.cli.main import main
-from dsjax.config import load
+from dsjax.config import commandline, load
 from dsjax.errors import UserError
 from dsjax.infer import Sampling, generate
 from dsjax.model import transformer
@@ -96,7 +96,7 @@ def test_an_accelerator_says_what_it_has():
     assert free_memory.of([Device(None)]) is None
 
 
-RUN = load.override(load.load("tiny"), ["--optimizer.ema-decay", "0"])
+RUN = commandline.override(load.load("tiny"), ["--optimizer.ema-decay", "0"])
 
 
 @pytest.mark.parametrize("flags", [
@@ -107,7 +107,7 @@ RUN = load.override(load.load("tiny"), ["--optimizer.ema-decay", "0"])
     ["--train.batch-size", "7", "--train.seq-len", "300000", "--machine.remat", "none"],
 ])
 def test_what_surely_does_not_fit_is_refused_with_flags_that_save_what_they_say(flags, free):
-    run = load.override(RUN, flags)
+    run = commandline.override(RUN, flags)
     counted = needs.training(run)
     size = counted.least + counted.average
     free(size + 1)
@@ -123,7 +123,7 @@ def test_what_surely_does_not_fit_is_refused_with_flags_that_save_what_they_say(
     named = re.findall(r"(--[a-z.-]+) (\S+) saves at least ([\d.]+ \w+)", said)
     assert named
     for flag, value, saved in named:
-        run = load.override(run, [flag, value])
+        run = commandline.override(run, [flag, value])
         sharding.check(run)
         left = needs.training(run)
         assert fit.said(size - left.least - left.average) == saved
@@ -138,7 +138,7 @@ def test_a_model_that_no_flag_makes_fit_says_what_is_left(free):
 
 
 def test_virtual_devices_share_the_memory_of_their_machine(free):
-    run = load.override(RUN, ["--parallel.data", "8", "--train.batch-size", "16"])
+    run = commandline.override(RUN, ["--parallel.data", "8", "--train.batch-size", "16"])
     mesh = meshes.make_mesh(run.parallel)
     each = needs.training(run, mesh)
     assert each.masters < needs.training(run).masters / 7  # ZeRO-1 cuts all but norms
@@ -174,7 +174,8 @@ def test_a_compiled_step_is_held_against_what_is_free_before_it_runs(free):
 def test_running_out_of_memory_is_said_as_what_was_needed_and_free(error, free):
     free(GB)
     with pytest.raises(UserError, match=r"ran out of memory: .* 1.0 GB are available.*saves"), \
-            fit.explained(load.override(RUN, ["--train.seq-len", "4096"]), None, sharding.check):
+            fit.explained(commandline.override(RUN, ["--train.seq-len", "4096"]), None,
+                          sharding.check):
         raise error
 
 
@@ -252,8 +253,8 @@ def test_parameters_that_do_not_fit_are_not_read(free, tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "flags"), [
-    ("train", ["--batch", "100000"]), ("train", ["--seq", "1000000000"]),
-    ("decode", ["--batch", "1000000"]), ("decode", ["--seq", "1000000000"]),
+    ("train", ["--batch-size", "100000"]), ("train", ["--seq-len", "1000000000"]),
+    ("decode", ["--batch-size", "1000000"]), ("decode", ["--seq-len", "1000000000"]),
     ("decode", ["--steps", "1000000000"])])
 def test_a_benchmark_that_does_not_fit_is_refused(mode, flags, free, capsys):
     free(10**9)

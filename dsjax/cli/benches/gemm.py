@@ -6,22 +6,13 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dsjax.cli.process import devices
-from dsjax.config import flags
+from dsjax.config.fields import counted
 from dsjax.disk import to_json
 
-USAGE = """usage: dsjax bench gemm [--json] [--m ROWS] [--k SUMMED] [--n COLUMNS]
-                        [--rounds 5] [--calls 20]
-
-Time y = x w of operands that are held already, in turn: in bfloat16, as FP8 training makes it on
-this machine (1x128 tiles, 128x128 blocks, promoted every 128), and, where there are FP8 products,
-of codes with no scales at all, the rate that FP8 reaches here. The ratios are taken within a round.
-Also what FP8's result differs from the exact product of the same codes, in parts of the largest
-entry. Without --n, V3's columns 2,048, 4,096 and 18,432 (m 4,096, k 7,168), on a CPU one small
-shape.
-"""
 BFLOAT16 = "bfloat16"
 V3_SHAPES = {"m": 4096, "k": 7168}
 V3_COLUMNS = (2048, 4096, 18432)
@@ -29,23 +20,47 @@ CPU_SHAPES = {"m": 512, "k": 1024}
 CPU_COLUMNS = (512,)
 
 
-def gemm(argv: list[str]) -> int:
+@dataclass(frozen=True)
+class Gemm:
+    """Time the block-scaled FP8 product beside bfloat16's, at V3's shapes.
+
+    Times y = x w of operands that are quantized already, in turn: in bfloat16, as FP8 training
+    computes it on this machine (1x128 tiles, 128x128 blocks, promoted every 128), and, where there
+    are FP8 products, of codes with no scales at all, the rate that FP8 reaches here. The ratios are
+    taken within a round. Also printed is what FP8's result differs from the exact product of the
+    same codes, in parts of the largest entry.
+    """
+
+    m: int | None = None
+    """Rows; by default V3's 4,096, on a CPU 512."""
+    k: int | None = None
+    """Entries that are summed; by default V3's 7,168, on a CPU 1,024."""
+    n: int | None = None
+    """Columns; by default V3's 2,048, 4,096 and 18,432 in turn, on a CPU 512."""
+    rounds: int = 5
+    """Rounds in which each form is timed."""
+    calls: int = 20
+    """Products a round."""
+    json: bool = False
+    """Print one JSON line a shape."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes of nothing."""
+        counted("Gemm", **{name: value for name in ("m", "k", "n", "rounds", "calls")
+                           if (value := getattr(self, name)) is not None})
+
+
+def measure(args: Gemm) -> int:
     """Measure every shape, and print a line each."""
-    if "-h" in argv or "--help" in argv:
-        print(USAGE, end="")
-        return 0
     import jax
 
     devices.require()
     is_cpu = jax.default_backend() == "cpu"
     shape = CPU_SHAPES if is_cpu else V3_SHAPES
-    is_json, argv = flags.take_switch(argv, "--json")
-    given, left = flags.take_numbers(argv, {**shape, "n": 0, "rounds": 5, "calls": 20})
-    flags.refuse(left, " ".join(f"--{name} NUMBER" for name in given) + " or --json")
-    n = given.pop("n")
-    for columns in (n,) if n else CPU_COLUMNS if is_cpu else V3_COLUMNS:
-        found = compare(n=columns, **given)
-        if is_json:
+    columns = CPU_COLUMNS if is_cpu else V3_COLUMNS
+    for n in (args.n,) if args.n else columns:
+        found = compare(args.m or shape["m"], args.k or shape["k"], n, args.rounds, args.calls)
+        if args.json:
             print(to_json(found), flush=True)
             continue
         print(f"{found['m']} x {found['k']} x {found['n']} on {found['device']}")

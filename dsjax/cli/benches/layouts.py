@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from dsjax.cli.process import devices
-from dsjax.config import flags
+from dsjax.config.commandline import Word
+from dsjax.config.fields import counted
 from dsjax.disk import to_json
 from dsjax.errors import UserError
 
-LAYOUTS = """usage: dsjax bench layouts [--json] [--devices 8]
 
-Take one step of a small model on every data x fsdp x expert layout of so many devices (virtual ones
-on a CPU), each with 1, 2 and 4 microbatches, packed and unpacked rows, and compare it with one
-device: the largest relative difference of loss, its parts, gradients, router biases and metrics.
-Some ten minutes on two cores; --json prints one JSON line a layout.
-"""
+@dataclass(frozen=True)
+class Layouts:
+    """Compare a step on every data x fsdp x expert layout with one device.
 
-LINKS = """usage: dsjax bench links [CONFIG] [--json] [--devices 64] [--nodes 8] [--tokens 16384]
+    The layouts are of so many devices (virtual ones on a CPU), each with 1, 2 and 4 microbatches,
+    packed and unpacked rows. Printed is the largest relative difference of loss, its parts,
+    gradients, router biases and metrics. Some ten minutes on two cores.
+    """
 
-Route random tokens of a config (deepseek_v3) over its experts and count what dispatch and combine
-put on slow links (between nodes) and fast ones (within), in one hop and in two.
-"""
+    devices: int = 8
+    """Devices of each layout."""
+    json: bool = False
+    """Print one JSON line a layout."""
 
 
-def layouts(argv: list[str]) -> int:
+@dataclass(frozen=True)
+class Links:
+    """Count what dispatch and combine put on slow links (between nodes) and fast ones (within).
+
+    Random tokens are routed over the experts of a config, in one hop and in two.
+    """
+
+    config: Annotated[str, Word("[CONFIG]")] = "deepseek_v3"
+    """A name, a file with one config() or the folder of a run; by default deepseek_v3."""
+    devices: int = 64
+    """Devices that share the experts."""
+    nodes: int = 8
+    """Nodes that the devices belong to."""
+    tokens: int = 16384
+    """Tokens that are routed."""
+    json: bool = False
+    """Print one JSON line a number of hops."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes of nothing."""
+        counted("Links", devices=self.devices, nodes=self.nodes, tokens=self.tokens)
+
+
+def compare(args: Layouts) -> int:
     """Compare every layout with one device, and print the table."""
-    if "-h" in argv or "--help" in argv:
-        print(LAYOUTS, end="")
-        return 0
-    is_json, argv = flags.take_switch(argv, "--json")
-    given, left = flags.take_numbers(argv, {"devices": 8})
-    flags.refuse(left, "--devices NUMBER or --json")
-    devices.make(given["devices"])
+    devices.make(args.devices)
     import jax
     import numpy as np
 
     from dsjax.cli.benches import equal_layouts as compared
 
     devices.require()
-    if jax.device_count() < given["devices"]:
+    if jax.device_count() < args.devices:
         raise UserError(f"there are {jax.device_count()} devices; use --devices of at most that")
     names = ("loss", "parts", "gradients", "bias", "metrics")
-    if not is_json:
+    if not args.json:
         print(f"{'data':>4} {'fsdp':>4} {'expert':>6}  " + " ".join(f"{n:>9}" for n in names))
     worst = 0.0
-    for layout, found in compared.compare_all(given["devices"]):
+    for layout, found in compared.compare_all(args.devices):
         row = {name: float(np.max([getattr(d, name) for d in found])) for name in names}
         worst = float(np.max([worst, *row.values()]))
         axes = {"data": layout.data, "fsdp": layout.fsdp, "expert": layout.expert}
-        if is_json:
+        if args.json:
             more = {"extra_rounds": sum(d.extra_rounds for d in found), "steps": len(found)}
             print(to_json(axes | row | more), flush=True)
         else:
@@ -58,20 +78,11 @@ def layouts(argv: list[str]) -> int:
     return 0 if worst < compared.TOLERANCE else 1
 
 
-def links(argv: list[str]) -> int:
+def count(args: Links) -> int:
     """Count bytes on slow and fast links, and print them."""
-    if "-h" in argv or "--help" in argv:
-        print(LINKS, end="")
-        return 0
-    is_json, argv = flags.take_switch(argv, "--json")
-    given, left = flags.take_numbers(argv, {"devices": 64, "nodes": 8, "tokens": 16384})
-    config = left[0] if left and not left[0].startswith("-") else None
-    flags.refuse(left if config is None else left[1:],
-                 "CONFIG, --devices NUMBER, --nodes NUMBER, --tokens NUMBER or --json")
     devices.require()
-    rows = traffic(config or "deepseek_v3", **given)
-    for row in rows:
-        if is_json:
+    for row in traffic(args.config, args.devices, args.nodes, args.tokens):
+        if args.json:
             print(to_json(row))
         else:
             print(f"{row['hops']} hop{'s' if row['hops'] > 1 else ' '}: a token is on at most "

@@ -1,40 +1,57 @@
-"""The command line in both directions: flags into a dataclass, and how to call this again."""
+"""The command line in both directions: words into a dataclass, and how to call this again."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
+import re
 import shlex
 import shutil
 import sys
+import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dsjax.config.fields import did_you_mean
 from dsjax.errors import UserError
 
 
-def parse(kind: Any, argv: Sequence[str], prog: str, description: str | None = None) -> Any:
-    """Fill a dataclass, or one of a union, from flags; bad ones are refused in a sentence.
+def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
+    """Fill the dataclass of a command, or the one of a union that the first word names.
 
-    `--help` prints every field and leaves with status 0.
+    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags.
+    `--help` is printed wherever it stands, and leaves with status 0.
     """
-    import tyro
+    from dsjax.config import commandline, load
 
-    from dsjax.config import refusal, typed
+    if isinstance(kind, types.UnionType):
+        return _parse_one(typing.get_args(kind), argv, prog)
+    if not {"config", "run"} <= {f.name for f in dataclasses.fields(kind)}:
+        return commandline.read(kind, argv, prog)
+    if argv and argv[0] in commandline.HELP:
+        return commandline.read(kind, argv, prog)
+    name = load.first(argv, prog)
+    lent = {"config": name, "run": load.load(name)}
+    return commandline.read(kind, argv[1:], f"{prog} {name}", lent=lent)
 
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(argv), prog=prog, description=description,
-                            registry=typed.registry())
-    except SystemExit as leave:
-        if leave.code in (0, None):
-            raise
-        sentence = refusal.refusal(said.getvalue())
-        named = refusal.flags_of(kind) if dataclasses.is_dataclass(kind) else {}
-        raise UserError(refusal.as_typed(sentence, named)) from None
+
+def _parse_one(kinds: Sequence[type], argv: Sequence[str], prog: str) -> Any:
+    """Fill the class that the first word names, in hyphens."""
+    by_name = {re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower(): kind for kind in kinds}
+    if not argv:
+        raise UserError(f"give {' or '.join(by_name)}; see --help")
+    if argv[0] in ("-h", "--help"):
+        print(f"usage: {prog} {'|'.join(by_name)} ...\n")
+        for name, kind in by_name.items():
+            print(f"  {name:<12} {(kind.__doc__ or '').partition(chr(10))[0]}")
+        print(f"\n`{prog} NAME --help` tells more.")
+        raise SystemExit(0)
+    if argv[0] not in by_name:
+        begun = [name for name in by_name if name.startswith(argv[0])]
+        mean = f", did you mean {begun[0]}" if len(begun) == 1 else did_you_mean(argv[0], by_name)
+        raise UserError(f"there is no {argv[0]}{mean}; choose from {', '.join(by_name)}")
+    return parse(by_name[argv[0]], argv[1:], f"{prog} {argv[0]}")
 
 
 def myself() -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 
-from dsjax.config import flags
+from dsjax.config.fields import shown
 from dsjax.disk import cause
 from dsjax.errors import UserError
 
 MOST = 4096
 
 
-def make(number: str | int) -> None:
+def make(count: int) -> None:
     """Make so many virtual devices of the CPU, before JAX has looked for any."""
-    count = flags.whole(str(number), "--devices", most=MOST)
+    if not 1 <= count <= MOST:
+        raise UserError(f"--devices {shown(count)} is not a number from 1 up to {MOST:,}; give one")
     import jax
 
     jax.config.update("jax_num_cpu_devices", count)

@@ -1,39 +1,55 @@
-"""`dsjax show --loads RUN`: how unevenly experts were used, and what copies of them would mend."""
+"""`dsjax loads RUN`: how unevenly experts were used, and what copies of them would mend."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from dsjax import disk
-from dsjax.config import flags
+from dsjax.config.commandline import Word
+from dsjax.config.fields import counted
 from dsjax.disk import to_json
 from dsjax.errors import UserError, say
 from dsjax.parallel import eplb
 from dsjax.terminal import Console
 
-USAGE = """usage: dsjax show --loads RUN_OR_JSON [--replicas N] [--nodes N] [--devices N]
-                  [--groups N] [--out PNG] [--json]
-
-Draw measured loads of experts by layer, and of the devices that hold them, before and after the
-expert parallel load balancer (EPLB, V3 report sec. 3.4) copies the busiest and moves all. Loads are
-those of the newest evaluation of a run's folder, or of a JSON file: a list of layers, each a list
-of loads, alone or as "loads" of an object.
-
-  --devices N   that share the experts (default 8, or fewer where 8 do not divide the experts)
-  --replicas N  experts with their copies (default: one more a device)
-  --nodes N     whose devices they are (default 1); groups of experts stay on one node
-  --groups N    of experts (default: the run's; 1 for a JSON file)
-  --out PNG     where to draw (default: eplb.png in the run's folder, or beside the file)
-  --json        one JSON object: a row a layer, and `placement`, the expert in each slot
-"""
 NUMBERS = ("replicas", "nodes", "devices", "groups")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Draw measured loads of experts by layer, and of the devices that hold them.
+
+    Before and after the expert parallel load balancer (EPLB, V3 report sec. 3.4) copies the busiest
+    and moves all.
+    """
+
+    source: Annotated[Path, Word("RUN_OR_JSON")]
+    """A run's folder, whose newest evaluation counts, or a JSON file: a list of layers, each a list
+    of loads, alone or as "loads" of an object."""
+    devices: int | None = None
+    """Devices that share the experts; by default 8, or fewer where 8 do not divide the experts."""
+    replicas: int | None = None
+    """Experts with their copies; by default one more a device."""
+    nodes: int = 1
+    """Nodes that the devices belong to; groups of experts stay on one."""
+    groups: int | None = None
+    """Groups of experts; by default the run's, and 1 for a JSON file."""
+    out: Path | None = None
+    """Where to draw; by default eplb.png in the run's folder, or beside the file."""
+    json: bool = False
+    """Print one JSON object: a row a layer, and `placement`, the expert in each slot."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of nothing."""
+        counted("Asked", **{name: value for name in NUMBERS
+                            if (value := getattr(self, name)) is not None})
 
 
 @dataclass(frozen=True)
@@ -58,32 +74,21 @@ class Row:
     copies: int
 
 
-def run(argv: list[str]) -> int:
+def main(args: Asked) -> int:
     """Draw the loads and print the table; returns the exit status."""
-    if "-h" in argv or "--help" in argv:
-        print(USAGE, end="")
-        return 0
-    is_json, left = flags.take_switch(argv, "--json")
-    source, left = flags.take(left, "--loads")
-    out, left = flags.take(left, "--out")
-    numbers, left = flags.take_numbers(left, dict.fromkeys(NUMBERS, 0))
-    flags.refuse(left, "--loads RUN_OR_JSON, " + ", ".join(f"--{n} N" for n in NUMBERS)
-                 + ", --out PNG or --json")
-    assert source is not None, "the flag brought us here"
-    found = read(Path(source))
-    png = Path(out or found.png)
+    found = read(args.source)
+    png = args.out or found.png
     experts = found.loads.shape[1]
-    devices = numbers["devices"] or max(d for d in range(1, 9) if experts % d == 0)
-    replicas = numbers["replicas"] or (-(-experts // devices) + 1) * devices
+    devices = args.devices or max(d for d in range(1, 9) if experts % d == 0)
+    replicas = args.replicas or (-(-experts // devices) + 1) * devices
     try:
         rows, placement, title = compare(
-            found, replicas, numbers["groups"] or found.groups, numbers["nodes"] or 1,
-            devices, png)
+            found, replicas, args.groups or found.groups, args.nodes, devices, png)
     except UserError as error:
         raise UserError(_with_flags(str(error))) from None
     except OSError as error:
         raise UserError(f"{png} cannot be drawn ({error.strerror}); name another --out") from None
-    if is_json:
+    if args.json:
         print(to_json({
             "name": found.name, "devices": devices, "replicas": replicas, "picture": str(png),
             "layers": [asdict(row) for row in rows], "placement": placement.tolist()}))

@@ -1,1 +1,0 @@
-"""Tables of `dsjax show`: bytes of training and serving, loads of experts."""
