@@ -10,8 +10,6 @@ once, where there is no checkpoint yet.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -307,12 +305,6 @@ IDENTITY = ("model", "data", "optimizer", "loss", "seed")
 """The parts of a run that its checkpoints depend on."""
 CHANGEABLE = ("train", "learning_rate", "precision", "parallel", "machine", "output")
 """The parts that may be changed on resume, which is said."""
-
-
-def fingerprint(part: object) -> str:
-    """Twelve hex digits that change when any field of a config does, or when a class gains one."""
-    text = json.dumps(dataclasses.asdict(part), sort_keys=True)  # type: ignore[call-overload]
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def difference(there: object, here: object, name: str) -> str | None:

@@ -7,8 +7,7 @@ and the weight of the MTP loss (lambda). DeepSeek-V2 report, sec. 3.1.2: warm-up
 A length is given in one of two ways. Below 1 it is a share of the run's steps, so that a shorter or
 a longer run has the same curve; from 1 on it is a number of steps. `in_steps` makes shares steps.
 The shares are of `train.steps` as it is now: a run that goes on with more of them goes on with the
-curve of the longer run. The functions at the end give a report's schedule to a run of any length:
-its shares of the tokens, taken as shares of the steps.
+curve of the longer run.
 """
 
 from __future__ import annotations
@@ -21,12 +20,6 @@ from typing import Any
 
 from dsjax.config.fields import counted, well_typed
 
-V3_PARTS = (10.0e12, 4.3e12, 333e9, 167e9)
-"""Tokens until the peak ends (warm-up included), then of cosine, low and last rate (sec. 4.2)."""
-V3_BIAS_FROZEN_AT = 14.3e12
-"""Tokens after which V3 leaves the router bias alone."""
-V3_WARMUP_SHARE = 2000 / 242_800
-"""2,000 steps of all. Their number is an estimate: a batch ramp linear in tokens is assumed."""
 PARTS = ("warmup_steps", "constant_steps", "cosine_steps", "low_steps", "last_steps")
 
 
@@ -113,47 +106,6 @@ class Piecewise:
                 f"Piecewise has values={self.values} for boundaries={self.boundaries}; "
                 "give one value more than boundaries"
             )
-
-
-def v3_like(steps: int, peak: float = 2.2e-4, warmup_steps: int | None = None) -> LearningRate:
-    """V3's learning rate for a run of `steps`: parts and rates in the report's proportions.
-
-    `warmup_steps` is V3's share of all steps when None, and is taken from the constant part.
-    """
-    ends = [0, *_ends(steps)]
-    high, cosine, low, last = (after - before for before, after in pairwise(ends))
-    if warmup_steps is None:
-        warmup_steps = min(high, max(1, round(V3_WARMUP_SHARE * steps)))
-    if warmup_steps > high:
-        raise ValueError(
-            f"warmup_steps={warmup_steps} exceeds the {high} of {steps} steps before the rate "
-            f"falls; choose a warm-up of at most {high} or a longer run"
-        )
-    rates = {"peak": peak, "low": peak * 2.2e-5 / 2.2e-4, "last": peak * 7.3e-6 / 2.2e-4}
-    return LearningRate(**rates, warmup_steps=warmup_steps, constant_steps=high - warmup_steps,
-                        cosine_steps=cosine, low_steps=low, last_steps=last)  # fmt: skip
-
-
-def v2_like(steps: int, peak: float = 2.4e-4, warmup_steps: int = 2000) -> StepDecay:
-    """V2's learning rate for a run of `steps`: cuts to 0.316 at 60 % and at 90 %."""
-    return StepDecay(peak, warmup_steps, cuts=(round(0.6 * steps), round(0.9 * steps)))
-
-
-def v3_gamma(steps: int, speed: float = 0.001) -> Piecewise:
-    """Speed of the router bias in a run of `steps`: V3 stops it for the last 500B of its tokens."""
-    return Piecewise((speed, 0.0), (round(steps * V3_BIAS_FROZEN_AT / sum(V3_PARTS)),))
-
-
-def v3_lambda(steps: int, weights: tuple[float, float] = (0.3, 0.1)) -> Piecewise:
-    """Weight of the MTP loss in a run of `steps`: V3 lowers it when the learning rate falls."""
-    return Piecewise(weights, (_ends(steps)[0],))
-
-
-def _ends(steps: int) -> list[int]:
-    """Where V3's parts end in a run of `steps`; the last end is `steps`."""
-    if steps < 1:
-        raise ValueError(f"steps={steps} leaves nothing to schedule; choose at least 1")
-    return [round(steps * sum(V3_PARTS[: i + 1]) / sum(V3_PARTS)) for i in range(len(V3_PARTS))]
 
 
 def whole_steps(length: float, steps: int) -> int:

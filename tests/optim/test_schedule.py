@@ -13,15 +13,10 @@ from dsjax.config.schedule import (
     Piecewise,
     StepDecay,
     in_steps,
-    v2_like,
-    v3_gamma,
-    v3_lambda,
-    v3_like,
 )
 from dsjax.optim.schedule import (
     changed,
     describe,
-    five_part,
     learning_rate,
     misfit,
     piecewise,
@@ -86,30 +81,6 @@ def test_the_step_decay_of_v2_climbs_then_is_cut_twice():
     rates = np.array([float(step_decay(StepDecay(2.0, 4, cuts=(6, 9)), i)) for i in range(11)])
     want = [0.5, 1, 1.5, 2, 2, 2, *[2 * 0.316] * 3, *[2 * 0.316**2] * 2]
     np.testing.assert_allclose(rates, want, rtol=1e-6)
-    assert v2_like(1000).cuts == (600, 900)
-
-
-def test_v3_at_its_own_length_has_the_rates_and_token_shares_of_the_report():
-    steps = 148_000  # a step is then 100M tokens
-    v3 = v3_like(steps)
-    assert v3.warmup_steps + v3.constant_steps == 100_000
-    assert (v3.cosine_steps, v3.low_steps, v3.last_steps) == (43_000, 3_330, 1_670)
-    assert (v3.peak, v3.low, v3.last) == pytest.approx((2.2e-4, 2.2e-5, 7.3e-6))
-    assert v3_gamma(steps) == Piecewise((0.001, 0.0), (143_000,))
-    assert v3_lambda(steps) == Piecewise((0.3, 0.1), (100_000,))
-    # Half way down the cosine the rate is the mean of its ends.
-    assert float(five_part(v3, 100_000 + 21_500 - 1)) == pytest.approx(1.21e-4, rel=1e-5)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 300, 1009])
-def test_v3_scaled_to_any_run_fills_it_exactly(steps):
-    v3 = v3_like(steps, peak=1e-3)
-    parts = (v3.warmup_steps, v3.constant_steps, v3.cosine_steps, v3.low_steps, v3.last_steps)
-    assert sum(parts) == steps
-    assert v3.warmup_steps >= 1
-    rates = _all(v3, steps)
-    assert rates.max() == pytest.approx(1e-3)
-    assert (np.diff(rates)[v3.warmup_steps :] <= 0).all()
 
 
 def test_token_counts_beyond_32_bits_are_schedule_inputs_too():
@@ -132,8 +103,6 @@ def test_token_counts_beyond_32_bits_are_schedule_inputs_too():
         (lambda: LearningRate(low_steps=1e30), "low_steps=1e.30 is more than any machine"),
         (lambda: LearningRate(last_steps=math.nan), "not a finite number"),
         (lambda: Piecewise((1.0,), (5,)), "one value more"),
-        (lambda: v3_like(0), "steps=0"),
-        (lambda: v3_like(10, warmup_steps=8), "warmup_steps=8 exceeds the 7 of 10"),
     ],
 )
 def test_schedules_without_meaning_are_refused_in_a_sentence(make, words):

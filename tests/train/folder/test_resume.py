@@ -62,8 +62,9 @@ def test_another_identity_is_refused_by_the_field_that_differs(run, tmp_path):
 def test_length_rate_place_and_start_may_change(run, tmp_path):
     resume.refuse_another(
         changed(run, train=dataclasses.replace(run.train, steps=7, microbatches=2),
-                rate=dataclasses.replace(run.rate, peak=1e-4), init_from="elsewhere",
-                place=dataclasses.replace(run.place, keep=9)),
+                learning_rate=dataclasses.replace(run.learning_rate, peak=1e-4),
+                init_from="elsewhere",
+                output=dataclasses.replace(run.output, keep=9)),
         tmp_path,
     )
 
@@ -78,7 +79,7 @@ def test_nothing_is_written_into_another_runs_folder(run, tmp_path):
     with pytest.raises(UserError, match=r"data.tokenizer=None, not"):
         loop.train(changed(run, data=data), Console(file=io.StringIO()))
     with pytest.raises(UserError, match=r"already holds a run; name another --output.folder"):
-        loop.train(changed(run, place=dataclasses.replace(run.place, resume=False)),
+        loop.train(changed(run, output=dataclasses.replace(run.output, resume=False)),
                    Console(file=io.StringIO()))
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
@@ -98,11 +99,11 @@ def test_a_file_is_no_folder_and_is_refused_before_any_work(run, tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("text")
     for out in (file, file / "inside"):
-        place = dataclasses.replace(run.place, out=str(out))
+        output = dataclasses.replace(run.output, folder=str(out))
         with pytest.raises(UserError, match=r"words.txt is a file; name another --output.folder"):
-            resume.folder(changed(run, place=place))
-    place = dataclasses.replace(run.place, out="x" * 300)
+            resume.folder(changed(run, output=output))
+    output = dataclasses.replace(run.output, folder="x" * 300)
     with pytest.raises(UserError, match=r"cannot be a folder .*--output.folder"):
-        resume.folder(changed(run, place=place))
-    place = dataclasses.replace(run.place, out=str(tmp_path / "new" / "deep"))
-    assert resume.folder(changed(run, place=place)) == tmp_path / "new" / "deep"
+        resume.folder(changed(run, output=output))
+    output = dataclasses.replace(run.output, folder=str(tmp_path / "new" / "deep"))
+    assert resume.folder(changed(run, output=output)) == tmp_path / "new" / "deep"
