@@ -27,7 +27,7 @@ NEVER = -1e30  # a score that no softmax notices; finite, so that a masked block
 
 
 def attend_plain(q: Array, k: Array, v: Array, segments: Array, scale: float) -> Array:
-    """The clear twin: the whole [T, S] score matrix at once.
+    """Plain form of `attend`: the whole [T, S] score matrix at once.
 
     q [B, H, T, N], k [B, H, S, N], v [B, H, S, U], segments [B, T]. Returns [B, H, T, U].
     """

@@ -1,9 +1,9 @@
-"""Numbers in buckets: how many there are, and which place each has among those of its bucket.
+"""Numbers in buckets: the count of each bucket, and the rank of each number within its bucket.
 
 Two forms of each, chosen by platform and equal to the last bit. One sorts or scatters, cheap on a
 CPU or GPU. A TPU does either by a sort, whose program grows with what is sorted: those of one step
 of V3 took most of the ten minutes that it took to compile, so there buckets are counted by
-comparing with each of them. XLA's cumulative sum for a TPU is such a program too, and so is any
+comparing with each of them. XLA's cumulative sum for a TPU is such a program too, and so is one
 that reads numbers as a router leaves them, a few in a row: hence sums over triangles, and barriers
 before and after.
 
@@ -21,7 +21,7 @@ STRETCH = 128  # numbers of a stretch: a TPU's lanes
 
 
 def places(bucket: Array, count: int) -> Array:
-    """How many earlier numbers share each one's bucket: bucket [A] in [0, N) -> [A] int32.
+    """Rank of each number within its bucket: bucket [A] in [0, N) -> [A] int32.
 
     Numbers in no bucket get any place.
     """

@@ -1,4 +1,4 @@
-"""The house contraction: x against a weight, in whatever precision holds it (V3 report sec. 3.3).
+"""Contraction of x with a weight, in whatever precision holds it (V3 report sec. 3.3).
 
 `linear` is the one way a layer multiplies by a matrix that low precision may hold. Its gradient is
 the other two products, Dgrad and Wgrad, read from held operands; the input is kept for the backward

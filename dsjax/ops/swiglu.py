@@ -29,7 +29,7 @@ def gradient(gate_up: Array, d_hidden: Array) -> Array:
 
 
 def save(gate_up: Array, precision: Precision) -> Operand:
-    """What of gate_up [..., 2F] waits for the backward pass, under the name remat knows it by."""
+    """Return the part of gate_up [..., 2F] that waits for the backward pass, named for remat."""
     return name(precision.save(gate_up), "swiglu_input")
 
 

@@ -48,12 +48,12 @@ def inlined(closed: ClosedJaxpr) -> Callable:
 
 
 def variables(atoms: Iterable[Any]) -> list[Var]:
-    """Those that are no literals."""
+    """Keep the variables of a list that may hold literals."""
     return [a for a in atoms if isinstance(a, Var)]
 
 
 def read(eqns: Iterable[JaxprEqn]) -> list[Var]:
-    """What equations read, in order and as often."""
+    """List the variables that equations read, in order and as often."""
     return [v for eqn in eqns for v in variables(eqn.invars)]
 
 
