@@ -1,6 +1,5 @@
 """The `dsjax` command: main finds the subcommand; process holds what surrounds it (streams, ctrl-C,
-devices, arguments); benches and shown are parts of `bench` and `show`; each other file is one
-subcommand.
+devices, arguments); benches are parts of `bench`; each other file is one subcommand.
 """
 
 import os

@@ -102,7 +102,7 @@ def _refused(error: Exception, why: str) -> int:
 
 
 def _unforeseen(error: Exception) -> str:
-    """What the machine refused where no function has a better sentence: path, cause, remedy."""
+    """Say path, cause and remedy of what the machine refused and no function foresaw."""
     if isinstance(error, MemoryError):
         return "there is not enough memory; use smaller sizes or fewer processes"
     if isinstance(error, RecursionError):

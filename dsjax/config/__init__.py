@@ -1,7 +1,7 @@
-"""What is to be done, said before anything is allocated: frozen dataclasses that check themselves.
+"""Frozen dataclasses that say what is to be done and check themselves before anything is allocated.
 
 Reading order: model (sizes and choices), loss and schedule (weights; numbers that change with
-training), run (a model with its data, optimizer, places and devices), fields (what a field may
-hold), load (a config file plus command-line overrides), refusal (a wrong flag as a sentence),
-stored (a run as JSON and back).
+training), parallel (layout), run (a model with its data, optimizer, precision, machine and output),
+fields (checks of what a field may hold), load (a config file), commandline and typed (flags and
+their values), refusal (a wrong flag as a sentence), stored (a run as JSON and back).
 """

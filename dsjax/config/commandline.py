@@ -136,26 +136,38 @@ def _dashed(token: str) -> str:
     return SHORT.get(name, name) + equals + value
 
 
-def flags(before: Any, after: Any, prefix: str = "--") -> list[str]:
+def flags(before: Any, after: Any, flag: str = "--") -> list[str]:
     """Return the words that make one config of another of its class."""
     words: list[str] = []
     for f in dataclasses.fields(after):
-        old, new = getattr(before, f.name), getattr(after, f.name)
-        flag = f"{prefix}{f.name.replace('_', '-')}"
+        old, new, own = getattr(before, f.name), getattr(after, f.name), _below(flag, f.name)
         if old == new:
             continue
         if not dataclasses.is_dataclass(new):
-            words += ([flag if new else refusal.turned_off(flag)] if isinstance(new, bool)
-                      else [flag, *_shown(new).split()])
+            words += _words(own, new)
         elif type(old) is type(new):
-            words += flags(old, new, f"{flag}.")
+            words += flags(old, new, own)
         else:
-            made = {g.name: getattr(new, g.name) for g in dataclasses.fields(new)}
-            words += [flag, _called(type(new))] if len(class_choices(
-                field_types(type(after))[f.name])) > 1 else []
-            words += [word for name, value in made.items() for word in (
-                f"{flag}.{name.replace('_', '-')}", *_shown(value).split())]
+            classes = class_choices(field_types(type(after))[f.name])
+            words += [own, _called(type(new))] if type(None) not in classes else []
+            for part in dataclasses.fields(new):
+                words += _words(_below(own, part.name), getattr(new, part.name))
     return words
+
+
+def _below(flag: str, name: str) -> str:
+    """The flag of a field of what a flag names."""
+    return f"{flag}{'.' * (flag != '--')}{name.replace('_', '-')}"
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """A flag and its value as words of a line."""
+    if isinstance(value, bool):
+        return [flag if value else refusal.turned_off(flag)]
+    if isinstance(value, tuple):
+        return [flag, *map(_shown, value)]
+    shown = _shown(value)
+    return [f"{flag}={shown}"] if shown.startswith("-") else [flag, shown]
 
 
 # The tree of a dataclass
@@ -168,8 +180,7 @@ def _grow(cls: type, flag: str, held: Any, said: Mapping[str, str],
     marks = _marks(cls)
     for f in dataclasses.fields(cls):
         hint = field_types(cls)[f.name]
-        own = f"{flag.removesuffix('--')}{'.' * (flag != '--')}{f.name.replace('_', '-')}"
-        own = own if own.startswith("--") else f"--{own}"
+        own = _below(flag, f.name)
         value = lent.get(f.name, _default(f) if held is None else getattr(held, f.name))
         inner = class_choices(hint) or (hint,) * dataclasses.is_dataclass(hint)
         if not inner:
@@ -190,7 +201,7 @@ def _grow(cls: type, flag: str, held: Any, said: Mapping[str, str],
 
 @functools.cache
 def _marks(cls: type) -> dict[str, tuple[Any, ...]]:
-    """What is written beside the type of each field."""
+    """The marks that are written beside the type of each field."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
 
@@ -235,7 +246,7 @@ def _leaves(branch: Branch) -> Iterator[Leaf]:
 
 
 def _build(branch: Branch, given: Mapping[str, Any], lent: Mapping[str, Any]) -> Any:
-    """What the tree holds after the flags; what no flag has changed is the same object."""
+    """The instance that the flags make; a part that none of them changes is the same object."""
     if branch.cls is type(None):
         return None
     changed = {name: value for name, value in lent.items() if name not in branch.parts}

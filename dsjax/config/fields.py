@@ -1,4 +1,4 @@
-"""What the fields of a config class may hold, and the nearest known word to a misspelled one."""
+"""Checks of the fields of config classes, and the nearest known word to a misspelled one."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def well_typed(part: Any) -> None:
 
 
 def _why_not(value: Any, hint: Any) -> str | None:
-    """Why a value is not of a type, in words that follow it; None if it is."""
+    """The reason why a value is not of a type, in words that follow it; None if it is."""
     if type(None) in typing.get_args(hint) and value is None:
         return None
     if typing.get_origin(hint) is typing.Literal:

@@ -9,7 +9,7 @@ from dsjax.config.fields import between, well_typed
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is added to the next-token loss, and how fast the selection bias moves."""
+    """Weights of the losses beside the next-token loss, and the speed of the selection bias."""
 
     balance: float = 1e-4
     """alpha of V3's sequence-wise balance loss."""

@@ -1,4 +1,4 @@
-"""What a model is: its sizes and choices, and nothing about machines (V3 report sec. 2 and 4.2).
+"""Sizes and choices of a model, and nothing about machines (V3 report sec. 2 and 4.2).
 
 Every class is frozen and validates itself at construction in one sentence: cause, values, remedy.
 """

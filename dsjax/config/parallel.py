@@ -1,4 +1,4 @@
-"""How a run lies over devices: never part of what it computes, free to change on resume."""
+"""The layout of a run over devices: never part of what it computes, free to change on resume."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ParallelConfig:
     """Ranks of a pipeline, each with its share of the layers (V3: 16)."""
     schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe",
                       "dualpipe-v"] = "1f1b"
-    """In what order the ranks of a pipeline work on the microbatches (V3: dualpipe)."""
+    """Order in which the ranks of a pipeline work on the microbatches (V3: dualpipe)."""
     use_zero: bool = True
-    """Whether masters and moments are also cut over `data` and `expert` (ZeRO-1)."""
+    """Cut masters and moments over `data` and `expert` too (ZeRO-1)."""
     headroom: float = 1.25
     """Rows of an exchange over those of balanced routing; what exceeds them travels in another
     round."""

@@ -24,7 +24,7 @@ from dsjax.config.schedule import LearningRate, StepDecay, steps_or_share
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads. Paths may be text, JSONL, compressed files, globs, or prepared shards."""
+    """Sources of text: paths of text, JSONL, compressed files, globs, or prepared shards."""
 
     train: str | None = None
     """Source of training documents; None is the embedded corpus, Shakespeare's works."""
@@ -233,7 +233,7 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """How a step is fitted to a machine: memory against time, never what is computed."""
+    """Fit of a step to a machine: memory against time, never what is computed."""
 
     remat: Literal["none", "v3", "full"] = "none"
     """What the backward pass computes again: `v3` norms, MLA up-projections and SwiGLU outputs;

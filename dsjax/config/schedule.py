@@ -133,7 +133,7 @@ def in_steps(rate: LearningRate | StepDecay, steps: int) -> LearningRate | StepD
 
 
 def shares(rate: LearningRate | StepDecay) -> bool:
-    """Whether a length of the schedule is a share of the run."""
+    """Return True where a length of the schedule is a share of the run."""
     lengths = [rate.warmup_steps, *rate.cuts] if isinstance(rate, StepDecay) else [
         getattr(rate, name) for name in PARTS]
     return any(0 < length < 1 for length in lengths)

@@ -52,7 +52,7 @@ def renamed(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made(data: Any, path: Sequence[str]) -> Any:
-    """What lies under a path of keys, empty dicts where nothing does."""
+    """The value under a path of keys; dicts are made where there is nothing."""
     for key in path:
         data = data.setdefault(key, {}) if isinstance(data, dict) else None
     return data
@@ -156,7 +156,7 @@ def _build_class(cls: type, data: Any, where: str) -> Any:
 
 
 def _fits(data: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a plain type; a whole number that fits may stand for a float."""
+    """True where a JSON value is of a plain type; a whole number may stand for a float."""
     plain = typing.get_args(hint) or (hint,)
     if isinstance(data, bool):
         return bool in plain

@@ -28,7 +28,7 @@ class Text(str):
 
 
 def is_many(hint: Any) -> bool:
-    """Whether a field takes any number of words."""
+    """Return True for a field that takes any number of words."""
     return typing.get_origin(hint) is tuple
 
 

@@ -43,7 +43,7 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether a device has enough."""
+        """True where a device has enough memory."""
         return self.total <= self.limit
 
 
@@ -64,7 +64,7 @@ def measure(total: int, limit: int, state: dict[str, Tree], batch: Tree, specs: 
 
 
 def _weights(specs: Tree, mesh: Mesh, precision: Precision) -> int:
-    """What products read: the held form of every product matrix, other leaves in float32."""
+    """Bytes of what products read: quantized product matrices, other leaves in float32."""
     def one(spec: params.Spec) -> int:
         leaf = jax.ShapeDtypeStruct(spec.shape, "float32")
         if not spec.is_product or precision.name == "fp32":
@@ -87,7 +87,7 @@ def _gradients(specs: Tree, mesh: Mesh) -> int:
 
 
 def advice(memory: Memory, run: RunConfig, check: Callable[[RunConfig], None]) -> str:
-    """What to change so that a step fits, the largest part first; empty where it fits.
+    """Say what to change so that a step fits, the largest part first; empty where it fits.
 
     A change is named if `check`, which raises UserError, takes the changed run, and if that needs
     no more devices.

@@ -7,7 +7,7 @@ from dsjax.plan import target
 
 
 @pytest.mark.parametrize(("argv", "said"), [
-    (["tiny"], "--on v5p:8x16x16"),
+    (["tiny"], "give --on"),
     (["tiny", "--on"], "--on needs a value"),
     (["tiny", "--on", "abacus:2x2"], "is no machine"),
     (["tiny", "--on", "v5p:2x2x1", "--model.layerz", "3"], "there is no flag --model.layerz"),

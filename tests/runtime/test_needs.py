@@ -75,7 +75,7 @@ def test_v3_by_hand(capsys):
     token = 2 * (2 * 7168 + 128 * 128 + 1536 + 512 + 64)
     layers = 61 * token + 3 * 2 * 18_432 + 58 * 2 * 9 * 2048 + 2 * 128 * (2 * 192 + 128)
     assert found.activations == 15_360 * 4_096 * layers
-    assert main(["show", "deepseek_v3", "--length", "1000", "--json"]) == 0
+    assert main(["show", "deepseek_v3", "--seq-len", "1000", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["training_bytes"]["masters"] == found.masters
     for form, weight, cache in (("float32", 4, 4), ("bfloat16", 2, 2)):

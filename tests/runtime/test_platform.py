@@ -68,7 +68,7 @@ def test_the_header_tells_of_experts_where_there_are_some_and_what_is_dropped():
 
 def test_the_header_and_the_products_are_of_what_was_chosen():
     for told, kind, words in (("codes", Scaled, "8-bit codes"), ("values", jax.Array, "emulated")):
-        run = run_with(fp8=told)
+        run = run_with(fp8_matmul=told)
         backend = platform.choose_backend(run)
         assert isinstance(backend.precision.quantize_weight(jnp.ones((256, 128))), kind)
         assert words in platform.describe(run, backend)["fp8"]
@@ -76,7 +76,7 @@ def test_the_header_and_the_products_are_of_what_was_chosen():
 
 def test_a_step_of_codes_is_the_emulated_one_but_for_the_order_of_sums():
     (state_a, a), (state_b, b) = (
-        equal_layouts.Stepper(ParallelConfig(), 1, run_with(fp8=told)).take("packed")
+        equal_layouts.Stepper(ParallelConfig(), 1, run_with(fp8_matmul=told)).take("packed")
         for told in ("codes", "values")
     )
     np.testing.assert_allclose(a.next_token, b.next_token, rtol=1e-4)

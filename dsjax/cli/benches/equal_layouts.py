@@ -1,4 +1,4 @@
-"""Is every number the same on every layout? One step of a small model, on one device and on many.
+"""One step of a small model on one device and on many: every number must be the same.
 
 Compared are the loss and its parts, every gradient, the router's bias after the step, the loads
 with their MaxVio, and the multi-token losses, whose targets are fewer than the next-token ones and
@@ -147,7 +147,7 @@ class Stepper:
 
 def compare(layout: ParallelConfig, microbatches: int, kind: str, step: Stepper,
             alone: tuple[TrainState, StepMetrics]) -> Difference:
-    """How far a step on a layout is from the one of a single device."""
+    """Return the differences of a step on a layout from the one of a single device."""
     (state, m), (wanted_state, wanted) = step.take(kind), alone
     names = dict(params.paths(state.params))
     bias = [name for name in names if name.endswith(".bias")]

@@ -55,7 +55,7 @@ def _parse_one(kinds: Sequence[type], argv: Sequence[str], prog: str) -> Any:
 
 
 def myself() -> str:
-    """What to type for this command to run again from here, whether or not it is on the PATH.
+    """Return the words that run this command again from here, also where the PATH lacks it.
 
     `dsjax` where that is found; otherwise its path, or the interpreter's with `-m dsjax` when the
     process was started so, as make does.

@@ -37,7 +37,7 @@ def ignore() -> None:
 
 
 def was_received() -> bool:
-    """Whether ctrl-C came; what a library raises after it may have any name."""
+    """Return True after ctrl-C; what a library raises after it may have any name."""
     return _count > 0
 
 

@@ -47,7 +47,7 @@ def tune_process() -> None:
 
 
 def is_offered() -> bool:
-    """Whether this kernel gives huge pages on request and this libc can ask for them."""
+    """Return True where this kernel gives huge pages on request and this libc can ask."""
     if sys.platform != "linux" or not KERNEL_MODE.is_file():
         return False
     library, _, number = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
