@@ -165,7 +165,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
 def decode(args: Bench) -> dict[str, Any]:
     """Time greedy decoding from a latent cache of `seq` tokens."""
 
-    from dsjax.infer.bench import decode_bench
+    from dsjax.infer.bench import Load, decode_bench
     from dsjax.infer.decode import decoding
     from dsjax.model import transformer
     from dsjax.params import key_of
@@ -175,8 +175,7 @@ def decode(args: Bench) -> dict[str, Any]:
     params = transformer.init(run_config.model, key_of(args.seed))
     batch, context = args.batch_size or 1, args.seq_len or 512
     backend = decoding(platform.choose_backend(run_config))
-    found = decode_bench(params, run_config.model, batch, context, args.steps or 64,
-                         backend=backend)
+    found = decode_bench(params, run_config.model, Load(batch, context, args.steps or 64), backend)
     return _result("decode", args, batch, context) | found | {
         "peak_rss_mib": _peak_rss(),
         "versions": platform.versions(),

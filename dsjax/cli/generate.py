@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.infer import Completion, Report, Sampling
     from dsjax.model.transformer import TransformerParams
 
-MAX_NEW = 128
+MAX_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Generate:
     text. Names of the tokenizer's added tokens in it, as <|fim_begin|>, are those tokens."""
     prompt_file: Path | None = None
     """A UTF-8 text file that is one prompt more, whole."""
-    max_new: int | None = None
+    max_new_tokens: int | None = None
     """Tokens to add to each prompt at most; by default 128, or what the context has room for."""
     temperature: float = 0.8
     """Logits are divided by it; 0 is greedy."""
@@ -85,11 +85,12 @@ def main(args: Generate) -> int:
     context = model.run.train.seq_len if args.context is None else args.context
     longest = max(len(_ids(model, text)) for text in texts)
     console = None if args.json else Console(highlight=False)
-    with typed_as("temperature", "top_p", "max_new"):
+    with typed_as("temperature", "top_p", "max_new_tokens"):
         sampling = Sampling(
             temperature=args.temperature,
             top_p=args.top_p,
-            max_new=_room(context, longest) if args.max_new is None else args.max_new,
+            max_new_tokens=(_new_tokens(context, longest) if args.max_new_tokens is None
+                            else args.max_new_tokens),
             stop_ids=model.words.end_ids,
             seed=args.seed,
             vocab=model.words.vocab,
@@ -108,7 +109,7 @@ def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = Fa
     context = model.run.train.seq_len
     sampling = Sampling(
         temperature=0.8,
-        max_new=_room(context, len(_ids(model, prompt))),
+        max_new_tokens=_new_tokens(context, len(_ids(model, prompt))),
         stop_ids=model.words.end_ids,
         vocab=model.words.vocab,
     )
@@ -155,10 +156,11 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
           context: int, is_drafting: bool) -> tuple[list[Completion], Report]:
     """Continue `texts`; to a console, the first as it is decoded, the others after it."""
     from dsjax.data.tokenizers.tokenizer import StreamDecoder
-    from dsjax.infer import check, generate_with_report
+    from dsjax.infer import Options, check, generate
 
     prompts = [_ids(model, text) for text in texts]
-    check(model.run.model, prompts, sampling, is_drafting, context)
+    options = Options(draft=is_drafting, context=context)
+    check(model.run.model, prompts, [sampling] * len(prompts), options)
     decoders = [StreamDecoder(model.words) for _ in texts]
     later = ["" for _ in texts]
     page = None if console is None else Page(console)
@@ -172,10 +174,7 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
 
     if page is not None:
         page.write(texts[0], style="bold")
-    completions, report = generate_with_report(
-        model.params, model.run.model, prompts, sampling,
-        draft=is_drafting, context=context, on_tokens=show,
-    )
+    completions, report = generate(model.params, model.run.model, prompts, sampling, options, show)
     if page is not None:
         for row, decoder in enumerate(decoders):
             if row:
@@ -210,7 +209,7 @@ def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Compl
             "prompt": text,
             "text": words.decode([t for t in done.tokens if t not in words.end_ids]),
             "tokens": len(done.tokens),
-            "reason": done.reason,
+            "finish_reason": done.finish_reason,
         }
         for text, done in zip(texts, completions, strict=True)
     ]
@@ -248,9 +247,9 @@ def _ids(model: Model, text: str) -> list[int]:
     return model.words.prompt(text, is_begun=model.is_begun) or [model.words.end_id]
 
 
-def _room(context: int, longest: int) -> int:
+def _new_tokens(context: int, longest: int) -> int:
     """New tokens when none are asked for; at least one, so that a full context is refused."""
-    return max(1, min(MAX_NEW, context - longest))
+    return max(1, min(MAX_NEW_TOKENS, context - longest))
 
 
 class Page:

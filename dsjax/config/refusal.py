@@ -20,6 +20,9 @@ ELSEWHERE = {
 }
 """Last words of flags that other programs have, and what they are called here."""
 
+EARLIER = {"--max-new": "--max-new-tokens"}
+"""Flags of commands by the names that earlier versions took, and their names today."""
+
 
 def listed(words: list[str]) -> str:
     """Words as `a, b and c`."""
@@ -34,7 +37,7 @@ def unknown(flag: str, flags: Sequence[str]) -> None:
     """
     if flag in flags:
         return
-    if (now := _today(flag)) is not None:
+    if (now := EARLIER.get(flag) or _today(flag)) is not None:
         raise UserError(f"{flag} has another name now; use {now}")
     part, _, last = flag.lstrip("-").rpartition(".")
     last = ELSEWHERE.get(last, last)

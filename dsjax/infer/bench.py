@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -11,64 +12,77 @@ import jax.numpy as jnp
 
 from dsjax.config.model import ModelConfig
 from dsjax.infer import programs
-from dsjax.infer.decode import State, cache_bytes_per_token, default_backend
+from dsjax.infer.decode import State, cache_bytes_per_token
 from dsjax.infer.generate import ready
-from dsjax.infer.sample import Law
+from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.runtime import fit
 
 
-def decode_bench(params: TransformerParams, cfg: ModelConfig, batch: int, context: int, steps: int,
-                 *, repeats: int = 5, backend: Backend | None = None) -> dict[str, Any]:
-    """Time greedy decoding of `steps` tokens a row after `context` cached ones; medians.
+@dataclass(frozen=True)
+class Load:
+    """Work of a benchmark: rows, positions that are cached at first, tokens a row, programs."""
 
-    Every repeat is one program of `steps` steps after a first that is not counted. Keys: tok_s,
-    ms_per_step, compile_s, cache_bytes_per_token, batch, context, steps, repeats.
+    batch: int = 1
+    context: int = 512
+    steps: int = 64
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse what is no work."""
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+
+    @property
+    def max_len(self) -> int:
+        """Positions of a row that all programs together need."""
+        return self.context + self.steps * (self.repeats + 1) + 1
+
+
+def decode_bench(params: TransformerParams, cfg: ModelConfig, load: Load,
+                 backend: Backend) -> dict[str, Any]:
+    """Time greedy decoding; medians over programs after a first that is not counted.
+
+    Keys: tok_s, ms_per_step, compile_s, cache_bytes_per_token, and those of the load.
     """
-    for name, value in {"batch": batch, "context": context, "steps": steps}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    backend = backend or default_backend()
-    room = context + steps * (repeats + 1) + 1
-    held = batch * room * cache_bytes_per_token(cfg, backend)
-    with fit.refusing(f"decoding {batch} rows of {room:,} positions",
-                      {"cache": held, "logits": batch * cfg.vocab * 4},
+    held = load.batch * load.max_len * cache_bytes_per_token(cfg, backend)
+    with fit.refusing(f"decoding {load.batch} rows of {load.max_len:,} positions",
+                      {"cache": held, "logits": load.batch * cfg.vocab * 4},
                       "lower --batch-size, --seq-len or --steps"):
-        return _measured(params, cfg, batch, context, steps, repeats, room, backend)
+        return _measured(params, cfg, load, backend)
 
 
-def _measured(params: TransformerParams, cfg: ModelConfig, batch: int, context: int, steps: int,
-              repeats: int, room: int, backend: Backend) -> dict[str, Any]:
+def _measured(params: TransformerParams, cfg: ModelConfig, load: Load,
+              backend: Backend) -> dict[str, Any]:
     """Compile, run and time."""
     params, cfg = ready(params, cfg, backend)
-    keys = jax.random.split(jax.random.key(0), batch)
+    rows, greedy = (load.batch, load.max_len), Sampling(temperature=0)
     state = State(
-        tokens=jax.random.randint(jax.random.key(1), (batch, room), 0, cfg.vocab, jnp.int32),
-        newest=jnp.full(batch, context, jnp.int32),
-        cache=transformer.empty_cache(cfg, batch, room, backend),
-        recent=jnp.zeros((batch, 0, cfg.d_model), backend.dtype),
+        tokens=jax.random.randint(jax.random.key(1), rows, 0, cfg.vocab, jnp.int32),
+        newest=jnp.full(load.batch, load.context, jnp.int32),
+        keys=jax.random.split(jax.random.key(0), load.batch),
+        sampling=sampling_params([greedy] * load.batch),
+        cache=transformer.empty_cache(cfg, *rows, backend),
+        recent=jnp.zeros((load.batch, 0, cfg.d_model), backend.dtype),
         mtp=(),
     )
     start = time.perf_counter()
-    static = {"cfg": cfg, "backend": backend, "law": Law(temperature=0.0), "steps": steps}
-    advance = programs.compiled(programs.advance, params, state, keys, **static)
+    static = {"cfg": cfg, "backend": backend, "steps": load.steps}
+    advance = programs.compiled(programs.advance, params, state, **static)
     compile_s = time.perf_counter() - start
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(load.repeats + 1):
         start = time.perf_counter()
-        state, emitted = advance(params, state, keys)
+        state, emitted = advance(params, state)
         jax.block_until_ready(emitted)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[1:])
     return {
-        "tok_s": batch * steps / median,
-        "ms_per_step": median / steps * 1e3,
+        "tok_s": load.batch * load.steps / median,
+        "ms_per_step": median / load.steps * 1e3,
         "compile_s": compile_s,
         "cache_bytes_per_token": cache_bytes_per_token(cfg, backend),
-        "batch": batch,
-        "context": context,
-        "steps": steps,
-        "repeats": repeats,
-    }
+    } | asdict(load)

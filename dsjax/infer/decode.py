@@ -19,13 +19,23 @@ from flax import struct
 from jax import Array
 
 from dsjax.config.model import ModelConfig
-from dsjax.infer.sample import Law, choose, distribution
+from dsjax.infer.sample import SamplingParams, probs, sample
 from dsjax.layers.backend import Backend, Dispatch, single
-from dsjax.layers.cache import Cache
+from dsjax.layers.cache import Cache, Kept
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import ModelCache, TransformerParams
 from dsjax.numerics.precision import Precision, value
 from dsjax.ops import grouped_decode
+
+
+@struct.dataclass
+class Prompts:
+    """What is asked of the rows of a batch."""
+
+    tokens: Array  # [B, T], padded on the right
+    lengths: Array  # [B]
+    keys: Array  # [B] one a row, from which every choice of its tokens is drawn
+    sampling: SamplingParams
 
 
 @struct.dataclass
@@ -34,6 +44,8 @@ class State:
 
     tokens: Array  # [B, S] prompt and continuation; beyond `newest` only drafts or nothing
     newest: Array  # [B] position of the newest token; the cache holds every earlier one
+    keys: Array  # [B] as in Prompts
+    sampling: SamplingParams
     cache: ModelCache
     recent: Array  # [B, W, D] the main model's hidden states before `newest`, after the final norm
     mtp: tuple[Cache, ...]  # the past of each module
@@ -71,33 +83,38 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: 
     return many(x, experts, weights, w_gate_up, w_down)
 
 
-def prefill(p: TransformerParams, tokens: Array, lengths: Array, keys: Array, *, cfg: ModelConfig,
-            backend: Backend, law: Law, room: int, depth: int) -> State:
-    """Read prompts and choose each row's first token.
+def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend: Backend,
+            max_len: int, depth: int) -> tuple[State, Array]:
+    """Read prompts and choose each row's first token, which is returned too, [B].
 
-    tokens [B, T] padded on the right, lengths [B], keys [B] one a row. `room` is S; `depth` is the
-    number of MTP modules that will draft, 0 for plain decoding.
+    `max_len` is S; `depth` is the number of MTP modules that will draft, 0 for plain decoding.
     """
+    tokens, lengths = prompts.tokens, prompts.lengths
     at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     segments = (at[None] < lengths[:, None]).astype(jnp.int32)
     main = transformer.hidden(p, tokens, segments, cfg, backend, is_kept=True)
     row = jnp.arange(tokens.shape[0])
     last = main.x[row, lengths - 1]
-    first = choose(_keys_at(keys, lengths), distribution(transformer.head(p, last), law), law)
+    first = next_tokens(transformer.head(p, last), prompts.keys, lengths, prompts.sampling)
     recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
-    return State(
-        tokens=_fit(tokens, room).at[row, lengths].set(first),
+    state = State(
+        tokens=_fit(tokens, max_len).at[row, lengths].set(first),
         newest=lengths,
-        cache=transformer.make_cache(main, room, backend),
+        keys=prompts.keys,
+        sampling=prompts.sampling,
+        cache=transformer.make_cache(main, max_len, backend),
         recent=main.x[row[:, None], jnp.maximum(recent, 0)],
-        mtp=_prefill_mtp(p, tokens, segments, main.x, cfg, backend, room, depth),
+        mtp=tuple(
+            backend.make_cache(kept, max_len)
+            for kept in _kept_by_modules(p, tokens, segments, main.x, cfg, backend, depth)),
     )
+    return state, backend.constrain(first, (None,))
 
 
-def _prefill_mtp(p: TransformerParams, tokens: Array, segments: Array, previous: Array,
-                 cfg: ModelConfig, backend: Backend, room: int, depth: int) -> tuple[Cache, ...]:
-    """What each module holds of the prompt; positions whose token i+k is unknown come later."""
-    pasts = []
+def _kept_by_modules(p: TransformerParams, tokens: Array, segments: Array, previous: Array,
+                     cfg: ModelConfig, backend: Backend, depth: int) -> list[Kept]:
+    """Run each module over the prompts; positions whose token i+k is unknown come later."""
+    found: list[Kept] = []
     for k in range(1, depth + 1):
         assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
         ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, min(k, tokens.shape[1]))))
@@ -106,31 +123,35 @@ def _prefill_mtp(p: TransformerParams, tokens: Array, segments: Array, previous:
             mtp.module(p.mtp, k - 1), previous, transformer.embed(p, ahead, backend), segments,
             is_real, cfg, backend,
         )
-        pasts.append(backend.make_cache(kept, room))
-    return tuple(pasts)
+        found.append(kept)
+    return found
 
 
-def _fit(tokens: Array, room: int) -> Array:
-    """Cut or pad [B, T] to [B, room]."""
-    tokens = tokens[:, :room]
-    return jnp.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))
+def _fit(tokens: Array, length: int) -> Array:
+    """Cut or pad [B, T] to [B, length]."""
+    tokens = tokens[:, :length]
+    return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
 
 
-def _keys_at(keys: Array, positions: Array) -> Array:
-    """The key that chooses each row's token at a position. keys, positions [B] -> [B]."""
+def keys_at(keys: Array, positions: Array) -> Array:
+    """Return the key that chooses each row's token at a position. keys, positions [B] -> [B]."""
     return jax.vmap(jax.random.fold_in)(keys, positions)
 
 
-def step(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig, backend: Backend,
-         law: Law) -> tuple[State, Emitted]:
+def next_tokens(logits: Array, keys: Array, positions: Array, sampling: SamplingParams) -> Array:
+    """Choose each row's token at a position. logits [B, V], keys, positions [B] -> [B]."""
+    return sample(keys_at(keys, positions), probs(logits, sampling), sampling)
+
+
+def step(p: TransformerParams, state: State, cfg: ModelConfig,
+         backend: Backend) -> tuple[State, Emitted]:
     """Run every row's newest token and choose the next one."""
     row = jnp.arange(state.tokens.shape[0])
     token, position = state.tokens[row, state.newest], state.newest
     x, cache = transformer.hidden_cached(
         p, token[:, None], position[:, None], state.cache, cfg, backend
     )
-    shares = distribution(transformer.head(p, x[:, 0]), law)
-    chosen = choose(_keys_at(keys, position + 1), shares, law)
+    chosen = next_tokens(transformer.head(p, x[:, 0]), state.keys, position + 1, state.sampling)
     state = dataclasses.replace(
         state,
         tokens=state.tokens.at[row, position + 1].set(chosen),

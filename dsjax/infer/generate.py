@@ -10,31 +10,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax.sharding import Mesh
 
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.errors import UserError
-from dsjax.infer import programs
+from dsjax.infer import inputs, programs
 from dsjax.infer.decode import State, cache_bytes_per_token, default_backend
 from dsjax.infer.sample import NONE, Sampling
 from dsjax.layers.backend import HIGH, Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision as numerics
-from dsjax.params import key_of
 from dsjax.runtime import fit
 
 STEPS = 8  # passes of one program: a terminal still looks live, and dispatch is paid once
-ROOM = 64  # caches are multiples of this many positions, so that few programs are compiled
+CACHE_LEN = 64  # caches are multiples of this many positions, so that few programs are compiled
 
 OnTokens = Callable[[int, list[int]], None]
 """Called with a row and its next tokens, in order, as they come."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How prompts are continued, whatever their rows ask for."""
+
+    backend: Backend = field(default_factory=default_backend)
+    """Precision and placement; one device in float32 by default."""
+    mesh: Mesh | None = None
+    """The devices that the backend and the parameters lie on; None is one device."""
+    draft: bool = False
+    """Whether every MTP module of the model drafts."""
+    context: int | None = None
+    """Positions a row may take at most."""
+    steps: int = STEPS
+    """Passes between two looks of the host."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,8 @@ class Completion:
 
     tokens: tuple[int, ...]
     """The new tokens; the stop id, if one came, is the last."""
-    reason: Literal["stop", "length"]
-    """Whether a stop id or `max_new` ended the row."""
+    finish_reason: Literal["stop", "length"]
+    """Whether a stop id or `max_new_tokens` ended the row."""
 
 
 @dataclass(frozen=True)
@@ -75,64 +89,58 @@ class Report:
         return self.decoded / self.passes if self.passes else 1.0
 
 
+class Generation(NamedTuple):
+    """Completions in the order of their prompts, and how it went."""
+
+    completions: list[Completion]
+    report: Report
+
+
 def generate(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequence[int]],
-             sampling: Sampling, *, backend: Backend | None = None, draft: bool = False,
-             context: int | None = None, on_tokens: OnTokens | None = None,
-             steps: int = STEPS) -> list[Completion]:
+             sampling: Sampling | Sequence[Sampling], options: Options | None = None,
+             on_tokens: OnTokens | None = None) -> Generation:
     """Continue each prompt; rows may have unequal lengths and do not influence each other.
 
-    `draft` speculates with every MTP module of the model. `context` is the most positions a row may
-    take. `backend` decides precision and placement (`default_backend` when None; wrap your own in
-    `decoding`). `steps` passes run between two looks of the host.
+    `sampling` is of all rows, or one a row; no program depends on it. On a mesh the parameters lie
+    as `rules.used_shardings` says, and every process calls with the same arguments.
     """
-    return generate_with_report(
-        params, cfg, prompts, sampling, backend=backend, draft=draft, context=context,
-        on_tokens=on_tokens, steps=steps,
-    )[0]
-
-
-def generate_with_report(params: TransformerParams, cfg: ModelConfig,
-                         prompts: Sequence[Sequence[int]], sampling: Sampling, *,
-                         backend: Backend | None = None, draft: bool = False,
-                         context: int | None = None, on_tokens: OnTokens | None = None,
-                         steps: int = STEPS) -> tuple[list[Completion], Report]:
-    """Continue each prompt as `generate` does, and say how it went."""
-    check(cfg, prompts, sampling, draft, context)
-    backend = backend or default_backend()
-    depth = cfg.mtp_depth if draft else 0
-    room = _up(max(map(len, prompts)) + sampling.max_new + depth, ROOM)
-    held = len(prompts) * room * cache_bytes_per_token(cfg, backend, depth)
-    what = f"continuing {len(prompts)} prompts in {room:,} positions each"
+    options = Options() if options is None else options
+    rows = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+    check(cfg, prompts, rows, options)
+    backend, depth = options.backend, cfg.mtp_depth if options.draft else 0
+    longest = max(len(p) + row.max_new_tokens for p, row in zip(prompts, rows, strict=True))
+    max_len = -(-(longest + depth) // CACHE_LEN) * CACHE_LEN
+    held = len(prompts) * max_len * cache_bytes_per_token(cfg, backend, depth)
+    what = f"continuing {len(prompts)} prompts in {max_len:,} positions each"
     with fit.refusing(what, {"cache": held, "logits": len(prompts) * cfg.vocab * 4}, REMEDY):
-        return _continue(params, cfg, prompts, sampling, backend, depth, room, on_tokens, steps)
+        return _continue(params, cfg, prompts, _Rows(rows, depth, on_tokens), max_len, options)
 
 
-REMEDY = "lower --max-new or --context, shorten the prompts, or give fewer of them at once"
+REMEDY = "lower --max-new-tokens or --context, shorten the prompts, or give fewer of them at once"
 
 
 def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequence[int]],
-              sampling: Sampling, backend: Backend, depth: int, room: int,
-              on_tokens: OnTokens | None, steps: int) -> tuple[list[Completion], Report]:
+              rows: _Rows, max_len: int, options: Options) -> Generation:
     """Prefill, then program after program until every row has ended."""
+    backend, depth = options.backend, len(rows.accepted)
     params, cfg = ready(params, cfg, backend)
-    static = {"cfg": cfg, "backend": backend, "law": sampling.law}
+    static = {"cfg": cfg, "backend": backend}
     start = time.perf_counter()
-    tokens, lengths, keys = _inputs(prompts, sampling.seed)
-    args = (params, tokens, lengths, keys)
-    prefill = programs.compiled(programs.prefill, *args, **static, room=room, depth=depth)
+    args = params, inputs.of_prompts(prompts, rows.sampling, options.mesh)
+    prefill = programs.compiled(programs.prefill, *args, **static, max_len=max_len, depth=depth)
     compile_s, start = _lap(start)
-    state: State = prefill(*args)
-    rows = _Rows(len(prompts), depth, sampling, on_tokens)
-    rows.take_first(np.asarray(state.tokens)[np.arange(len(prompts)), [*map(len, prompts)]])
+    state: State
+    state, first = prefill(*args)
+    rows.take_first(np.asarray(first))
     prefill_s, start = _lap(start)
-    advance = programs.compiled(programs.advance, params, state, keys, **static, steps=steps)
+    advance = programs.compiled(programs.advance, params, state, **static, steps=options.steps)
     more_compile_s, start = _lap(start)
     while rows.is_any_live:
-        state, emitted = advance(params, state, keys)
+        state, emitted = advance(params, state)
         rows.take(*jax.device_get((emitted.tokens, emitted.count)))
     decode_s, _ = _lap(start)
-    completions = [Completion(tuple(t), r or "length") for t, r in zip(rows.tokens, rows.reasons)]
-    return completions, Report(
+    completions = rows.completions()
+    return Generation(completions, Report(
         prompt_tokens=sum(map(len, prompts)),
         new_tokens=sum(len(c.tokens) for c in completions),
         prefill_s=prefill_s,
@@ -142,12 +150,13 @@ def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Seq
         decoded=rows.decoded,
         acceptance=tuple(float(n) / max(rows.passes, 1) for n in rows.accepted),
         cache_bytes_per_token=cache_bytes_per_token(cfg, backend, depth),
-    )
+    ))
 
 
 def ready(params: TransformerParams, cfg: ModelConfig,
           backend: Backend) -> tuple[TransformerParams, ModelConfig]:
-    """Hold weights in the backend's precision once, and lift the training capacity of experts."""
+    """Quantize weights to the backend's precision once, and lift the training capacity of experts.
+    """
     cfg = dropless(cfg)
     if backend.precision.name not in HIGH:
         specs = transformer.specs(cfg)
@@ -159,26 +168,30 @@ def ready(params: TransformerParams, cfg: ModelConfig,
 class _Rows:
     """The host's account of a generation: what each row has, and whether it goes on."""
 
-    def __init__(self, count: int, depth: int, sampling: Sampling, on_tokens: OnTokens | None):
-        self.tokens: list[list[int]] = [[] for _ in range(count)]
-        self.reasons: list[Literal["stop", "length"] | None] = [None] * count
+    def __init__(self, sampling: list[Sampling], depth: int, on_tokens: OnTokens | None):
+        self.sampling = sampling
+        self.tokens: list[list[int]] = [[] for _ in sampling]
+        self.reasons: list[Literal["stop", "length"] | None] = [None for _ in sampling]
         self.passes = self.decoded = 0
         self.accepted = np.zeros(depth, int)
-        self._sampling = sampling
         self._on_tokens = on_tokens
 
     @property
     def is_any_live(self) -> bool:
         return None in self.reasons
 
+    def completions(self) -> list[Completion]:
+        """What rows have become, all of them ended."""
+        return [Completion(tuple(t), r or "length") for t, r in zip(self.tokens, self.reasons)]
+
     def take_first(self, first: np.ndarray) -> None:
-        """Take what prefill chose, [B]."""
-        for row, token in enumerate(first.tolist()):
+        """Take what prefill chose, [B]; rows beyond the prompts only fill the batch."""
+        for row, token in enumerate(first.tolist()[: len(self.tokens)]):
             self._tell(row, self._append(row, [token]))
 
     def take(self, tokens: np.ndarray, counts: np.ndarray) -> None:
         """Take what a program emitted: tokens [steps, B, J+1], counts [steps, B]."""
-        for row in range(tokens.shape[1]):
+        for row in range(len(self.tokens)):
             news: list[int] = []
             for new, count in zip(tokens[:, row].tolist(), counts[:, row].tolist(), strict=True):
                 if self.reasons[row]:
@@ -200,9 +213,9 @@ class _Rows:
                     "are too large: look at the loss of its training, or use an earlier checkpoint"
                 )
             self.tokens[row].append(token)
-            if token in self._sampling.stop_ids:
+            if token in self.sampling[row].stop_ids:
                 self.reasons[row] = "stop"
-            elif len(self.tokens[row]) == self._sampling.max_new:
+            elif len(self.tokens[row]) == self.sampling[row].max_new_tokens:
                 self.reasons[row] = "length"
             if self.reasons[row]:
                 return new[: i + 1]
@@ -213,12 +226,16 @@ class _Rows:
             self._on_tokens(row, new)
 
 
-def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sampling, draft: bool,
-          context: int | None) -> None:
+def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling],
+          options: Options) -> None:
     """Refuse in a sentence what `generate` cannot do, before anything is compiled."""
     if not prompts:
         raise UserError("no prompts were given; give at least one list of tokens")
-    for i, prompt in enumerate(prompts):
+    if len(sampling) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts have {len(sampling)} samplings; give one for all, "
+                        "or one for each")
+    context = options.context
+    for i, (prompt, row) in enumerate(zip(prompts, sampling, strict=True)):
         if not len(prompt):
             raise UserError(f"prompt {i} has no tokens; start it with the end-of-text token")
         if not 0 <= min(prompt) <= max(prompt) < cfg.vocab:
@@ -226,31 +243,17 @@ def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sampling
                 f"prompt {i} has ids from {min(prompt)} to {max(prompt)}, but the model knows "
                 f"0 to {cfg.vocab - 1}; use the tokenizer it was trained with"
             )
-        if context is not None and len(prompt) + sampling.max_new > context:
+        if context is not None and len(prompt) + row.max_new_tokens > context:
             raise UserError(
-                f"prompt {i} has {len(prompt)} tokens and max_new={sampling.max_new} asks for "
-                f"{len(prompt) + sampling.max_new} positions, but the context is {context}; "
-                "shorten the prompt, lower --max-new or raise --context"
+                f"prompt {i} has {len(prompt)} tokens and max_new_tokens={row.max_new_tokens} asks "
+                f"for {len(prompt) + row.max_new_tokens} positions, but the context is {context}; "
+                "shorten the prompt, lower --max-new-tokens or raise --context"
             )
-    if draft and not cfg.mtp_depth:
+    if options.draft and not cfg.mtp_depth:
         raise UserError(
             "drafting needs an MTP module, but the model has mtp_depth=0; "
             "leave --draft out, or train with --model.mtp-depth 1"
         )
-
-
-def _inputs(prompts: Sequence[Sequence[int]], seed: int) -> tuple[Array, Array, Array]:
-    """Prompts padded on the right to a power of two, their lengths, and one key a row."""
-    lengths = [len(prompt) for prompt in prompts]
-    tokens = np.zeros((len(prompts), max(16, 1 << (max(lengths) - 1).bit_length())), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_of(seed), jnp.arange(len(prompts)))
-    return jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), keys
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 def _lap(start: float) -> tuple[float, float]:

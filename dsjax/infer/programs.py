@@ -10,21 +10,22 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jax import Array, lax
+from jax import lax
 
 from dsjax.config.model import ModelConfig
 from dsjax.infer import decode, speculative
 from dsjax.infer.decode import Emitted, State
-from dsjax.infer.sample import Law
 from dsjax.layers.backend import Backend
 from dsjax.model.transformer import TransformerParams
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "backend", "law", "steps"),
+@functools.partial(jax.jit, static_argnames=("cfg", "backend", "steps"),
                    donate_argnames=("state",))
-def advance(p: TransformerParams, state: State, keys: Array, *, cfg: ModelConfig, backend: Backend,
-            law: Law, steps: int) -> tuple[State, Emitted]:
+def advance(p: TransformerParams, state: State, *, cfg: ModelConfig, backend: Backend,
+            steps: int) -> tuple[State, Emitted]:
     """Run `steps` passes of the main model in one program; emitted leaves lead with [steps].
+
+    They are whole on every device, so that every process reads them.
 
     Speculates where the state holds the past of MTP modules. The state is donated: its caches are
     written in place.
@@ -32,12 +33,13 @@ def advance(p: TransformerParams, state: State, keys: Array, *, cfg: ModelConfig
     one = speculative.speculative_round if state.mtp else decode.step
 
     def body(state: State, _: None) -> tuple[State, Emitted]:
-        return one(p, state, keys, cfg, backend, law)
+        return one(p, state, cfg, backend)
 
-    return lax.scan(body, state, length=steps)
+    state, emitted = lax.scan(body, state, length=steps)
+    return state, jax.tree.map(lambda a: backend.constrain(a, (None,) * a.ndim), emitted)
 
 
-prefill = jax.jit(decode.prefill, static_argnames=("cfg", "backend", "law", "room", "depth"))
+prefill = jax.jit(decode.prefill, static_argnames=("cfg", "backend", "max_len", "depth"))
 
 
 def compiled(function: Any, *args: Any, **static: Hashable) -> Callable[..., Any]:

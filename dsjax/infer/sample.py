@@ -1,18 +1,26 @@
 """From logits to a token: greedy, temperature and nucleus sampling as one distribution.
 
-Everything that chooses tokens goes through `probabilities`, so that speculation verifies drafts
-against exactly the distribution that plain decoding draws from. Greedy is the one-hot distribution
-of the best token (the lowest id among equals). Axis: V vocabulary.
+Everything that chooses tokens goes through `probs`, so that speculation verifies drafts against
+exactly the distribution that plain decoding draws from. Greedy is the one-hot distribution of the
+best token (the lowest id among equals). What a row asks for is a number in an array, not a part of
+the program: another temperature compiles nothing, and greedy and sampled rows share a batch. Work
+that no row of a batch asks for (a sort for top_p, draws) is not done.
+
+Axes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from flax import struct
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 from dsjax.config.fields import MOST, seed_in_range, shown
 from dsjax.errors import UserError
@@ -20,23 +28,14 @@ from dsjax.numerics.wide import wide
 
 
 @dataclass(frozen=True)
-class Law:
-    """How the distribution of the next token is made of logits; compiled into the program."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    vocab: int | None = None
-
-
-@dataclass(frozen=True)
 class Sampling:
-    """What to generate, and when to stop."""
+    """A request: how the tokens of a row are chosen, and when it stops."""
 
     temperature: float = 1.0
     """Logits are divided by it; 0 is greedy."""
     top_p: float = 1.0
     """Keep the smallest set of likeliest tokens whose mass reaches this; 1 keeps all."""
-    max_new: int = 128
+    max_new_tokens: int = 128
     """Tokens to generate at most."""
     stop_ids: tuple[int, ...] = ()
     """Ids that end a row; the id itself is the row's last token."""
@@ -54,101 +53,131 @@ class Sampling:
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is not a share of the mass; use above 0 up to 1")
-        if self.max_new < 1:
-            raise UserError(f"max_new={self.max_new} generates nothing; use at least 1")
-        if self.max_new > MOST:
-            raise UserError(f"max_new={shown(self.max_new)} is more than any machine has room for; "
-                            f"use at most {MOST}")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens} generates nothing; use at least "
+                            "1")
+        if self.max_new_tokens > MOST:
+            raise UserError(f"max_new_tokens={shown(self.max_new_tokens)} is more than any machine "
+                            f"has room for; use at most {MOST}")
         seed_in_range(self.seed, "seed=")
         if self.vocab is not None and self.vocab < 1:
             raise UserError(f"vocab={self.vocab} leaves no token to choose; use at least 1")
 
-    @property
-    def law(self) -> Law:
-        """The part that a compiled program depends on."""
-        return Law(self.temperature, self.top_p, self.vocab)
+
+@struct.dataclass
+class SamplingParams:
+    """How each row's distribution is made of its logits."""
+
+    temperature: Array  # [B] times `scale`; 0 is greedy
+    scale: Array  # [B] a power of two that keeps logits / temperature within their dtype's range
+    top_p: Array  # [B]; 1 keeps all
+    vocab: Array  # [B] int32
 
 
-def distribution(logits: Array, law: Law) -> Array:
-    """The distribution a law makes of logits [..., V]; [..., V], sums to one, or NaN: no token."""
-    if law.vocab is not None and law.vocab < logits.shape[-1]:
-        logits = logits.at[..., law.vocab :].set(-jnp.inf)
-    return probabilities(logits, law.temperature, law.top_p)
+def sampling_params(rows: Sequence[Sampling]) -> SamplingParams:
+    """Make arrays of what rows ask for.
+
+    Every temperature of float64 is told apart in float32: at 1 and above its exponent, up to 100 of
+    it, goes into `scale`. One that float32 still cannot hold is the nearest one that it can; tokens
+    whose logits differ by less than float32's smallest number are then as equals.
+    """
+    dtype = np.dtype(jnp.result_type(float))
+    info = jnp.finfo(dtype)
+    scale, temperature = np.ones(len(rows)), np.zeros(len(rows))
+    for i, row in enumerate(rows):
+        if row.temperature:
+            scale[i] = 2.0 ** -min(max(math.frexp(row.temperature)[1], 0), 100)
+            temperature[i] = row.temperature * scale[i]
+            temperature[i] = min(max(temperature[i], float(info.smallest_normal)), float(info.max))
+    no_limit = np.iinfo(np.int32).max
+    return SamplingParams(
+        temperature=jnp.asarray(temperature, dtype),
+        scale=jnp.asarray(scale, dtype),
+        top_p=jnp.asarray([row.top_p for row in rows], dtype),
+        vocab=jnp.asarray([no_limit if row.vocab is None else min(row.vocab, no_limit)
+                           for row in rows], jnp.int32),
+    )
 
 
-def probabilities(logits: Array, temperature: float, top_p: float) -> Array:
-    """Greedy (temperature 0) as one-hot, else softmax of logits / temperature cut to the nucleus.
+def probs(logits: Array, sampling: SamplingParams) -> Array:
+    """Distributions of the next token: one-hot where greedy, else softmax cut to the nucleus.
 
-    logits [..., V]. Returns float32 [..., V] (float64 for float64). A token at -inf has none of the
-    mass and those at +inf share all of it. Rows with a NaN, or with nothing above -inf, have no
-    distribution: all of theirs is NaN.
+    logits [B, ..., V]. Returns float32 [B, ..., V] (float64 for float64) that sums to one. A token
+    at -inf has none of the mass and those at +inf share all of it. Rows with a NaN, or with nothing
+    above -inf, have no distribution: all of theirs is NaN.
     """
     logits = logits.astype(wide(logits.dtype))
+    by_row = jax.tree.map(lambda a: a.reshape(-1, *(1,) * (logits.ndim - 1)), sampling)
+    ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    logits = jnp.where(ids < by_row.vocab, logits, -jnp.inf)
     best = logits.max(axis=-1, keepdims=True)
     exists = ~jnp.isnan(logits).any(axis=-1, keepdims=True) & (best > -jnp.inf)
-    if temperature == 0:
-        shares = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
-    else:
-        shares = _softmax(logits, best, temperature)
-        shares = shares if top_p >= 1 else nucleus(shares, top_p)
-    return jnp.where(exists, shares, jnp.nan)
+    greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
+
+    def softened() -> Array:
+        soft = _softmax(logits, best, by_row)
+        cut = lax.cond((sampling.top_p < 1).any(), lambda: nucleus(soft, by_row.top_p),
+                       lambda: soft)
+        return jnp.where(by_row.top_p < 1, cut, soft)
+
+    is_greedy = by_row.temperature == 0
+    soft = lax.cond(is_greedy.all(), lambda: greedy, softened)
+    return jnp.where(exists, jnp.where(is_greedy, greedy, soft), jnp.nan)
 
 
-def _softmax(logits: Array, best: Array, temperature: float) -> Array:
+def _softmax(logits: Array, best: Array, by_row: SamplingParams) -> Array:
     """Softmax of logits / temperature, for every temperature above 0. best [..., 1] the largest.
 
     The largest is taken away before the division: logits / temperature may be infinite, or, in
-    compiled code, above what its largest was rounded to. Both are first divided by a power of two,
-    which rounds nothing, so that no difference that counts is infinite. A temperature that the
-    dtype cannot hold is the nearest one that it can: tokens whose logits differ by less than the
-    dtype's smallest number are then as equals.
+    compiled code, above what its largest was rounded to. Both are first multiplied by a power of
+    two, which rounds nothing, so that no difference that counts is infinite.
     """
-    info = jnp.finfo(logits.dtype)
-    scale = 2.0 ** -min(max(math.frexp(temperature)[1], 0), 100)
-    divisor = min(max(temperature * scale, float(info.smallest_normal)), float(info.max))
+    scale, temperature = (a.astype(logits.dtype) for a in (by_row.scale, by_row.temperature))
     below = jnp.where(logits == best, 0.0, logits * scale - best * scale)  # also where infinite
-    mass = jnp.where(below == -jnp.inf, 0.0, jnp.exp(below / divisor))
+    mass = jnp.where(below == -jnp.inf, 0.0, jnp.exp(below / temperature))
     return mass / mass.sum(axis=-1, keepdims=True)
 
 
-def nucleus(shares: Array, top_p: float) -> Array:
+def nucleus(probs: Array, top_p: ArrayLike) -> Array:
     """Keep the smallest set of likeliest tokens with mass >= top_p, and normalize it.
 
-    shares [..., V]. The token that crosses top_p is kept, so at least one is; equals are taken by
-    lowest id. Mass is summed in float32, so a set that reaches top_p to within rounding may keep
-    one token more.
+    probs [..., V], top_p [..., 1]. The token that crosses top_p is kept, so at least one is; equals
+    are taken by lowest id. Mass is summed in float32, so a set that reaches top_p to within
+    rounding may keep one token more.
     """
-    flat = shares.reshape(-1, shares.shape[-1])
+    flat = probs.reshape(-1, probs.shape[-1])
+    share = jnp.broadcast_to(top_p, (*probs.shape[:-1], 1)).reshape(-1, 1).astype(probs.dtype)
     order = jnp.argsort(-flat, axis=-1, stable=True)
     ranked = jnp.take_along_axis(flat, order, axis=-1)
     mass = jnp.cumsum(ranked, axis=-1)
     mass_before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
     is_first = jnp.arange(flat.shape[1])[None] == 0  # whatever top_p rounds to
     row = jnp.arange(flat.shape[0])[:, None]
-    is_kept = is_first | (mass_before < top_p)
+    is_kept = is_first | (mass_before < share)
     kept = jnp.zeros_like(flat).at[row, order].set(jnp.where(is_kept, ranked, 0.0))
-    return (kept / kept.sum(axis=-1, keepdims=True)).reshape(shares.shape)
+    return (kept / kept.sum(axis=-1, keepdims=True)).reshape(probs.shape)
 
 
 NONE = -1
 """Chosen where there is no distribution; no program goes on from it, see `generate`."""
 
 
-def sample(key: Array, probabilities: Array) -> Array:
+def draw(key: Array, probs: Array) -> Array:
     """Draw one token of each distribution [..., V] (a sum other than one is fine) -> [...] int32.
 
     A token of probability zero is never drawn; of NaN comes NONE.
     """
-    drawn = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
-    return jnp.where(jnp.isnan(probabilities).any(axis=-1), NONE, drawn)
+    drawn = jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
+    return jnp.where(jnp.isnan(probs).any(axis=-1), NONE, drawn)
 
 
-def choose(keys: Array, probabilities: Array, law: Law) -> Array:
-    """Choose one token a row, each by its own key. keys [B], probabilities [B, V] -> [B] int32.
+def sample(keys: Array, probs: Array, sampling: SamplingParams) -> Array:
+    """Choose one token a row, each by its own key. keys [B], probs [B, V] -> [B] int32.
 
-    Greedy takes the only token there is and reads no key. A row of NaN gives NONE.
+    A greedy row takes the only token there is and reads no key. A row of NaN gives NONE.
     """
-    if law.temperature == 0:
-        best = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
-        return jnp.where(jnp.isnan(probabilities).any(axis=-1), NONE, best)
-    return jax.vmap(sample)(keys, probabilities)
+    best = jnp.argmax(probs, axis=-1).astype(jnp.int32)
+    is_greedy = sampling.temperature == 0
+    drawn = lax.cond(is_greedy.all(), lambda: best, lambda: jax.vmap(draw)(keys, probs))
+    best = jnp.where(jnp.isnan(probs).any(axis=-1), NONE, best)
+    return jnp.where(is_greedy, best, drawn)

@@ -29,27 +29,27 @@ import jax.numpy as jnp
 from jax import Array
 
 from dsjax.config.model import ModelConfig
-from dsjax.infer.decode import Emitted, State
-from dsjax.infer.sample import Law, choose, distribution, sample
+from dsjax.infer.decode import Emitted, State, keys_at
+from dsjax.infer.sample import draw, probs, sample
 from dsjax.layers.backend import Backend
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import TransformerParams
 
 
-def speculative_round(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig,
-                      backend: Backend, law: Law) -> tuple[State, Emitted]:
+def speculative_round(p: TransformerParams, state: State, cfg: ModelConfig,
+                      backend: Backend) -> tuple[State, Emitted]:
     """Draft, verify in one pass, keep a prefix and one token more; every row by itself."""
     depth = len(state.mtp)
     row = jnp.arange(state.tokens.shape[0])[:, None]
-    keys = jax.vmap(jax.random.fold_in)(keys, state.newest + 1)
+    keys = keys_at(state.keys, state.newest + 1)
     draft_keys, verify_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    state, shares = draft(p, state, draft_keys, cfg, backend, law)
+    state, drafts = draft(p, state, draft_keys, cfg, backend)
 
     positions = state.newest[:, None] + jnp.arange(depth + 1, dtype=jnp.int32)[None]
     tokens = state.tokens[row, positions]
     x, cache = transformer.hidden_cached(p, tokens, positions, state.cache, cfg, backend)
-    targets = distribution(transformer.head(p, x), law)
-    accepted, extra = jax.vmap(verify)(verify_keys, targets, shares, tokens[:, 1:])
+    targets = probs(transformer.head(p, x), state.sampling)
+    accepted, extra = jax.vmap(verify)(verify_keys, targets, drafts, tokens[:, 1:])
 
     kept = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     is_extra = jnp.arange(depth + 1, dtype=jnp.int32)[None] == accepted[:, None]
@@ -65,30 +65,30 @@ def speculative_round(p: TransformerParams, state: State, keys: Array, cfg: Mode
     return state, emitted
 
 
-def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig, backend: Backend,
-          law: Law) -> tuple[State, Array]:
+def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig,
+          backend: Backend) -> tuple[State, Array]:
     """Write J drafted tokens after each row's newest; returns their distributions [B, J, V].
 
     keys [B].
     """
     assert p.mtp is not None, "drafting needs MTP parameters"
-    depth, room = len(state.mtp), state.tokens.shape[1]
+    depth, max_len = len(state.mtp), state.tokens.shape[1]
     row = jnp.arange(state.tokens.shape[0])
     window = state.newest[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
-    positions = jnp.where(window < 0, room, window)  # before the row: out of range, so dropped
-    previous, tokens, shares, pasts = state.recent, state.tokens, [], []
+    positions = jnp.where(window < 0, max_len, window)  # before the row: out of range, so dropped
+    previous, tokens, drafts, pasts = state.recent, state.tokens, [], []
     for k in range(1, depth + 1):
         embedded = transformer.embed(p, tokens[row[:, None], jnp.maximum(window + k, 0)], backend)
         previous, past = mtp.hidden_cached(
             mtp.module(p.mtp, k - 1), previous, embedded, positions, state.mtp[k - 1], cfg, backend
         )
-        share = distribution(transformer.head(p, previous[:, -1]), law)
-        drafted = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, k), share, law)
+        drafts.append(probs(transformer.head(p, previous[:, -1]), state.sampling))
+        drafted = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, k), drafts[-1],
+                         state.sampling)
         tokens = tokens.at[row, state.newest + k].set(drafted)
-        shares.append(share)
         pasts.append(past)
     state = dataclasses.replace(state, tokens=tokens, mtp=tuple(pasts))
-    return state, jnp.stack(shares, axis=1)
+    return state, jnp.stack(drafts, axis=1)
 
 
 def verify(key: Array, targets: Array, drafts: Array, tokens: Array) -> tuple[Array, Array]:
@@ -107,5 +107,5 @@ def verify(key: Array, targets: Array, drafts: Array, tokens: Array) -> tuple[Ar
     target = targets[accepted]
     excess = jnp.maximum(target - jnp.pad(drafts, ((0, 1), (0, 0)))[accepted], 0.0)
     has_excess = excess.max() >= jnp.finfo(excess.dtype).smallest_normal
-    law = jnp.where(has_excess, excess, target)  # p = q up to rounding leaves none
-    return accepted, sample(extra_key, law)
+    rest = jnp.where(has_excess, excess, target)  # p = q up to rounding leaves none
+    return accepted, draw(extra_key, rest)

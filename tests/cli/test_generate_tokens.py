@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 
 def said(capsys, run, *flags):
     capsys.readouterr()
-    argv = ["generate", str(run), "--prompt", PROMPT, "--temperature", "0", "--max-new", "8"]
+    argv = ["generate", str(run), "--prompt", PROMPT, "--temperature", "0", "--max-new-tokens", "8"]
     assert main([*argv, "--json", *flags]) == 0
     return json.loads(capsys.readouterr().out)["completions"][0]
 
@@ -44,10 +44,10 @@ def said(capsys, run, *flags):
 def test_a_prompt_begins_as_the_checkpoints_own_tokenizer_begins_it(run, capsys):
     model = command.load(run)
     own = Library.from_file(str(run / "tokenizer.json")).encode(PROMPT).ids
-    sampling = Sampling(temperature=0, max_new=8, stop_ids=(1, 2), vocab=model.words.vocab)
+    sampling = Sampling(temperature=0, max_new_tokens=8, stop_ids=(1, 2), vocab=model.words.vocab)
     texts = {}
     for flags, ids in [((), [0, *own]), (("--bos", "yes"), [0, *own]), (("--bos", "no"), own)]:
-        tokens = generate(model.params, model.run.model, [ids], sampling)[0].tokens
+        tokens = generate(model.params, model.run.model, [ids], sampling).completions[0].tokens
         texts[flags] = model.words.decode([t for t in tokens if t not in (1, 2)])
         assert said(capsys, run, *flags)["text"] == texts[flags]
     assert texts["--bos", "no"] != texts[()]

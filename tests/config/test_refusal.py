@@ -10,7 +10,8 @@ from dsjax.infer import Sampling
 
 @pytest.mark.parametrize(("make", "flags", "typed"), [
     (lambda: Sampling(top_p=0.0), ["top_p"], "--top-p 0.0 is not a share"),
-    (lambda: Sampling(max_new=0), ["max_new"], "--max-new 0 generates nothing"),
+    (lambda: Sampling(max_new_tokens=0), ["max_new_tokens"],
+     "--max-new-tokens 0 generates nothing"),
     (lambda: Sampling(temperature=-1.0), ["temperature"], "--temperature -1.0 is not"),
     (lambda: train_bpe(["a"], 100), ["vocab"], "--vocab 100 is below 256"),
     (lambda: train_bpe(["a"], 100), ["model.vocab"], "--model.vocab 100 is below 256"),

@@ -16,7 +16,7 @@ import numpy as np
 from dsjax.checkpoint.reader import OnDevices
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
-from dsjax.infer.generate import generate
+from dsjax.infer.generate import Options, generate
 from dsjax.infer.sample import Sampling
 from dsjax.layers.backend import single
 from dsjax.model import loss, mtp, transformer
@@ -101,8 +101,9 @@ def released(cfg: ModelConfig, tree: Any) -> dict[str, np.ndarray]:
 def greedy(p: TransformerParams, cfg: ModelConfig, prompt: np.ndarray,
            draft: bool = False) -> list[int]:
     """64 tokens after `prompt` [T], by the absorbed form with a cache."""
-    sampling = Sampling(temperature=0.0, max_new=GREEDY)
-    return list(generate(p, cfg, [prompt.tolist()], sampling, draft=draft)[0].tokens)
+    sampling = Sampling(temperature=0.0, max_new_tokens=GREEDY)
+    made = generate(p, cfg, [prompt.tolist()], sampling, Options(draft=draft))
+    return list(made.completions[0].tokens)
 
 
 def close(actual: np.ndarray, expected: np.ndarray, what: str) -> None:

@@ -13,16 +13,21 @@ import numpy as np
 import pytest
 
 from dsjax.errors import UserError
-from dsjax.infer import Sampling, generate
-from dsjax.infer.sample import NONE, Law, choose, distribution
+from dsjax.infer import Options, Sampling, generate
+from dsjax.infer.sample import NONE, probs, sample, sampling_params
 from dsjax.infer.speculative import verify
 from dsjax.model import transformer
 from tests import agreement
 
 TEMPERATURES = [5e-324, 1e-46, 1e-40, 1e-38, 1e-12, 1e-9, 1e-3, 0.1, 7.5, 1e30, 1e39, 1.7e308]
-LAWS = [*((t, p) for t in TEMPERATURES for p in (1e-46, 1.0)), *((t, 0.3) for t in (1e-9, 1e6)),
-        *((1.0, p) for p in (5e-324, 1e-30, 1e-8, 0.3, 0.999, 1 - 2**-53, 1.0))]
+ASKED = [*((t, p) for t in TEMPERATURES for p in (1e-46, 1.0)), *((t, 0.3) for t in (1e-9, 1e6)),
+         *((1.0, p) for p in (5e-324, 1e-30, 1e-8, 0.3, 0.999, 1 - 2**-53, 1.0))]
 SMALLEST = 2.0**-1074
+
+
+def each(row, count=9):
+    """What `count` rows ask for that ask for the same."""
+    return sampling_params([row] * count)
 
 
 def logits(dtype=np.float32):
@@ -65,9 +70,10 @@ def is_clear(rows, temperature, top_p):
 def test_every_temperature_and_share_makes_the_distribution_of_numpy(is_double):
     rows = logits(np.float64 if is_double else np.float32)
     with jax.enable_x64(is_double):
-        make = jax.jit(lambda x: [distribution(x, Law(*law)) for law in LAWS])
-        found = jax.tree.map(np.asarray, make(jnp.asarray(rows)))
-    for (temperature, top_p), got in zip(LAWS, found, strict=True):
+        run = jax.jit(lambda x, sampling: probs(x, sampling))
+        found = [np.asarray(run(jnp.asarray(rows), each(Sampling(*pair)))) for pair in ASKED]
+        assert run._cache_size() == 1
+    for (temperature, top_p), got in zip(ASKED, found, strict=True):
         wanted = expected(rows, temperature, top_p)
         clear = is_clear(rows, temperature, top_p)
         assert clear.sum() > 3
@@ -81,25 +87,26 @@ def test_every_temperature_and_share_makes_the_distribution_of_numpy(is_double):
 
 def test_a_temperature_that_is_all_but_zero_takes_the_likeliest_and_shares_among_equals():
     for temperature in (1e-9, 1e-40, 5e-324):
-        got = np.asarray(distribution(jnp.asarray(logits()), Law(temperature)))
+        got = np.asarray(probs(jnp.asarray(logits()), each(Sampling(temperature))))
         np.testing.assert_array_equal(got[2], np.array([0, 1, 1, 0, 1, 0, 1]) / 4)
         np.testing.assert_array_equal(got[0], np.eye(7)[logits()[0].argmax()])
 
 
-@pytest.mark.parametrize("law", [Law(0.0), Law(1e-9), Law(1.0), Law(1.0, 0.5), Law(1e39, 1e-46)])
-def test_a_row_without_a_distribution_gives_no_token_and_others_are_as_they_were(law):
+@pytest.mark.parametrize("asked", [(0.0,), (1e-9,), (1.0,), (1.0, 0.5), (1e39, 1e-46)])
+def test_a_row_without_a_distribution_gives_no_token_and_others_are_as_they_were(asked):
     rows = logits()[:4]
     rows[1, 3], rows[3] = np.nan, -np.inf
     keys = jax.random.split(jax.random.key(0), 4)
 
     @jax.jit
     def run(keys, x):
-        shares = distribution(x, law)
-        return shares, choose(keys, shares, law)
+        sampling = each(Sampling(*asked), len(x))
+        made = probs(x, sampling)
+        return made, sample(keys, made, sampling)
 
-    shares, tokens = map(np.asarray, run(keys, jnp.asarray(rows)))
-    assert np.isnan(shares[[1, 3]]).all()
-    assert np.isfinite(shares[[0, 2]]).all()
+    made, tokens = map(np.asarray, run(keys, jnp.asarray(rows)))
+    assert np.isnan(made[[1, 3]]).all()
+    assert np.isfinite(made[[0, 2]]).all()
     assert tokens[[1, 3]].tolist() == [NONE, NONE]
     alone = run(keys[:1], jnp.asarray(logits()[:1]))[1]
     assert tokens[0] == alone[0] >= 0
@@ -109,7 +116,7 @@ def test_a_row_without_a_distribution_gives_no_token_and_others_are_as_they_were
 def test_ids_beyond_the_vocabulary_do_not_matter_even_as_nan():
     rows = logits()[:1]
     rows[0, 5:] = np.nan, np.inf
-    got = np.asarray(distribution(jnp.asarray(rows), Law(1e-9, 0.5, 5)))
+    got = np.asarray(probs(jnp.asarray(rows), each(Sampling(1e-9, 0.5, vocab=5), 1)))
     np.testing.assert_array_equal(got[0], np.eye(7)[rows[0, :5].argmax()])
 
 
@@ -146,11 +153,12 @@ CFG = dataclasses.replace(agreement.TINY, layers=1, dense_layers=1, moe=None, mt
 @pytest.mark.parametrize("is_drafting", [False, True])
 def test_a_text_at_a_tiny_temperature_is_the_greedy_one(is_drafting):
     p = agreement.draw(transformer.specs(CFG), 2)
-    prompts, greedy = [[1, 2, 3], [4]], Sampling(temperature=0, max_new=9)
-    wanted = generate(p, CFG, prompts, greedy)
+    prompts, greedy = [[1, 2, 3], [4]], Sampling(temperature=0, max_new_tokens=9)
+    wanted = generate(p, CFG, prompts, greedy).completions
     for change in ({"temperature": 1e-12}, {"temperature": 1.0, "top_p": 1e-46}):
-        law = dataclasses.replace(greedy, **change)
-        assert generate(p, CFG, prompts, law, draft=is_drafting) == wanted
+        other = dataclasses.replace(greedy, **change)
+        options = Options(draft=is_drafting)
+        assert generate(p, CFG, prompts, other, options).completions == wanted
 
 
 @pytest.mark.parametrize(("temperature", "is_drafting"), [(0.0, False), (1.0, True)])
@@ -159,14 +167,14 @@ def test_a_model_that_says_nothing_is_refused_and_no_token_is_made_up(temperatur
     broken = dataclasses.replace(p, head=p.head.at[:, 3].set(jnp.nan))
     heard = []
     with pytest.raises(UserError, match=r"logits after 0 new tokens of prompt 0 .*NaN"):
-        generate(broken, CFG, [[1, 2]], Sampling(temperature=temperature, max_new=3),
-                 draft=is_drafting, on_tokens=lambda row, tokens: heard.append(tokens))
+        generate(broken, CFG, [[1, 2]], Sampling(temperature=temperature, max_new_tokens=3),
+                 Options(draft=is_drafting), lambda row, tokens: heard.append(tokens))
     assert not heard
 
 
 @pytest.mark.parametrize(("field", "value"), [
     ("temperature", math.nan), ("temperature", math.inf), ("top_p", math.nan), ("top_p", -1e-46),
     ("seed", -1), ("seed", 2**63)])
-def test_no_number_is_refused_as_a_law(field, value):
+def test_what_is_no_number_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         Sampling(**{field: value})

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsjax.config import load
+from dsjax.config import load as configs
 from dsjax.errors import UserError
 from dsjax.infer import (
+    Load,
+    Options,
     Sampling,
     cache_bytes_per_token,
     decode_bench,
@@ -33,7 +35,7 @@ MODELS = {
     ),
 }
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0, 1, 2, 3, 4]]
-GREEDY = Sampling(temperature=0, max_new=12)
+GREEDY = Sampling(temperature=0, max_new_tokens=12)
 # float32 rounds at 2^-24; sums of ten to a hundred terms and five layers of conditioning leave two
 # digits less.
 ROUNDING = 1e-5
@@ -53,7 +55,7 @@ def whole_logits(p, cfg, rows):
 @pytest.mark.parametrize("name", ["latent, experts", "grouped, dense"])
 def test_greedy_rows_of_a_batch_follow_the_uncached_model_and_go_as_each_alone(name):
     cfg, p = model(name)
-    batch = generate(p, cfg, PROMPTS, GREEDY)
+    batch = generate(p, cfg, PROMPTS, GREEDY).completions
     rows = [prompt + list(done.tokens) for prompt, done in zip(PROMPTS, batch)]
     logits = whole_logits(p, cfg, rows)
     for row, prompt, out in zip(rows, PROMPTS, logits):
@@ -62,7 +64,7 @@ def test_greedy_rows_of_a_batch_follow_the_uncached_model_and_go_as_each_alone(n
         assert (best - second).min() > 100 * ROUNDING, "a tie: choose another seed"
         assert row[len(prompt) :] == steps.argmax(-1).tolist()
     assert len({done.tokens for done in batch}) == len(batch)
-    alone = generate(p, cfg, PROMPTS[2:], GREEDY)
+    alone = generate(p, cfg, PROMPTS[2:], GREEDY).completions
     assert alone == batch[2:]
 
 
@@ -88,44 +90,47 @@ def test_the_absorbed_form_from_an_empty_cache_gives_the_expanded_logits(name):
 
 def test_a_sampled_text_does_not_depend_on_how_it_is_cut_into_programs():
     cfg, p = model("grouped, dense")
-    sampling = Sampling(temperature=1.5, top_p=0.95, max_new=11, seed=4)
+    sampling = Sampling(temperature=1.5, top_p=0.95, max_new_tokens=11, seed=4)
     heard = {row: [] for row in range(3)}
 
     def hear(row, tokens):
         heard[row] += tokens
 
-    by_three = generate(p, cfg, PROMPTS, sampling, steps=3, on_tokens=hear)
-    by_eight = generate(p, cfg, PROMPTS, sampling)
+    by_three = generate(p, cfg, PROMPTS, sampling, Options(steps=3), hear).completions
+    by_eight = generate(p, cfg, PROMPTS, sampling).completions
     assert by_three == by_eight
     assert [tuple(tokens) for tokens in heard.values()] == [done.tokens for done in by_three]
     assert {len(done.tokens) for done in by_three} == {11}
-    other = generate(p, cfg, PROMPTS, dataclasses.replace(sampling, seed=5))
+    other = generate(p, cfg, PROMPTS, dataclasses.replace(sampling, seed=5)).completions
     assert other != by_eight
 
 
 def test_a_row_ends_with_its_stop_id_and_the_others_go_on():
     cfg, p = model("latent, experts")
-    whole = generate(p, cfg, PROMPTS, GREEDY)
+    whole = generate(p, cfg, PROMPTS, GREEDY).completions
     stop = whole[0].tokens[5]
-    stopped = generate(p, cfg, PROMPTS, dataclasses.replace(GREEDY, stop_ids=(stop,)))
+    stopping = dataclasses.replace(GREEDY, stop_ids=(stop,))
+    stopped = generate(p, cfg, PROMPTS, stopping).completions
     for before, after in zip(whole, stopped):
         cut = before.tokens.index(stop) + 1 if stop in before.tokens else None
         assert after.tokens == before.tokens[:cut]
-        assert after.reason == ("stop" if cut else "length")
-    assert stopped[0].reason == "stop"
+        assert after.finish_reason == ("stop" if cut else "length")
+    assert stopped[0].finish_reason == "stop"
 
 
 def test_no_token_is_dropped_in_generation_whatever_the_training_capacity():
     cfg, p = model("latent, experts")
     small = dataclasses.replace(cfg, moe=dataclasses.replace(cfg.moe, capacity_factor=0.1))
-    assert generate(p, small, PROMPTS, GREEDY) == generate(p, cfg, PROMPTS, GREEDY)
+    few, all_of_them = (generate(p, one, PROMPTS, GREEDY).completions for one in (small, cfg))
+    assert few == all_of_them
 
 
 def test_in_bfloat16_products_each_chosen_token_is_the_best_to_their_rounding():
     cfg, p = model("latent, experts")
-    done = generate(p, cfg, PROMPTS[2:], GREEDY, backend=decoding(single(BF16)))[0]
+    options = Options(decoding(single(BF16)))
+    done = generate(p, cfg, PROMPTS[2:], GREEDY, options).completions[0]
     logits = whole_logits(p, cfg, [PROMPTS[2] + list(done.tokens)])[0, len(PROMPTS[2]) - 1 : -1]
-    chosen = logits[np.arange(GREEDY.max_new), done.tokens]
+    chosen = logits[np.arange(GREEDY.max_new_tokens), done.tokens]
     # Operands keep 8 bits; some ten products lie on a path to a logit, and two logits are compared.
     assert (logits.max(-1) - chosen).max() < 2 * 10 * 2.0**-8 * np.abs(logits).max()
 
@@ -136,15 +141,17 @@ def test_bad_requests_are_refused_in_a_sentence():
         ({"prompts": []}, "no prompts"),
         ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
         ({"prompts": [[1, 11]]}, "ids from 1 to 11, but the model knows 0 to 10"),
-        ({"context": 22}, "prompt 2 has 11 tokens and max_new=12 asks for 23 positions"),
-        ({"draft": True}, "mtp_depth=0"),
+        ({"sampling": [GREEDY]}, "3 prompts have 1 samplings"),
+        ({"options": Options(context=22)},
+         "prompt 2 has 11 tokens and max_new_tokens=12 asks for 23 positions"),
+        ({"options": Options(draft=True)}, "mtp_depth=0"),
     ]:
         with pytest.raises(UserError, match=sentence):
             generate(p, cfg, **{"prompts": PROMPTS, "sampling": GREEDY, **arguments})
 
 
 def test_v3_caches_70272_bytes_a_token_and_its_module_one_layer_more():
-    cfg = load.load("deepseek_v3").model
+    cfg = configs.load("deepseek_v3").model
     backend = single(BF16, jnp.bfloat16)
     assert cache_bytes_per_token(cfg, backend) == 70_272
     assert cache_bytes_per_token(cfg, backend, depth=1) == 70_272 + (512 + 64) * 2
@@ -152,6 +159,7 @@ def test_v3_caches_70272_bytes_a_token_and_its_module_one_layer_more():
 
 def test_the_decode_benchmark_counts_rows_and_steps():
     cfg, p = model("direct, dense")
-    found = decode_bench(p, cfg, batch=2, context=5, steps=3, repeats=2)
+    load = Load(batch=2, context=5, steps=3, repeats=2)
+    found = decode_bench(p, cfg, load, default_backend())
     assert found["tok_s"] == pytest.approx(2 / found["ms_per_step"] * 1e3)
     assert found["cache_bytes_per_token"] == 2 * (8 + 4) * 4

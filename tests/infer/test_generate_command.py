@@ -13,7 +13,7 @@ from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.config.stored import run_to_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.errors import printable
-from dsjax.infer import Sampling, generate
+from dsjax.infer import Options, Sampling, generate
 from dsjax.model import transformer
 from dsjax.terminal import Console
 from tests import agreement
@@ -38,7 +38,8 @@ def run(tmp_path_factory):
 
 
 def test_it_prints_the_prompt_its_continuation_and_one_line(run, capsys):
-    assert main(["generate", str(run), "--prompt", "To be", "--max-new", "9", "--draft"]) == 0
+    flags = ["--prompt", "To be", "--max-new-tokens", "9", "--draft"]
+    assert main(["generate", str(run), *flags]) == 0
     out = capsys.readouterr().out
     assert out.startswith("To be")
     last = out.rstrip("\n").splitlines()[-1]
@@ -54,13 +55,15 @@ def test_json_holds_the_text_that_the_library_makes(run, capsys):
     model = command.load(run)
     ids = [model.words.encode("that is"), [model.words.end_id]]
     # The longest prompt leaves so much of the context of 40.
-    sampling = Sampling(temperature=0, max_new=40 - max(map(len, ids)), vocab=model.words.vocab,
-                        stop_ids=(model.words.end_id,))
-    expected = generate(model.params, model.run.model, ids, sampling, draft=True)
+    sampling = Sampling(temperature=0, max_new_tokens=40 - max(map(len, ids)),
+                        vocab=model.words.vocab, stop_ids=(model.words.end_id,))
+    expected = generate(model.params, model.run.model, ids, sampling,
+                        Options(draft=True)).completions
     for row, done in zip(found["completions"], expected, strict=True):
         kept = [t for t in done.tokens if t != model.words.end_id]
         assert row["text"] == model.words.decode(kept)
         assert row["tokens"] == len(done.tokens)
+        assert row["finish_reason"] == done.finish_reason
     assert len(found["acceptance"]) == 1
     assert found["tokens_per_pass"] >= 1
     assert found["cache_bytes_per_token"] == 96
@@ -71,9 +74,10 @@ def test_what_streams_is_the_whole_text_and_no_control_code_passes(run):
     report = command.speak(run, "the mind", Console(file=written, width=20), is_drafting=True)
     model = command.load(run)
     ids = model.words.encode("the mind")
-    sampling = Sampling(temperature=0.8, max_new=40 - len(ids), vocab=model.words.vocab,
+    sampling = Sampling(temperature=0.8, max_new_tokens=40 - len(ids), vocab=model.words.vocab,
                         stop_ids=(model.words.end_id,))
-    done = generate(model.params, model.run.model, [ids], sampling, draft=True)[0]
+    options = Options(draft=True)
+    done = generate(model.params, model.run.model, [ids], sampling, options).completions[0]
     kept = [t for t in done.tokens if t != model.words.end_id]
     text = printable(model.words.decode(ids + kept).replace("\r", "\n"))
     assert written.getvalue().startswith(text)
@@ -88,8 +92,9 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
         ([str(tmp_path / "nowhere")], "is not a folder; give the folder that `dsjax train` wrote"),
         ([str(tmp_path)], "has no config.json"),
         ([str(run), "--prompt-file", str(binary)], "give a UTF-8 text file"),
-        ([str(run), "--max-new", "0"], "--max-new 0 generates nothing"),
-        ([str(run), "--max-new", "50"], "lower --max-new or raise --context"),
+        ([str(run), "--max-new-tokens", "0"], "--max-new-tokens 0 generates nothing"),
+        ([str(run), "--max-new-tokens", "50"], "lower --max-new-tokens or raise --context"),
+        ([str(run), "--max-new", "9"], "--max-new has another name now; use --max-new-tokens"),
         ([str(run), "--context", "0"], "--context 0 has no room"),
         ([str(run), "--context", "1"], "at least 2"),
         ([str(run), "--temperature", "nan"], "--temperature nan is not a number from 0 on; use 0"),

@@ -1,4 +1,4 @@
-"""A token is drawn from exactly the distribution that its law describes."""
+"""A token is drawn from exactly the distribution that its row asks for, whatever others ask."""
 
 import itertools
 
@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2
 
 from dsjax.errors import UserError
-from dsjax.infer.sample import Law, Sampling, choose, distribution, nucleus, probabilities, sample
+from dsjax.infer.sample import Sampling, draw, nucleus, probs, sample, sampling_params
 
 
 def smallest_set(shares, top_p):
@@ -20,6 +20,10 @@ def smallest_set(shares, top_p):
         if sum(shares[i] for i in best) >= top_p:
             return set(best)
     return set(ids)
+
+
+def asked(*rows):
+    return sampling_params(rows)
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.35, 0.6, 0.9, 0.99])
@@ -47,19 +51,39 @@ def test_the_crossing_token_is_kept_and_equals_go_by_lowest_id(top_p, expected):
 
 def test_temperature_divides_logits_and_zero_is_the_lowest_best_id():
     logits = jnp.asarray([[1.0, 3.0, 3.0, -2.0]])
-    np.testing.assert_array_equal(probabilities(logits, 0, 0.3), [[0, 1, 0, 0]])
-    np.testing.assert_allclose(probabilities(logits, 2.0, 1.0), jax.nn.softmax(logits / 2))
-    cut = distribution(logits, Law(temperature=1.0, vocab=2))
+    greedy = asked(Sampling(temperature=0, top_p=0.3))
+    np.testing.assert_array_equal(probs(logits, greedy), [[0, 1, 0, 0]])
+    np.testing.assert_allclose(probs(logits, asked(Sampling(2.0))), jax.nn.softmax(logits / 2),
+                               rtol=1e-6)
+    cut = probs(logits, asked(Sampling(vocab=2)))
     np.testing.assert_allclose(cut[0, :2], jax.nn.softmax(logits[0, :2]), rtol=1e-6)
     np.testing.assert_array_equal(cut[0, 2:], 0)
-    greedy = Law(temperature=0)
-    assert choose(None, distribution(logits, greedy), greedy).tolist() == [1]
+    keys = jax.random.split(jax.random.key(0), 1)
+    assert sample(keys, probs(logits, greedy), greedy).tolist() == [1]
+
+
+def test_rows_that_ask_for_different_things_get_what_each_gets_among_its_like():
+    rows = [Sampling(0.0), Sampling(1.7), Sampling(0.3, top_p=0.8), Sampling(1e39, vocab=7),
+            Sampling(0.0, vocab=5), Sampling(1.0, top_p=0.5, vocab=3)]
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 3, (6, 11)), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 6)
+
+    @jax.jit
+    def run(sampling):
+        made = probs(logits, sampling)
+        return made, sample(keys, made, sampling)
+
+    together, tokens = run(asked(*rows))
+    for i, row in enumerate(rows):
+        alike, chosen = run(asked(*[row] * 6))
+        np.testing.assert_array_equal(together[i], alike[i])
+        assert tokens[i] == chosen[i]
 
 
 def test_tokens_come_as_often_as_their_probability_says_and_never_at_zero():
     shares = jnp.asarray([0.5, 0.0, 0.3, 0.15, 0.05])
     draws = 40_000
-    seen = np.bincount(sample(jax.random.key(5), jnp.tile(shares[None], (draws, 1))), minlength=5)
+    seen = np.bincount(draw(jax.random.key(5), jnp.tile(shares[None], (draws, 1))), minlength=5)
     expected = np.asarray(shares) * draws
     assert seen[1] == 0
     live = expected > 0
@@ -68,8 +92,8 @@ def test_tokens_come_as_often_as_their_probability_says_and_never_at_zero():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -0.1), ("top_p", 0.0), ("top_p", 1.5), ("max_new", 0),
-                         ("vocab", 0)],
+    ("field", "value"), [("temperature", -0.1), ("top_p", 0.0), ("top_p", 1.5),
+                         ("max_new_tokens", 0), ("vocab", 0)],
 )
 def test_impossible_choices_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from dsjax.infer import Sampling, generate, generate_with_report
-from dsjax.infer.decode import prefill
-from dsjax.infer.sample import Law, distribution, sample
+from dsjax.infer import Options, Sampling, generate
+from dsjax.infer.decode import Prompts, prefill
+from dsjax.infer.sample import draw as draw_token
+from dsjax.infer.sample import probs, sampling_params
 from dsjax.infer.speculative import draft, speculative_round, verify
 from dsjax.model import mtp, transformer
 from tests import agreement
@@ -43,9 +44,9 @@ def within_chi_square(seen, expected):
 def test_greedy_text_is_equal_token_for_token_with_and_without_drafts(cfg):
     """Holds but for ties within rounding, which the seed avoids: the margin is asserted."""
     p = parameters(cfg)
-    sampling = Sampling(temperature=0, max_new=30)
-    plain = generate(p, cfg, PROMPTS, sampling)
-    drafted, report = generate_with_report(p, cfg, PROMPTS, sampling, draft=True)
+    sampling = Sampling(temperature=0, max_new_tokens=30)
+    plain = generate(p, cfg, PROMPTS, sampling).completions
+    drafted, report = generate(p, cfg, PROMPTS, sampling, Options(draft=True))
     rows = [prompt + list(done.tokens) for prompt, done in zip(PROMPTS, plain)]
     padded = jnp.asarray([row + [0] * (40 - len(row)) for row in rows], jnp.int32)
     logits = np.sort(jax.jit(lambda t: transformer.logits(p, t, cfg))(padded), axis=-1)
@@ -63,13 +64,13 @@ def test_greedy_text_is_equal_token_for_token_with_and_without_drafts(cfg):
 def test_drafts_are_what_the_modules_say_of_the_whole_row():
     """After rounds that kept 0 to J drafts, three modules' caches hold what whole rows would."""
     cfg = dataclasses.replace(DENSE, mtp_depth=3, attention=agreement.MLA_DIRECT)
-    law, backend, room, rounds = Law(temperature=1.0), agreement.double(), 40, 6
-    static = {"cfg": cfg, "backend": backend, "law": law}
+    backend, max_len, rounds = agreement.double(), 40, 6
+    static = {"cfg": cfg, "backend": backend}
 
-    def whole_row(p, tokens, newest):
+    def whole_row(p, tokens, newest, sampling):
         """Distributions [B, J, V] at position newest-1 of every module run over whole rows."""
         ones = jnp.ones_like(tokens)
-        previous, shares = transformer.hidden(p, tokens, ones, cfg, backend).x, []
+        previous, found = transformer.hidden(p, tokens, ones, cfg, backend).x, []
         for k in range(1, 4):
             ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, k)))
             previous, _, _ = mtp.hidden(
@@ -77,17 +78,17 @@ def test_drafts_are_what_the_modules_say_of_the_whole_row():
                 ones == 1, cfg, backend,
             )
             here = previous[jnp.arange(3), newest - 1]
-            shares.append(distribution(transformer.head(p, here), law))
-        return jnp.stack(shares, axis=1)
+            found.append(probs(transformer.head(p, here), sampling))
+        return jnp.stack(found, axis=1)
 
-    def run(p, tokens, lengths, keys):
-        state = prefill(p, tokens, lengths, keys, **static, room=room, depth=3)
+    def run(p, prompts):
+        state, _ = prefill(p, prompts, **static, max_len=max_len, depth=3)
 
         def body(state, _):
-            key = jax.vmap(jax.random.fold_in)(keys, 1000 + state.newest)
+            key = jax.vmap(jax.random.fold_in)(state.keys, 1000 + state.newest)
             after, shares = draft(p, state, key, **static)
-            compared = shares, whole_row(p, after.tokens, after.newest)
-            state, emitted = speculative_round(p, state, keys, **static)
+            compared = shares, whole_row(p, after.tokens, after.newest, state.sampling)
+            state, emitted = speculative_round(p, state, **static)
             return state, (*compared, emitted.count)
 
         return jax.lax.scan(body, state, length=rounds)[1]
@@ -98,7 +99,9 @@ def test_drafts_are_what_the_modules_say_of_the_whole_row():
     lengths = jnp.asarray([len(prompt) for prompt in PROMPTS], jnp.int32)
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(3), 3)
-        results = agreement.compiled(run)(parameters(cfg), tokens, lengths, keys)
+        sampling = sampling_params([Sampling()] * 3)
+        prompts = Prompts(jnp.asarray(tokens), lengths, keys, sampling)
+        results = agreement.compiled(run)(parameters(cfg), prompts)
         shares, expected, counts = jax.tree.map(np.asarray, results)
     agreement.close(shares, expected)
     assert {1, 2, 3} <= set(counts.ravel().tolist())
@@ -111,12 +114,13 @@ def test_sampled_texts_have_the_joint_distribution_of_the_model(cfg, top_p):
     texts = list(itertools.product(range(4), repeat=3))
     tokens = jnp.asarray([prompt + list(text) for text in texts], jnp.int32)
     logits = jax.jit(lambda t: transformer.logits(p, t, cfg))(tokens)
-    shares = np.asarray(distribution(logits, Law(1.0, top_p)), np.float64)[:, 2:5]
+    cut = sampling_params([Sampling(1.0, top_p)] * 64)
+    shares = np.asarray(probs(logits, cut), np.float64)[:, 2:5]
     chance = np.prod([shares[np.arange(64), i, np.array(texts)[:, i]] for i in range(3)], axis=0)
     np.testing.assert_allclose(chance.sum(), 1, rtol=1e-5)
 
-    sampling = Sampling(temperature=1.0, top_p=top_p, max_new=3, seed=1)
-    done, report = generate_with_report(p, cfg, [prompt] * rows, sampling, draft=True, steps=2)
+    sampling = Sampling(temperature=1.0, top_p=top_p, max_new_tokens=3, seed=1)
+    done, report = generate(p, cfg, [prompt] * rows, sampling, Options(draft=True, steps=2))
     index = [np.dot(completion.tokens, [16, 4, 1]) for completion in done]
     seen = np.bincount(index, minlength=64)
     assert within_chi_square(seen, chance * rows)
@@ -125,7 +129,7 @@ def test_sampled_texts_have_the_joint_distribution_of_the_model(cfg, top_p):
     assert not within_chi_square(wrong, chance * rows)
 
 
-def test_verification_emits_the_target_law_at_each_position():
+def test_verification_emits_the_target_distribution_at_each_position():
     targets = jnp.asarray([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
     drafts = jnp.asarray([[0.2, 0.2, 0.2, 0.4], [0.4, 0.3, 0.2, 0.1]])
     rows = 40_000
@@ -133,7 +137,7 @@ def test_verification_emits_the_target_law_at_each_position():
 
     @jax.jit
     def emit(draft_keys, verify_keys):
-        tokens = jax.vmap(lambda key: sample(key, drafts))(draft_keys)
+        tokens = jax.vmap(lambda key: draw_token(key, drafts))(draft_keys)
         accepted, extra = jax.vmap(verify, (0, None, None, 0))(verify_keys, targets, drafts, tokens)
         return tokens, accepted, extra
 

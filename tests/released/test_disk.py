@@ -97,7 +97,7 @@ def test_a_run_in_fp8_is_read_in_bfloat16_and_generates(tmp_path, capsys):
     same(jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), got),
          hf.load(tmp_path / "source", "bfloat16", **QUIET)[1])
     capsys.readouterr()
-    flags = ["--prompt", "to be", "--max-new", "9", "--temperature", "0", "--json"]
+    flags = ["--prompt", "to be", "--max-new-tokens", "9", "--temperature", "0", "--json"]
     assert main.main(["generate", str(tmp_path / "run"), *flags]) == 0
     assert 1 <= json.loads(capsys.readouterr().out)["new_tokens"] <= 9
 

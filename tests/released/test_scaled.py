@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsjax.infer.generate import generate
+from dsjax.infer.generate import Options, generate
 from dsjax.infer.sample import Sampling
 from dsjax.layers.backend import single
 from dsjax.model import transformer
@@ -92,8 +92,9 @@ def test_a_machine_with_8_bit_products_gets_the_codes_as_they_are(released):
 def test_they_decode_what_dequantized_ones_say(released):
     """Prefill, the absorbed form, experts one by one, and drafts."""
     cfg, kept, wide = released
-    sampling = Sampling(temperature=0.0, max_new=7)
-    got = generate(kept, cfg, [[1, 2, 3]], sampling, draft=bool(cfg.mtp_depth))[0].tokens
+    sampling = Sampling(temperature=0.0, max_new_tokens=7)
+    options = Options(draft=bool(cfg.mtp_depth))
+    got = generate(kept, cfg, [[1, 2, 3]], sampling, options).completions[0].tokens
     # Greedy tokens are the best after all before them, in one pass of the other parameters.
     row = jnp.asarray([[1, 2, 3, *got]], jnp.int32)
     best = compiled(lambda p, t: transformer.logits(p, t, cfg))(wide, row)[0].argmax(-1)
@@ -103,9 +104,9 @@ def test_they_decode_what_dequantized_ones_say(released):
 @pytest.mark.slow
 def test_they_decode_in_fp8_what_the_exact_numbers_decode(released):
     cfg, kept, wide = released
-    sampling = Sampling(temperature=0.0, max_new=7)
+    sampling = Sampling(temperature=0.0, max_new_tokens=7)
     ours, theirs = (
-        generate(p, cfg, [[1, 2, 3]], sampling, backend=single(precision))[0].tokens
+        generate(p, cfg, [[1, 2, 3]], sampling, Options(single(precision))).completions
         for p, precision in ((kept, gemm.FP8), (wide, EXACT))
     )
     assert ours == theirs

@@ -14,7 +14,7 @@ from dsjax.checkpoint.store import Store
 from dsjax.cli.main import main
 from dsjax.config import commandline, load
 from dsjax.errors import UserError
-from dsjax.infer import Sampling, generate
+from dsjax.infer import Options, Sampling, generate
 from dsjax.model import transformer
 from dsjax.parallel import mesh as meshes
 from dsjax.runtime import fit, free_memory, needs
@@ -232,10 +232,12 @@ def test_a_generation_that_does_not_fit_is_refused_before_it_is_compiled(free):
     # 2 layers of 2 key-value heads x 4 channels, keys and values, float32; 64 positions a time.
     room_of_a_row = -(-(3 + 10**6 + 1) // 64) * 64
     size = 3 * room_of_a_row * 2 * 2 * 2 * 4 * 4 + 3 * 11 * 4
-    with pytest.raises(UserError, match=rf"at least {fit.said(size)} of .* cache; lower --max-new"):
-        generate(p, CFG, [[1, 2, 3], [4], [5]], Sampling(max_new=10**6), draft=True)
-    with pytest.raises(UserError, match="max_new=1000000000000 is more than any machine"):
-        Sampling(max_new=10**12)
+    said = rf"at least {fit.said(size)} of .* cache; lower --max-new-tokens"
+    with pytest.raises(UserError, match=said):
+        generate(p, CFG, [[1, 2, 3], [4], [5]], Sampling(max_new_tokens=10**6),
+                 Options(draft=True))
+    with pytest.raises(UserError, match="max_new_tokens=1000000000000 is more than any machine"):
+        Sampling(max_new_tokens=10**12)
 
 
 def test_parameters_that_do_not_fit_are_not_read(free, tmp_path):
