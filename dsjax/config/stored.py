@@ -103,42 +103,27 @@ def _plain(value: Any) -> Any:
 
 
 def _build(hint: Any, data: Any, where: str) -> Any:
-    """The value of type `hint` that `data` describes."""
-    if dataclasses.is_dataclass(hint):
-        return _build_class(typing.cast(type, hint), data, where)
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if isinstance(data, list) and (inner[1:] == (...,) or len(inner) == len(data)):
-            kinds = inner[:1] * len(data) if inner[1:] == (...,) else inner
-            return tuple(_build(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(kinds, data)))
-    elif typing.get_origin(hint) is typing.Literal:
-        if data in typing.get_args(hint):
-            return data
-    elif classes := class_choices(hint):
-        if data is None and type(None) in classes:
-            return None
-        kinds_by_name = {c.__name__: c for c in classes if c is not type(None)}
-        if isinstance(data, dict) and len(kinds_by_name) > 1:
-            kind, data = data.get("kind"), {k: v for k, v in data.items() if k != "kind"}
-            if isinstance(kind, str) and kind in kinds_by_name:
-                return _build(kinds_by_name[kind], data, where)
-            raise ValueError(f"{where}.kind is {_shown(kind)}; use one of {list(kinds_by_name)}")
-        return _build(next(iter(kinds_by_name.values())), data, where)
-    elif _fits(data, hint):
+    """What JSON gave for a field of type `hint`, with dicts made classes and lists made tuples.
+
+    Values of another type are left as they are, for the class that holds them to refuse.
+    """
+    if typing.get_origin(hint) is tuple and isinstance(data, list):
+        inner = typing.get_args(hint)[0]
+        return tuple(_build(inner, v, f"{where}[{i}]") for i, v in enumerate(data))
+    members = class_choices(hint) or (hint,) * dataclasses.is_dataclass(hint)
+    classes = {c.__name__: c for c in members if c is not type(None)}
+    if not classes or not isinstance(data, dict):
         return data
-    raise ValueError(f"{where} is {_shown(data)}, which is not {getattr(hint, '__name__', hint)}")
+    if len(classes) == 1:
+        return _build_class(next(iter(classes.values())), data, where)
+    kind, data = data.get("kind"), {k: v for k, v in data.items() if k != "kind"}
+    if not isinstance(kind, str) or kind not in classes:
+        raise ValueError(f"{where}.kind is {repr(kind)[:60]}; use one of {list(classes)}")
+    return _build_class(classes[kind], data, where)
 
 
-def _shown(data: Any) -> str:
-    """A value as a sentence can hold it."""
-    text = repr(data)
-    return text if len(text) <= 60 else f"{text[:50]} ... ({len(text):,} characters)"
-
-
-def _build_class(cls: type, data: Any, where: str) -> Any:
+def _build_class(cls: type, data: dict[str, Any], where: str) -> Any:
     """A config class from its dict, every key known and every field without default there."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is {_shown(data)}, which is not a {cls.__name__}")
     hints = field_types(cls)
     for key in data:
         if key not in hints:
@@ -153,13 +138,3 @@ def _build_class(cls: type, data: Any, where: str) -> Any:
         if name not in data and name not in has_default:
             raise ValueError(f"{where} lacks {name!r}, which {cls.__name__} needs; add it")
     return cls(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()})
-
-
-def _fits(data: Any, hint: Any) -> bool:
-    """True where a JSON value is of a plain type; a whole number may stand for a float."""
-    plain = typing.get_args(hint) or (hint,)
-    if isinstance(data, bool):
-        return bool in plain
-    if isinstance(data, int) and float in plain and int not in plain:
-        return abs(data) < 2**1023
-    return isinstance(data, plain)
