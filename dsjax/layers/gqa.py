@@ -31,7 +31,7 @@ class GQAParams:
 
 @struct.dataclass
 class KeysValues:
-    """What decoding keeps of tokens: keys (rotated) and values."""
+    """Keys (rotated) and values: all that decoding keeps of tokens."""
 
     k: Array  # [B, S, Y, N]
     v: Array  # [B, S, Y, N]

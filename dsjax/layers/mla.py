@@ -40,7 +40,7 @@ class MLAParams:
 
 @struct.dataclass
 class Latents:
-    """What decoding keeps of tokens: (d_c + d_h^R) numbers a token and layer.
+    """All that decoding keeps of tokens: (d_c + d_h^R) numbers a token and layer.
 
     The absorbed form reads them as one key-value head, whose values are the latent part of its
     keys.

@@ -84,7 +84,7 @@ def limit_capacity(routing: Routing, is_real: Array, cfg: MoEConfig) -> Routing:
 
 
 def _capacity(assignments: Array, most: int, cfg: MoEConfig) -> Array:
-    """What one expert keeps of `assignments` [], at most `most` of them: ceil(factor * A / E).
+    """Return how many `assignments` [] an expert keeps, at most `most`: ceil(factor * A / E).
 
     In integers, as a rounded product has no ceiling: the factor is the decimal that was written, or
     the nearest fraction whose product with `most` has 31 bits.

@@ -1,4 +1,4 @@
-"""Which experts a token visits (V3 report eqs. 12-16; V2 report sec. 2.2).
+"""The router: a token's choice of experts (V3 report eqs. 12-16; V2 report sec. 2.2).
 
 Affinity is a sigmoid per expert (V3) or a softmax over experts (V2), in float32 with full-precision
 products (a GPU or TPU would otherwise round the operands and choose other experts). The selection
@@ -38,7 +38,7 @@ class Routing:
 
 @struct.dataclass
 class RouterStats:
-    """What the balance rules and losses read, by row: small, and summable over devices."""
+    """Sums that the balance rules and losses read, by row: small, and summable over devices."""
 
     loads: Array  # [B, E] real tokens that chose expert i
     frequency: Array  # [B, E] f_i: share of real tokens with i among the K best unbiased, x E / K

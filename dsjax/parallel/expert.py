@@ -54,7 +54,7 @@ class Hop:
 
 
 class Copies(NamedTuple):
-    """Which token goes where: the j-th copy for device p is assignment order[start[p] + j]."""
+    """Copies of tokens by device: the j-th for device p is assignment order[start[p] + j]."""
 
     order: Array  # [T*K]
     start: Array  # [P]

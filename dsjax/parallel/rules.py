@@ -95,7 +95,7 @@ def stored_shardings(specs: Tree, mesh: Mesh, *, use_zero: bool) -> Tree:
 
 
 def held_sharding(spec: Spec, leaf: jax.Array, mesh: Mesh) -> NamedSharding:
-    """Where a step finds the low-precision form [..., K, N] of a matrix, or its scales.
+    """Sharding, within a step, of the low-precision form [..., K, N] of a matrix, or its scales.
 
     Leading dims lie as the matrix's do; K is cut as its first dim is, N as the first dim of its
     columns, where they divide.
