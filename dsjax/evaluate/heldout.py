@@ -9,6 +9,8 @@ Axes: B rows, T time, D model, J MTP depth, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import Array, lax
+from jax import Array
 from jax.experimental import multihost_utils
 
 from dsjax.config.model import ModelConfig, dropless
@@ -27,7 +29,7 @@ from dsjax.model import loss as losses
 from dsjax.model import mtp, transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
-from dsjax.ops.cross_entropy import cross_entropy
+from dsjax.ops.token_loss import cross_entropy, logprobs
 from dsjax.report.metrics import bits_per_byte
 
 
@@ -35,10 +37,8 @@ from dsjax.report.metrics import bits_per_byte
 class HeldoutSums:
     """Sums over one batch."""
 
-    nats: Array  # []
-    targets: Array  # []
-    mtp_nats: Array  # [J]
-    mtp_targets: Array  # [J]
+    nll: Array  # [1 + J] of the main model, then of each MTP depth; weighted, as targets
+    targets: Array  # [1 + J]
     accepted: Array  # [J] drafts that the main model would have chosen too
 
 
@@ -100,43 +100,21 @@ def make_heldout_step(cfg: ModelConfig, backend: Backend) -> HeldoutStep:
         length = batch.tokens.shape[1] - 1
         tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
         main = transformer.hidden(p, tokens, segments, cfg, backend).x
-        weights = losses.target_weights(batch, 1)
-        chosen = _guess(main, p.head, backend.loss_chunk)
-        rows = []
-        previous = main
-        for depth in range(cfg.mtp_depth):
-            assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
-            ahead = depth + 1
-            embedded = transformer.embed(p, losses.shift(batch.tokens, ahead, length), backend)
-            is_real = segments != 0
-            previous = mtp.hidden(mtp.module(p.mtp, depth), previous, embedded, segments, is_real,
-                                  cfg, backend)[0]
-            counts = losses.target_weights(batch, ahead + 1)
-            is_same = _guess(previous, p.head, backend.loss_chunk) == losses.shift(
-                jnp.pad(chosen, ((0, 0), (0, 1))), ahead, length)
-            rows.append((_nats(p, previous, batch, ahead + 1, backend), counts.sum(),
-                         (is_same.astype(counts.dtype) * counts).sum()))
-        sums = [jnp.stack(column) for column in zip(*rows, strict=True)] if rows else [
-            jnp.zeros((0,))] * 3
-        return HeldoutSums(_nats(p, main, batch, 1, backend), weights.sum(), *sums)
+        embed = functools.partial(transformer.embed, p, backend=backend)
+        nll, targets, accepted = [], [], []
+        chosen = None
+        chain = mtp.chain(p.mtp, main, tokens, segments, embed, cfg, backend)
+        for depth, x in enumerate(itertools.chain([main], (made.x for made in chain))):
+            at = losses.targets_of(batch, depth + 1)
+            found, guess = logprobs(x, p.head, at.ids, backend.loss_chunk, jnp.dtype(jnp.float32))
+            chosen = guess if chosen is None else chosen
+            is_same = guess == mtp.shift(chosen, depth, length)
+            nll.append(cross_entropy(found, at).sum())
+            targets.append(at.weights.sum())
+            accepted.append(jnp.where(is_same, at.weights, 0).sum())
+        return HeldoutSums(jnp.stack(nll), jnp.stack(targets), jnp.stack(accepted)[1:])
 
     return heldout_step
-
-
-def _nats(p: TransformerParams, x: Array, batch: Batch, ahead: int, backend: Backend) -> Array:
-    targets = losses.shift(batch.tokens, ahead, x.shape[1])
-    weights = losses.target_weights(batch, ahead)
-    return cross_entropy(x, p.head, targets, weights, backend.loss_chunk, jnp.dtype(jnp.float32))[0]
-
-
-def _guess(x: Array, head: Array, chunk: int) -> Array:
-    """The likeliest token at each position, in chunks of time. x [B, T, D] -> [B, T]."""
-    length = x.shape[1]
-    pad = -length % chunk
-    cut = jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(x.shape[0], -1, chunk, x.shape[2])
-    guesses = lax.map(lambda part: jnp.argmax(part.astype(jnp.float32) @ head, axis=-1),
-                      jnp.moveaxis(cut, 1, 0))
-    return jnp.moveaxis(guesses, 0, 1).reshape(x.shape[0], -1)[:, :length].astype(jnp.int32)
 
 
 def evaluate(step: HeldoutStep, p: TransformerParams,
@@ -154,12 +132,12 @@ def evaluate(step: HeldoutStep, p: TransformerParams,
         total_bytes += size
     total = jax.tree.map(lambda *parts: np.sum([np.asarray(a, np.float64) for a in parts], axis=0),
                          *sums)
-    counts = np.maximum(total.mtp_targets, 1)
-    targets, size = int(total.targets), _of_all_processes(total_bytes)
+    counts = np.maximum(total.targets[1:], 1)
+    targets, size = int(total.targets[0]), _of_all_processes(total_bytes)
     return Heldout(
-        nats=float(total.nats) / targets if targets else math.nan,
-        bits_per_byte=bits_per_byte(float(total.nats), size) if size else math.nan,
-        mtp_nats=[float(v) for v in total.mtp_nats / counts],
+        nats=float(total.nll[0]) / targets if targets else math.nan,
+        bits_per_byte=bits_per_byte(float(total.nll[0]), size) if size else math.nan,
+        mtp_nats=[float(v) for v in total.nll[1:] / counts],
         acceptance=[float(v) for v in total.accepted / counts],
         targets=targets,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -114,17 +115,9 @@ def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend
 def _kept_by_modules(p: TransformerParams, tokens: Array, segments: Array, previous: Array,
                      cfg: ModelConfig, backend: Backend, depth: int) -> list[Kept]:
     """Run each module over the prompts; positions whose token i+k is unknown come later."""
-    found: list[Kept] = []
-    for k in range(1, depth + 1):
-        assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
-        ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, min(k, tokens.shape[1]))))
-        is_real = jnp.pad(segments[:, k:], ((0, 0), (0, min(k, tokens.shape[1])))) != 0
-        previous, _, kept = mtp.hidden(
-            mtp.module(p.mtp, k - 1), previous, transformer.embed(p, ahead, backend), segments,
-            is_real, cfg, backend,
-        )
-        found.append(kept)
-    return found
+    embed = functools.partial(transformer.embed, p, backend=backend)
+    chain = mtp.chain(p.mtp, previous, tokens, segments, embed, cfg, backend)
+    return [made.kept for made in itertools.islice(chain, depth)]
 
 
 def _fit(tokens: Array, length: int) -> Array:

@@ -6,11 +6,16 @@ A step's loss is a sum over its rows divided by totals of the whole step's batch
 gradient is taken (`count`). So microbatches, devices and padding never change it: gradients of
 parts add up to the gradient of the whole.
 
+What a next token costs is a function of its log-probability (`ops.token_loss.TokenLoss`): a run of
+another kind hands in another function, and the numbers that it reads travel in `Batch.extra`. MTP
+modules learn to predict the tokens they are given, by cross-entropy, whatever the main loss is.
+
 Axes: B rows, T time, D model, L mixture layers, E experts, G groups, J MTP depth, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -23,8 +28,10 @@ from dsjax.config.model import ModelConfig
 from dsjax.layers.backend import Backend
 from dsjax.layers.router import RouterStats
 from dsjax.model import mtp, transformer
+from dsjax.model.mtp import shift
 from dsjax.model.transformer import TransformerParams
-from dsjax.ops.cross_entropy import cross_entropy
+from dsjax.ops import token_loss as token_losses
+from dsjax.ops.token_loss import Sums, Targets, TokenLoss, cross_entropy
 
 
 @struct.dataclass
@@ -34,11 +41,14 @@ class Batch:
     tokens: Array  # [B, T+1] int32
     segments: Array  # [B, T+1] int32, document within the row, 0 padding
     weights: Array  # [B, T+1] float32, how much each token counts as a target
+    extra: dict[str, Array] = struct.field(default_factory=dict)
+    """[B, T+1] each: what a token loss reads of every token, by name (its advantage, say)."""
 
 
 def from_rows(rows: dict[str, Any]) -> Batch:
     """Rows as the host reads them, by name; NumPy arrays move to the device with the step."""
-    return Batch(**rows)
+    own = {name: rows[name] for name in ("tokens", "segments", "weights")}
+    return Batch(**own, extra={name: a for name, a in rows.items() if name not in own})
 
 
 @struct.dataclass
@@ -50,14 +60,28 @@ class Totals:
 
 
 @struct.dataclass
-class LossParts:
-    """Sums over a part of a batch, to be added over parts; nats and hits are weighted."""
+class Objective:
+    """What a step minimizes: next-token loss + lambda / J sum_k MTP_k + balance losses.
 
-    nats: Array  # [] next-token
-    hits: Array  # [] next tokens guessed
-    mtp_nats: Array  # [J]
-    mtp_hits: Array  # [J]
-    mtp_targets: Array  # [J] sum of weights
+    MTP losses are divided by the next-token targets, which is the report's 1 / T (eq. 24).
+    """
+
+    totals: Totals
+    mtp_weight: Array | float  # lambda of this step
+    balance: LossConfig = struct.field(pytree_node=False)  # weights of the balance losses
+    token_loss: TokenLoss = struct.field(pytree_node=False, default=cross_entropy)
+
+
+@struct.dataclass
+class LossParts:
+    """Sums over a part of a batch, to be added over parts.
+
+    The arrays [1 + J] are weighted sums over targets: of the main model, then of each MTP depth.
+    """
+
+    nll: Array  # [1 + J] negative log-likelihood, in nats
+    correct: Array  # [1 + J] targets that are the likeliest token
+    targets: Array  # [1 + J]
     balance: Array  # [] all balance losses, weighted and divided by totals
     loads: Array  # [L + J, E] assignments of real tokens; [0, 0] without experts
     extra_rounds: Array  # [] of the experts' exchange over devices, all layers
@@ -72,14 +96,15 @@ def target_weights(batch: Batch, ahead: int) -> Array:
     return jnp.where(is_target, shift(batch.weights, ahead, length), 0.0)
 
 
-def shift(a: Array, by: int, length: int) -> Array:
-    """Elements i+by for i < length, 0 past the end. a [B, T] or [B, T+1] -> [B, length]."""
-    part = a[:, by : by + length]
-    return jnp.pad(part, ((0, 0), (0, length - part.shape[1])))
+def targets_of(batch: Batch, ahead: int) -> Targets:
+    """What position i predicts: token i+ahead, and what a loss reads of it."""
+    length = batch.tokens.shape[1] - 1
+    ids, extra = jax.tree.map(lambda a: shift(a, ahead, length), (batch.tokens, batch.extra))
+    return Targets(ids, target_weights(batch, ahead), extra)
 
 
 def count(batch: Batch) -> Totals:
-    """Totals of a batch: what its losses are divided by."""
+    """Return the totals of a batch: what its losses are divided by."""
     is_real_row = (batch.segments[:, :-1] != 0).any(axis=1)
     return Totals(
         targets=jnp.maximum(target_weights(batch, 1).sum(), 1e-9),
@@ -87,76 +112,73 @@ def count(batch: Batch) -> Totals:
     )
 
 
-def loss(p: TransformerParams, batch: Batch, totals: Totals, mtp_weight: Array | float,
-         cfg: ModelConfig, losses: LossConfig, backend: Backend) -> tuple[Array, LossParts]:
-    """The step's loss for one part of its batch, and the sums it was made from.
+def token_logprobs(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfig,
+                   backend: Backend) -> Array:
+    """Log-probability of each token given those before it in its document, in float32.
 
-    next token + lambda / J sum_k MTP_k + balance losses; MTP losses are divided by the next-token
-    targets, which is the report's 1 / T (eq. 24).
+    tokens, segments [B, T] -> [B, T]; 0 for the first token of a document and for padding.
     """
+    x = transformer.hidden(p, tokens[:, :-1], segments[:, :-1], cfg, backend).x
+    found, _ = token_losses.logprobs(x, p.head, tokens[:, 1:], backend.loss_chunk,
+                                     backend.loss_dtype)
+    is_target = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
+    return jnp.pad(jnp.where(is_target, found, 0.0), ((0, 0), (1, 0)))
+
+
+def loss(p: TransformerParams, batch: Batch, objective: Objective, cfg: ModelConfig,
+         backend: Backend) -> tuple[Array, LossParts]:
+    """The step's loss for one part of its batch, and the sums it was made from."""
     length = batch.tokens.shape[1] - 1
     tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
     main = transformer.hidden(p, tokens, segments, cfg, backend)
-    return after_layers(p, main.x, main.stats, batch, totals, mtp_weight, cfg, losses, backend)
+    return after_layers(p, main.x, main.stats, batch, objective, cfg, backend)
 
 
 def after_layers(p: TransformerParams, x: Array, stats: RouterStats | None, batch: Batch,
-                 totals: Totals, mtp_weight: Array | float, cfg: ModelConfig, losses: LossConfig,
+                 objective: Objective, cfg: ModelConfig,
                  backend: Backend) -> tuple[Array, LossParts]:
     """As `loss`, from what the layers made of the batch: x [B, T, D] after the final norm.
 
     Reads embedding, head and MTP modules of `p`; `stats` are those of the layers that count here.
     """
-    length = x.shape[1]
+    length, totals = x.shape[1], objective.totals
     tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
-    nats, hits = _nats(p, x, batch, 1, backend)
-    joined_stats = [stats] if stats is not None else []
-    mtp_parts = []
-    previous = x
-    for depth in range(cfg.mtp_depth):
-        ahead = depth + 1
-        embedded = transformer.embed(p, shift(tokens, ahead, length), backend)
-        is_real = (segments != 0) & (shift(segments, ahead, length) == segments)
-        assert p.mtp is not None, "mtp_depth > 0 has MTP parameters"
-        previous, mtp_stats, _ = mtp.hidden(mtp.module(p.mtp, depth), previous, embedded, segments,
-                                            is_real, cfg, backend)
-        mtp_parts.append((*_nats(p, previous, batch, ahead + 1, backend),
-                          target_weights(batch, ahead + 1).sum()))
-        if mtp_stats is not None:
-            joined_stats.append(jax.tree.map(lambda a: a[None], mtp_stats))
-    mtp_nats, mtp_hits, mtp_targets = _columns(mtp_parts)
+    embed = functools.partial(transformer.embed, p, backend=backend)
+    targets = [targets_of(batch, 1)]
+    sums = [_sums(p, x, targets[0], objective.token_loss, backend)]
+    by_layer = [stats] if stats is not None else []
+    for made in mtp.chain(p.mtp, x, tokens, segments, embed, cfg, backend):
+        targets.append(targets_of(batch, len(targets) + 1))
+        sums.append(_sums(p, made.x, targets[-1], cross_entropy, backend))
+        if made.stats is not None:
+            by_layer.append(jax.tree.map(lambda a: a[None], made.stats))
     joined = None
-    if joined_stats:
-        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *joined_stats)
+    if by_layer:
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_layer)
     is_real_row = (segments != 0).any(axis=1)
-    balance = balance_sum(joined, is_real_row, cfg, losses) / totals.rows
-    total = nats / totals.targets + balance
+    balance = balance_sum(joined, is_real_row, cfg, objective.balance) / totals.rows
+    total = sums[0].loss / totals.targets + balance
     if cfg.mtp_depth:
-        total += mtp_weight / cfg.mtp_depth * mtp_nats.sum() / totals.targets
+        ahead = jnp.stack([one.loss for one in sums[1:]]).sum()
+        total += objective.mtp_weight / cfg.mtp_depth * ahead / totals.targets
     loads, extra_rounds = jnp.zeros((0, 0)), jnp.zeros(())
     if joined is not None:
         loads, extra_rounds = joined.loads.sum(axis=1), jnp.sum(joined.extra_rounds)
-    return total, LossParts(nats, hits, mtp_nats, mtp_hits, mtp_targets, balance, loads,
-                            extra_rounds)
+    return total, LossParts(
+        nll=jnp.stack([one.nll for one in sums]),
+        correct=jnp.stack([one.correct for one in sums]),
+        targets=jnp.stack([one.weights.sum() for one in targets]),
+        balance=balance, loads=loads, extra_rounds=extra_rounds)
 
 
-def _columns(rows: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
-    """J rows of three scalars -> three [J] arrays."""
-    if not rows:
-        none = jnp.zeros((0,))
-        return none, none, none
-    first, second, third = zip(*rows, strict=True)
-    return jnp.stack(first), jnp.stack(second), jnp.stack(third)
+def _sums(p: TransformerParams, x: Array, targets: Targets, token_loss: TokenLoss,
+          backend: Backend) -> Sums:
+    """Sum a token loss over this part's positions."""
+    def sums(head: Array, x: Array, targets: Targets) -> Sums:
+        return token_losses.summed_loss(x, head, targets, token_loss, backend.loss_chunk,
+                                        backend.loss_dtype)
 
-
-def _nats(p: TransformerParams, x: Array, batch: Batch, ahead: int,
-          backend: Backend) -> tuple[Array, Array]:
-    """Weighted nats and hits of predicting token i+ahead at position i."""
-    def sums(head: Array, x: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
-        return cross_entropy(x, head, targets, weights, backend.loss_chunk, backend.loss_dtype)
-
-    targets = shift(batch.tokens, ahead, x.shape[1])
-    return backend.add_up(sums, p.head, x, targets, target_weights(batch, ahead))
+    return backend.add_up(sums, p.head, x, targets)
 
 
 def balance_sum(stats: RouterStats | None, is_real_row: Array, cfg: ModelConfig,

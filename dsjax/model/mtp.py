@@ -11,6 +11,8 @@ Axes: B batch, T time, D model, J depth.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -26,6 +28,9 @@ from dsjax.model.block import BlockParams, Kept
 from dsjax.ops import rope
 from dsjax.ops.norm import rms_norm
 from dsjax.params import spec
+
+Embed = Callable[[Array], Array]
+"""Tokens [B, T] -> the main model's embeddings [B, T, D]."""
 
 
 @struct.dataclass
@@ -71,10 +76,41 @@ def join(p: MTPParams, previous: Array, embedded: Array, cfg: ModelConfig,
     return backend.high(both, p.w_proj)
 
 
+@struct.dataclass
+class Depth:
+    """What one module made of whole rows."""
+
+    x: Array  # [B, T, D], after its norm; position i predicts token i+k+1
+    stats: RouterStats | None
+    kept: Kept  # of the tokens, for a cache
+
+
+def chain(p: MTPParams | None, x: Array, tokens: Array, segments: Array, embed: Embed,
+          cfg: ModelConfig, backend: Backend) -> Iterator[Depth]:
+    """Run the modules over whole rows, one after another, each on the hidden states of the last.
+
+    x [B, T, D] of the main model, after its norm; tokens and segments [B, T] that it read. A
+    position is real at depth k when token i+k is in its document.
+    """
+    length = tokens.shape[1]
+    for k in range(1, cfg.mtp_depth + 1):
+        assert p is not None, "mtp_depth > 0 has MTP parameters"
+        is_real = (segments != 0) & (shift(segments, k, length) == segments)
+        embedded = embed(shift(tokens, k, length))
+        made = hidden(module(p, k - 1), x, embedded, segments, is_real, cfg, backend)
+        x = made.x
+        yield made
+
+
+def shift(a: Array, by: int, length: int) -> Array:
+    """Elements i+by for i < length, 0 past the end. a [B, T] or [B, T+1] -> [B, length]."""
+    part = a[:, by : by + length]
+    return jnp.pad(part, ((0, 0), (0, length - part.shape[1])))
+
+
 def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_real: Array,
-           cfg: ModelConfig, backend: Backend) -> tuple[Array, RouterStats | None, Kept]:
-    """Run one module over whole rows; returns its normalized hidden states, the router's
-    statistics and what its attention keeps of the tokens.
+           cfg: ModelConfig, backend: Backend) -> Depth:
+    """Run one module over whole rows.
 
     previous [B, T, D] of depth k-1; embedded [B, T, D] of tokens i+k; segments [B, T] and is_real
     [B, T] (a position is real when token i+k exists) of the T positions.
@@ -82,10 +118,10 @@ def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_r
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(previous.shape[1]))
     mix = blocks.expanded(angles, segments, cfg, backend)
 
-    def body(p: MTPParams, previous: Array, embedded: Array):
+    def body(p: MTPParams, previous: Array, embedded: Array) -> Depth:
         x = join(p, previous, embedded, cfg, backend)
-        x, stats, cache = blocks.block(p.block, x, mix, is_real, cfg, backend)
-        return rms_norm(x, p.norm, cfg.norm_eps), stats, cache
+        x, stats, kept = blocks.block(p.block, x, mix, is_real, cfg, backend)
+        return Depth(rms_norm(x, p.norm, cfg.norm_eps), stats, kept)
 
     return backend.remat(body, is_scanned=False)(p, previous, embedded)
 

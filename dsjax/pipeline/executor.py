@@ -39,12 +39,11 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from dsjax import params
-from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.layers.backend import Backend
 from dsjax.model import loss as losses
 from dsjax.model import transformer
-from dsjax.model.loss import Batch, LossParts, Totals
+from dsjax.model.loss import Batch, LossParts, Objective
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision
 from dsjax.ops.norm import rms_norm
@@ -65,7 +64,6 @@ class Pipeline:
     program: Program
     mesh: Mesh
     model: ModelConfig
-    weights: LossConfig
     backend: Backend
     is_open: bool = False
     """Whether paired slots are laid open, for machines that compute while they communicate."""
@@ -81,8 +79,8 @@ class Outcome:
     executed: Array  # [P, branches] slots in which a rank ran each branch
 
 
-def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: Totals,
-        mtp_weight: Array) -> Outcome:
+def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch,
+        objective: Objective) -> Outcome:
     """Gradients of a whole batch's loss. batch: leaves [M, B, T+1], B the rows of all devices.
 
     `held` is p's low-precision form (`quantize_weights`) or None.
@@ -112,10 +110,10 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: 
         lambda *args: _on_rank(pipe, found, (where, ends_where), *args),
         mesh=pipe.mesh,
         in_specs=(where, held_where, ends_where, held_ends_where, by_rank, by_rank,
-                  PartitionSpec(None, AXES), whole, whole),
+                  PartitionSpec(None, AXES), whole),
         out_specs=(where, ends_where, whole, whole, by_rank, by_rank),
         check_vma=True,
-    )(layers, held_layers, ends, held_ends, counts, instructions, batch, totals, mtp_weight)
+    )(layers, held_layers, ends, held_ends, counts, instructions, batch, objective)
     d_layers, d_ends, total, parts, loads, executed = out
     back = {name: stage_work.from_stages(d_layers[name], room) for name, room in found.items()}
     if "moe" in found:
@@ -127,20 +125,20 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch, totals: 
 
 def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict, held: dict,
              ends: Tree, held_ends: Tree, counts: dict, instructions: Any, batch: Batch,
-             totals: Totals, mtp_weight: Array) -> tuple:
+             objective: Objective) -> tuple:
     """The whole step on one device, and the sums over devices at its end."""
     layers, held, counts, instructions = jax.tree.map(
         lambda a: a[0], (layers, held, counts, instructions))
-    given = (layers, held, ends, held_ends, counts, instructions, batch, totals, mtp_weight)
-    layers, held, ends, held_ends, counts, instructions, batch, totals, mtp_weight = varying(given)
+    given = (layers, held, ends, held_ends, counts, instructions, batch, objective)
+    layers, held, ends, held_ends, counts, instructions, batch, objective = varying(given)
     _, rows, length = batch.tokens.shape
     x = varying(jnp.zeros((rows, length - 1, pipe.model.d_model), pipe.backend.dtype))
     groups = []
     for name, room in found.items():
-        layer = stage_work.layer(pipe.model, name == "moe", pipe.weights, pipe.backend)
-        groups.append(buffers.group(name, room, layers[name], held[name], counts[name], totals.rows,
-                                   batch.segments[0, :, :-1], layer, x))
-    tail = _tail(pipe, held_ends, totals, mtp_weight)
+        layer = stage_work.layer(pipe.model, name == "moe", objective.balance, pipe.backend)
+        groups.append(buffers.group(name, room, layers[name], held[name], counts[name],
+                                    objective.totals.rows, batch.segments[0, :, :-1], layer, x))
+    tail = _tail(pipe, held_ends, objective)
     rank = buffers.Rank(pipe.program, tuple(groups), ends, tail, batch, pipe.backend, pipe.is_open)
     experts = pipe.model.moe.experts if pipe.model.moe else 0
     state = varying(buffers.start(rank, x, experts))
@@ -186,15 +184,14 @@ def _counted(work: Callable, index: int) -> Callable:
     return run
 
 
-def _tail(pipe: Pipeline, held: Tree, totals: Totals, mtp_weight: Array) -> Callable:
+def _tail(pipe: Pipeline, held: Tree, objective: Objective) -> Callable:
     """What follows the layers, with its gradient: ends, x [B, T, D], batch -> loss, parts, d's."""
     specs = dataclasses.replace(transformer.specs(pipe.model), dense=None, moe=None)
 
     def loss(ends: TransformerParams, x: Array, part: Batch) -> tuple[Array, LossParts]:
         tree = ends if held is None else precision.attach(ends, held, specs)
         x = rms_norm(x, tree.norm, pipe.model.norm_eps)
-        return losses.after_layers(tree, x, None, part, totals, mtp_weight, pipe.model,
-                                   pipe.weights, pipe.backend)
+        return losses.after_layers(tree, x, None, part, objective, pipe.model, pipe.backend)
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 

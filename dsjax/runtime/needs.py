@@ -31,7 +31,7 @@ from dsjax.model import transformer
 from dsjax.parallel import rules
 from dsjax.params import Spec
 
-CHUNK = 128  # positions of every row whose logits exist at once, see ops/cross_entropy.py
+CHUNK = 128  # positions of every row whose logits exist at once, see ops/token_loss.py
 TILE = 128  # rows and columns of an 8-bit matrix that share a scale
 BATCH_BYTES = 12  # of a position: token, segment, weight
 

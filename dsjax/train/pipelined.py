@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 from dsjax.layers.backend import Backend, single
-from dsjax.model import loss as losses
 from dsjax.model import transformer
-from dsjax.model.loss import Batch, LossParts
+from dsjax.model.loss import Batch, LossParts, Objective
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision
 from dsjax.parallel import exchange, mesh_backend
@@ -25,7 +24,6 @@ from dsjax.pipeline import executor, stage_work
 from dsjax.pipeline.executor import Pipeline
 from dsjax.pipeline.instructions import Program, compile_table, shortest
 from dsjax.pipeline.schedules.build import build
-from dsjax.train import step
 from dsjax.train.step import Gradients
 
 
@@ -93,9 +91,9 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
             mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
             wire=exchange.WIRES[run.precision.matmul]))
     is_open = mesh.devices.flat[0].platform != "cpu"
-    pipe = Pipeline(program, mesh, run.model, run.loss, inside, is_open)
+    pipe = Pipeline(program, mesh, run.model, inside, is_open)
 
-    def gradients(p: TransformerParams, batch: Batch, at: Array, run: RunConfig,
+    def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: RunConfig,
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
         specs, count = transformer.specs(run.model), run.train.microbatches
         held = None
@@ -104,8 +102,7 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
         cut = jax.tree.map(
             lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
             batch)
-        found = executor.run(pipe, backend.place(p, specs), held, cut, losses.count(batch),
-                             step.schedule_mtp_weight(run, at))
+        found = executor.run(pipe, backend.place(p, specs), held, cut, objective)
         return backend.settle(found.grads, specs), found.total, found.parts
 
     return gradients

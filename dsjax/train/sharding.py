@@ -26,6 +26,7 @@ from dsjax.layers.remat import keep_all
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
+from dsjax.ops.token_loss import TokenLoss, cross_entropy
 from dsjax.parallel import exchange, mesh_backend, overlap, rules
 from dsjax.parallel import mesh as meshes
 from dsjax.runtime import compiler
@@ -190,7 +191,8 @@ def put_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> Batch:
         {name: jax.make_array_from_process_local_data(where, a) for name, a in rows.items()})
 
 
-def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainStep:
+def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None,
+                 token_loss: TokenLoss = cross_entropy) -> TrainStep:
     """The jitted step of a run, compiled with the options of its platform; the state is donated."""
     where = None
     if mesh is not None:
@@ -198,8 +200,9 @@ def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None) -> TrainSt
     differentiate: Gradients = step.gradients
     if mesh is not None and run.parallel.pipe > 1:
         differentiate = pipelined.make_gradients(run, backend, mesh)
-    return jax.jit(step.make_train_step(run, backend, differentiate), donate_argnums=0,
-                   out_shardings=where, compiler_options=compiler.here() or None)
+    made = step.make_train_step(run, backend, token_loss, differentiate)
+    return jax.jit(made, donate_argnums=0, out_shardings=where,
+                   compiler_options=compiler.here() or None)
 
 
 def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> HeldoutStep:

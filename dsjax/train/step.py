@@ -26,9 +26,10 @@ from dsjax.layers.moe import MoEParams
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.block import BlockParams
-from dsjax.model.loss import Batch, LossParts
+from dsjax.model.loss import Batch, LossParts, Objective
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision
+from dsjax.ops.token_loss import TokenLoss, cross_entropy
 from dsjax.optim import schedule
 from dsjax.optim.adamw import global_norm
 from dsjax.params import trainable_mask
@@ -40,9 +41,10 @@ class StepMetrics:
     """What one step reports; read by the host one step late, so that the device never waits."""
 
     loss: Array  # [] all terms
-    next_token: Array  # [] nats a target
-    mtp: Array  # [J] nats a target of each depth
-    mtp_accuracy: Array  # [J] share of targets guessed
+    next_token: Array  # [] negative log-likelihood, nats a target
+    accuracy: Array  # [] share of targets that are the likeliest token
+    mtp: Array  # [J] as next_token, of each depth
+    mtp_accuracy: Array  # [J]
     balance: Array  # [] weighted balance losses
     grad_norm: Array  # [] before clipping
     rate: Array  # []
@@ -54,16 +56,16 @@ class StepMetrics:
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-Gradients = Callable[[TransformerParams, Batch, Array, RunConfig, Backend],
+Gradients = Callable[[TransformerParams, Batch, Objective, RunConfig, Backend],
                      tuple[TransformerParams, Array, LossParts]]
-"""As `gradients`: parameters, batch, step, run, backend -> gradients, loss, its summed parts."""
+"""As `gradients`: parameters, batch, objective, run, backend -> gradients, loss, its parts."""
 
 
-def make_train_step(run: RunConfig, backend: Backend,
+def make_train_step(run: RunConfig, backend: Backend, token_loss: TokenLoss = cross_entropy,
                     differentiate: Gradients | None = None) -> TrainStep:
     """Build the step function of a run; jit it with the state donated.
 
-    `differentiate` is `gradients`, or a pipeline's form of it.
+    `token_loss` is what a next token costs; `differentiate` is `gradients`, or a pipeline's form.
     """
     differentiate = differentiate or gradients
     specs = transformer.specs(run.model)
@@ -73,7 +75,8 @@ def make_train_step(run: RunConfig, backend: Backend,
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         rate = schedule.learning_rate(course, state.step)
-        grads, total, parts = differentiate(state.params, batch, state.step, run, backend)
+        objective = objective_of(run, batch, state.step, token_loss)
+        grads, total, parts = differentiate(state.params, batch, objective, run, backend)
         with jax.named_scope("optimizer"):
             norm = global_norm(grads, is_free)
             is_finite = jnp.isfinite(norm) & jnp.isfinite(total)
@@ -90,17 +93,22 @@ def make_train_step(run: RunConfig, backend: Backend,
             skipped=state.skipped + skip,
             skipped_in_row=(state.skipped_in_row + 1) * skip,
         )
-        return new_state, _metrics(total, parts, norm, rate, batch, new_state)
+        targets = objective.totals.targets
+        return new_state, _metrics(total, parts, norm, rate, targets, new_state)
 
     return train_step
 
 
-def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
+def objective_of(run: RunConfig, batch: Batch, step: Array,
+                 token_loss: TokenLoss = cross_entropy) -> Objective:
+    """Return what a run minimizes at a step, on the whole batch of that step."""
+    return Objective(losses.count(batch), schedule_mtp_weight(run, step), run.loss, token_loss)
+
+
+def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: RunConfig,
               backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
     """Gradients of the whole batch's loss in float32, the loss, and its summed parts."""
     specs = transformer.specs(run.model)
-    totals = losses.count(batch)
-    mtp_weight = schedule_mtp_weight(run, step)
     held = None
     if backend.precision.name != "fp32":
         held = backend.place(precision.quantize_weights(p, specs, backend.precision), specs)
@@ -108,7 +116,7 @@ def gradients(p: TransformerParams, batch: Batch, step: Array, run: RunConfig,
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
         tree = p if held is None else precision.attach(p, held, specs)
-        return losses.loss(tree, part, totals, mtp_weight, run.model, run.loss, backend)
+        return losses.loss(tree, part, objective, run.model, backend)
 
     def grad(p: TransformerParams, part: Batch) -> Any:
         out, grads = jax.value_and_grad(part_loss, has_aux=True)(p, part)
@@ -172,15 +180,16 @@ def _moved(block: BlockParams, delta: Array) -> BlockParams:
     return dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, router=router))
 
 
-def _metrics(total: Array, parts: LossParts, norm: Array, rate: Array, batch: Batch,
+def _metrics(total: Array, parts: LossParts, norm: Array, rate: Array, targets: Array,
              state: TrainState) -> StepMetrics:
-    targets = losses.count(batch).targets
-    per_depth = jnp.maximum(parts.mtp_targets, 1e-9)
+    by_depth = jnp.maximum(parts.targets, 1e-9)
+    nll, accuracy = parts.nll / by_depth, parts.correct / by_depth
     return StepMetrics(
         loss=total,
-        next_token=parts.nats / targets,
-        mtp=parts.mtp_nats / per_depth,
-        mtp_accuracy=parts.mtp_hits / per_depth,
+        next_token=nll[0],
+        accuracy=accuracy[0],
+        mtp=nll[1:],
+        mtp_accuracy=accuracy[1:],
         balance=parts.balance,
         grad_norm=norm,
         rate=rate,

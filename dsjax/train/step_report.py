@@ -21,7 +21,8 @@ from dsjax.report.pace import Ended, Throughput
 from dsjax.train.corpus import Corpus
 from dsjax.train.step import StepMetrics
 
-HIDDEN = ("targets", "tokens", "balance", "mtp_accuracy", "total_loss", "max_vio_by_layer")
+HIDDEN = ("targets", "tokens", "accuracy", "balance", "mtp_accuracy", "total_loss",
+          "max_vio_by_layer")
 """What is written and not shown."""
 
 
@@ -37,6 +38,7 @@ def event(run: RunConfig, step: int, m: StepMetrics) -> dict[str, Any]:
     """What a step computed, by name; the same wherever and however fast it ran."""
     values: dict[str, Any] = {
         "loss": m.next_token,
+        "accuracy": m.accuracy,
         "total_loss": m.loss,
         "rate": m.rate,
         "grad_norm": m.grad_norm,

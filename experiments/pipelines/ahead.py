@@ -24,7 +24,6 @@ from dsjax.config.model import MLAConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers.backend import single
-from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
 from dsjax.numerics import precision as numerics
@@ -79,14 +78,13 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     backend = dataclasses.replace(backend, dispatch=functools.partial(
         mesh_backend.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
         wire=exchange.WIRES["bf16"]))
-    pipe = Pipeline(program, devices, run.model, run.loss, backend, form != "branched")
+    pipe = Pipeline(program, devices, run.model, backend, form != "branched")
     specs = transformer.specs(run.model)
 
     def take(p: Any, batch: Batch) -> executor.Outcome:
         held = numerics.quantize_weights(p, specs, backend.precision)
         cut = jax.tree.map(lambda a: a.reshape(MICROBATCHES, -1, *a.shape[1:]), batch)
-        return executor.run(pipe, p, held, cut, losses.count(batch),
-                            step.schedule_mtp_weight(run, jnp.int32(0)))
+        return executor.run(pipe, p, held, cut, step.objective_of(run, batch, jnp.int32(0)))
 
     shapes = jax.eval_shape(lambda: transformer.init(run.model, jax.random.key(0)))
     p = jax.tree.map(lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),

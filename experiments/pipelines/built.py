@@ -22,7 +22,6 @@ from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers.backend import single
 from dsjax.layers.remat import policy
-from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
 from dsjax.parallel.mesh import AXES, PIPE, make_mesh
@@ -63,21 +62,23 @@ def piped(run: RunConfig, program: Program) -> Any:
         (1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 5)
     backend = dataclasses.replace(single(), remat=policy(run.machine.remat))
-    pipe = Pipeline(program, mesh, run.model, run.loss, backend)
+    pipe = Pipeline(program, mesh, run.model, backend)
     count = run.train.microbatches
 
     def take(p: Any, batch: Batch) -> executor.Outcome:
         cut = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
-        return executor.run(pipe, p, None, cut, losses.count(batch),
-                            step.schedule_mtp_weight(run, jnp.int32(0)))
+        return executor.run(pipe, p, None, cut, step.objective_of(run, batch, jnp.int32(0)))
 
     return jax.jit(take).lower(*inputs(run)).compile()
 
 
 def plain(run: RunConfig) -> Any:
     """The compiled gradients of the same microbatches on one device without a pipeline."""
-    return jax.jit(lambda p, b: step.gradients(p, b, jnp.int32(0), run, single())).lower(
-        *inputs(run)).compile()
+    def take(p: Any, batch: Batch) -> Any:
+        objective = step.objective_of(run, batch, jnp.int32(0))
+        return step.gradients(p, batch, objective, run, single())
+
+    return jax.jit(take).lower(*inputs(run)).compile()
 
 
 def in_turn(programs: dict[Any, Any], run: RunConfig, rounds: int,

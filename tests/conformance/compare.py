@@ -5,6 +5,7 @@ The dsjax side; `peer` is the transformers side, and both return the same things
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ def everything(p: TransformerParams, cfg: ModelConfig, tokens: np.ndarray) -> Fo
     def value(p: TransformerParams, tokens: jax.Array) -> jax.Array:
         ones = jnp.ones_like(tokens)
         batch = loss.Batch(tokens, ones, ones.astype(jnp.float32))
-        no_balance = LossConfig(balance=0.0)
-        return loss.loss(p, batch, loss.count(batch), 0.0, cfg, no_balance, single())[0]
+        objective = loss.Objective(loss.count(batch), 0.0, LossConfig(balance=0.0))
+        return loss.loss(p, batch, objective, cfg, single())[0]
 
     def run(p: TransformerParams, tokens: jax.Array) -> tuple:
         return (transformer.logits(p, tokens, cfg), jax.value_and_grad(value)(p, tokens),
@@ -78,14 +79,10 @@ def _mtp_logits(p: TransformerParams, cfg: ModelConfig, tokens: jax.Array) -> li
     backend = single()
     ones = jnp.ones_like(tokens)
     previous = transformer.hidden(p, tokens, ones, cfg, backend).x
-    made = []
-    for depth in range(cfg.mtp_depth):
-        ahead = depth + 1
-        later = transformer.embed(p, loss.shift(tokens, ahead, tokens.shape[1]), backend)
-        previous, _, _ = mtp.hidden(mtp.module(p.mtp, depth), previous, later, ones, ones != 0,
-                                    cfg, backend)
-        made.append(transformer.head(p, previous)[:, : tokens.shape[1] - ahead])
-    return made
+    embed = functools.partial(transformer.embed, p, backend=backend)
+    chain = mtp.chain(p.mtp, previous, tokens, ones, embed, cfg, backend)
+    length = tokens.shape[1]
+    return [transformer.head(p, made.x)[:, : length - k] for k, made in enumerate(chain, 1)]
 
 
 def released(cfg: ModelConfig, tree: Any) -> dict[str, np.ndarray]:

@@ -43,7 +43,7 @@ def judged(documents: list[list[int]], packing=pack.segments, length: int = 4) -
 
     def step(_, batch):
         targets = float(batch.weights.sum())
-        return heldout.HeldoutSums(targets, targets, *[np.zeros(0)] * 3)
+        return heldout.HeldoutSums(*np.array([[targets], [targets]]), np.zeros(0))
 
     return heldout.evaluate(step, None, heldout_batches(rows, 3, sizes))
 
@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_and_none_at_all_are_said():
 
 def test_nothing_to_evaluate_on_is_no_number():
     def step(_, batch):
-        return heldout.HeldoutSums(0.0, 0.0, *[np.zeros(0)] * 3)
+        return heldout.HeldoutSums(np.zeros(1), np.zeros(1), np.zeros(0))
 
     rows = pack.concat(pack.joined([[1, 2]], 0), 4, 0)
     found = heldout.evaluate(step, None, heldout_batches(rows, 3, np.zeros(9, int)))

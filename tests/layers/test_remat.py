@@ -68,8 +68,9 @@ def gradients(remat):
         batch = losses.Batch(*map(jnp.asarray, arrays))
 
         def f(p):
-            return losses.loss(p, batch, losses.count(batch), 0.3, cfg, LossConfig(balance=0.1),
-                               dataclasses.replace(double(), remat=policy(remat)))[0]
+            objective = losses.Objective(losses.count(batch), 0.3, LossConfig(balance=0.1))
+            backend = dataclasses.replace(double(), remat=policy(remat))
+            return losses.loss(p, batch, objective, cfg, backend)[0]
 
         result = compiled(jax.value_and_grad(f))(draw(transformer.specs(cfg), 0))
         return jax.tree.map(np.asarray, result)

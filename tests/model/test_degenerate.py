@@ -61,17 +61,18 @@ def test_a_degenerate_model_is_the_reference_and_learns_in_every_leaf(name):
 
     def f(p):
         batch = Batch(jnp.asarray(tokens), jnp.asarray(segments), jnp.asarray(weights))
-        return losses.loss(p, batch, losses.count(batch), 0.3, cfg, LossConfig(balance=0), double())
+        objective = losses.Objective(losses.count(batch), 0.3, LossConfig(balance=0))
+        return losses.loss(p, batch, objective, cfg, double())
 
     with jax.enable_x64(True):
         p = draw(transformer.specs(cfg), 0)
         (_, parts), gradient = jax.tree.map(np.asarray,
                                             compiled(jax.value_and_grad(f, has_aux=True))(p))
     outputs = model.forward(as_reference(p), tokens[:, :-1], segments[:, :-1], reference(cfg))
-    close(parts.nats, wanted_nats([o.logits for o in outputs], tokens, weights, 1), 1e-12)
+    close(parts.nll[0], wanted_nats([o.logits for o in outputs], tokens, weights, 1), 1e-12)
     if cfg.mtp_depth:
         mtp = wanted_nats([o.mtp_logits[0] for o in outputs], tokens, weights, 2)
-        close(parts.mtp_nats, [mtp], 1e-12)
+        close(parts.nll[1:], [mtp], 1e-12)
     free = dict(params.paths(params.trainable_mask(transformer.specs(cfg))))
     for leaf, g in params.paths(gradient):
         assert np.all(np.isfinite(g)), leaf

@@ -60,7 +60,7 @@ def programs(name):
     cfg, weights = CASES[name]
 
     def f(p, batch, totals):
-        return losses.loss(p, batch, totals, MTP_WEIGHT, cfg, weights, double())
+        return losses.loss(p, batch, losses.Objective(totals, MTP_WEIGHT, weights), cfg, double())
 
     return compiled(jax.value_and_grad(f, has_aux=True)), compiled(losses.count)
 
@@ -112,8 +112,8 @@ def test_loss_and_its_parts_agree_with_the_reference(name):
     expected, result, balance = reference_total(name, as_reference(parameters(name)))
     close(total, expected, 1e-12)
     close(totals.targets, result.weight_total, 1e-14)
-    close(parts.nats / totals.targets, result.main, 1e-12)
-    close(parts.mtp_nats / totals.targets, result.mtp, 1e-12)
+    close(parts.nll[0] / totals.targets, result.main, 1e-12)
+    close(parts.nll[1:] / totals.targets, result.mtp, 1e-12)
     close(parts.balance, balance, 1e-12)
     if cfg.moe is None:
         assert parts.loads.size == 0
@@ -131,7 +131,7 @@ def test_every_leaf_of_the_gradient_agrees_with_the_complex_step(name):
                     as_reference(parameters(name)))
 
 
-def test_hits_count_the_positions_whose_likeliest_token_is_the_target():
+def test_correct_counts_the_positions_whose_likeliest_token_is_the_target():
     name = "V3, two prediction depths"
     cfg, _ = CASES[name]
     tokens, segments, weights = batch_arrays(3, 9, TINY.vocab, 1)
@@ -139,16 +139,15 @@ def test_hits_count_the_positions_whose_likeliest_token_is_the_target():
     outputs = model.forward(as_reference(parameters(name)), tokens[:, :-1], segments[:, :-1],
                             reference_config(cfg))
     for depth in range(cfg.mtp_depth + 1):
-        hits = targets = 0.0
+        correct = targets = 0.0
         for b, t in np.ndindex(3, 9 - depth):
             ahead = t + depth + 1
             if segments[b, t] == segments[b, ahead] != 0:
                 logits = outputs[b].logits if depth == 0 else outputs[b].mtp_logits[depth - 1]
-                hits += weights[b, ahead] * (logits[t].argmax() == tokens[b, ahead])
+                correct += weights[b, ahead] * (logits[t].argmax() == tokens[b, ahead])
                 targets += weights[b, ahead]
-        close(parts.hits if depth == 0 else parts.mtp_hits[depth - 1], hits, 1e-14)
-        if depth:
-            close(parts.mtp_targets[depth - 1], targets, 1e-14)
+        close(parts.correct[depth], correct, 1e-14)
+        close(parts.targets[depth], targets, 1e-14)
 
 
 def test_gradients_of_microbatches_add_up_to_that_of_the_batch():
@@ -204,7 +203,7 @@ def test_packed_documents_lose_what_they_lose_in_rows_of_their_own():
     # With experts the balance losses differ, for they are by row; the tokens' losses do not.
     name = "V3, two prediction depths"
     one, other = evaluate(name, packed)[1], evaluate(name, apart)[1]
-    for part in ("nats", "hits", "mtp_nats", "mtp_hits", "mtp_targets", "loads"):
+    for part in ("nll", "correct", "targets", "loads"):
         close(getattr(one, part), getattr(other, part), 1e-12)
     assert abs(one.balance - other.balance) > 1e-4
 
@@ -219,6 +218,23 @@ def test_target_weights_stop_at_documents_padding_and_the_row():
     assert six.tolist() == [[0] * 6]
     totals = compiled(losses.count)(batch)
     assert (totals.targets, totals.rows) == (11, 1)
+
+
+def test_log_probabilities_of_tokens_are_the_references_where_they_have_a_past():
+    name = "V3, two prediction depths"
+    cfg, _ = CASES[name]
+    tokens, segments, _ = batch_arrays(3, 9, TINY.vocab, 1)
+    with jax.enable_x64(True):
+        found = np.asarray(compiled(lambda p: losses.token_logprobs(
+            p, tokens, segments, cfg, double()))(parameters(name)))
+    outputs = model.forward(as_reference(parameters(name)), tokens[:, :-1], segments[:, :-1],
+                            reference_config(cfg))
+    wanted = np.zeros(tokens.shape)
+    for b, t in np.ndindex(3, 9):
+        if segments[b, t] == segments[b, t + 1] != 0:
+            wanted[b, t + 1] = -reference.negative_log_likelihood(outputs[b].logits[t],
+                                                                  tokens[b, t + 1])
+    close(found, wanted, 1e-12)
 
 
 def test_a_batch_of_padding_has_loss_zero():

@@ -3,6 +3,7 @@ they give over whole rows.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +28,11 @@ D = TINY.d_model
 
 def whole_rows(p, tokens, segments):
     """Hidden states and loads of each depth; the inputs of depth k end k tokens early."""
-    backend, length = double(), tokens.shape[1]
-    previous = transformer.hidden(p, tokens, segments, DEEP, backend).x
-    results = []
-    for k in range(1, DEEP.mtp_depth + 1):
-        ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, k)))
-        is_real = (segments != 0) & (jnp.pad(segments[:, k:], ((0, 0), (0, k))) == segments)
-        previous, stats, _ = mtp.hidden(mtp.module(p.mtp, k - 1), previous,
-                                        transformer.embed(p, ahead, backend), segments, is_real,
-                                        DEEP, backend)
-        results.append((previous[:, : length - k], stats.loads))
-    return results
+    backend = double()
+    embed = functools.partial(transformer.embed, p, backend=backend)
+    main = transformer.hidden(p, tokens, segments, DEEP, backend).x
+    chain = mtp.chain(p.mtp, main, tokens, segments, embed, DEEP, backend)
+    return [(made.x[:, : tokens.shape[1] - k], made.stats.loads) for k, made in enumerate(chain, 1)]
 
 
 def test_hidden_states_of_three_depths_agree_with_the_reference():
@@ -77,7 +72,7 @@ def test_drafting_against_the_cache_gives_what_whole_rows_give():
     def f(p, previous, embedded):
         one = mtp.module(p, 1)
         ones = jnp.ones((2, 7), jnp.int32)
-        whole, _, kept = mtp.hidden(one, previous, embedded, ones, ones != 0, DEEP, double())
+        whole = mtp.hidden(one, previous, embedded, ones, ones != 0, DEEP, double())
         cache = mtp.blocks.empty_cache(DEEP, 2, 9, double())
         steps = []
         for start, end in [(0, 4), (4, 5), (5, 7)]:
@@ -85,7 +80,7 @@ def test_drafting_against_the_cache_gives_what_whole_rows_give():
             x, cache = mtp.hidden_cached(one, previous[:, start:end], embedded[:, start:end],
                                          positions, cache, DEEP, double())
             steps.append(x)
-        return whole, jnp.concatenate(steps, 1), kept, cache
+        return whole.x, jnp.concatenate(steps, 1), whole.kept, cache
 
     with jax.enable_x64(True):
         p = draw(transformer.specs(DEEP).mtp, 3)

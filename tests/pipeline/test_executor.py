@@ -115,10 +115,12 @@ def alone(run, layout=None):
         wire = exchange.WIRES[run.precision.matmul]
         backend = mesh_backend.on_mesh(backend, devices, layout, run.model, wire)
         where = mesh.sharding(devices, AXES)
-    take = jax.jit(lambda p, b: step.gradients(p, b, jnp.int32(0), run, backend),
-                   compiler_options=QUICK)
-    return jax.device_get(
-        take(start(run.model), jax.device_put(batch_of(run.train.batch_size), where)))
+
+    def take(p, batch):
+        return step.gradients(p, batch, step.objective_of(run, batch, jnp.int32(0)), run, backend)
+
+    return jax.device_get(jax.jit(take, compiler_options=QUICK)(
+        start(run.model), jax.device_put(batch_of(run.train.batch_size), where)))
 
 
 def piped(case, attend=None):
@@ -137,7 +139,7 @@ def piped(case, attend=None):
         backend = dataclasses.replace(backend, dispatch=functools.partial(
             mesh_backend.dispatch_here, backend=backend, layout=layout, moe=MODEL.moe,
             wire=exchange.WIRES[case.precision]))
-    pipe = executor.Pipeline(program, devices, run.model, run.loss, backend, case.is_open)
+    pipe = executor.Pipeline(program, devices, run.model, backend, case.is_open)
     specs = transformer.specs(run.model)
 
     def take(p, batch):
@@ -145,8 +147,7 @@ def piped(case, attend=None):
         if case.precision != "fp32":
             held = numerics.quantize_weights(p, specs, backend.precision)
         cut = jax.tree.map(lambda a: a.reshape(case.microbatches, -1, T + 1), batch)
-        weight = step.schedule_mtp_weight(run, jnp.int32(0))
-        return executor.run(pipe, p, held, cut, losses.count(batch), weight)
+        return executor.run(pipe, p, held, cut, step.objective_of(run, batch, jnp.int32(0)))
 
     out = jax.jit(take, compiler_options=QUICK)(start(run.model), batch_of(run.train.batch_size))
     return jax.device_get(out), program
@@ -240,8 +241,7 @@ def test_the_compared_batch_would_show_each_way_of_averaging_wrongly():
         assert len(np.unique(targets)) > 2
         assert targets.min() < 0.9 * targets.max()
     _, total, parts = alone(run)
-    rest = parts.nats / losses.count(batch).targets
-    mtp = run.loss.mtp_weight * parts.mtp_nats.sum() / losses.count(batch).targets
+    rest, mtp = parts.nll / losses.count(batch).targets * (1, run.loss.mtp_weight)
     np.testing.assert_allclose(total, rest + mtp + parts.balance, rtol=1e-6)
     assert min(parts.balance, mtp, rest) > 1e-3 * total  # a term lost shows 1000 times over
     loads = parts.loads

@@ -64,12 +64,12 @@ def test_microbatches_change_nothing(run, batch, whole, microbatches):
 
 def test_gradients_of_microbatches_add_up(run, batch):
     params = states.init(run, jax.random.key(0)).params
-    zero = jnp.int32(0)
+    objective = steps.objective_of(run, batch, jnp.int32(0))
 
     def of(count):
         cut = dataclasses.replace(
             run, train=dataclasses.replace(run.train, microbatches=count))
-        return jax.jit(lambda p: steps.gradients(p, batch, zero, cut, single())[0])(params)
+        return jax.jit(lambda p: steps.gradients(p, batch, objective, cut, single())[0])(params)
 
     one, four = of(1), of(4)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(one))
@@ -103,7 +103,7 @@ def test_low_precision_weights_are_held_once_and_gradients_reach_the_masters(run
     params = states.init(run, jax.random.key(0)).params
     grads, exact = (
         jax.jit(functools.partial(steps.gradients, run=run, backend=backend))(
-            params, batch, jnp.int32(0))[0]
+            params, batch, steps.objective_of(run, batch, jnp.int32(0)))[0]
         for backend in (single(precision.BF16), single()))
     for low, high in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
         assert low.dtype == jnp.float32
