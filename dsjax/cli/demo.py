@@ -59,7 +59,7 @@ def main(args: Demo) -> int:
     if not outcome.is_complete:
         return 128 + (outcome.signal or 0)
     training, heldout = ([text.encode() for text in part] for part in corpus.texts(config))
-    five_gram = ngram.bits_per_byte(training, heldout)
+    five_gram = ngram.cost(training, heldout)
     if not outcome.was_finished:
         report(config, outcome, {"byte 5-gram (Witten-Bell)": five_gram}, console)
     console.print()

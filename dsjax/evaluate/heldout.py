@@ -30,7 +30,6 @@ from dsjax.model import mtp, transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
 from dsjax.ops.token_loss import cross_entropy, logprobs
-from dsjax.report.metrics import bits_per_byte
 
 
 @struct.dataclass
@@ -136,7 +135,7 @@ def evaluate(step: HeldoutStep, p: TransformerParams,
     targets, size = int(total.targets[0]), _of_all_processes(total_bytes)
     return Heldout(
         nats=float(total.nll[0]) / targets if targets else math.nan,
-        bits_per_byte=bits_per_byte(float(total.nll[0]), size) if size else math.nan,
+        bits_per_byte=float(total.nll[0]) / math.log(2) / size if size else math.nan,
         mtp_nats=[float(v) for v in total.nll[1:] / counts],
         acceptance=[float(v) for v in total.accepted / counts],
         targets=targets,

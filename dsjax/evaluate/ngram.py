@@ -16,7 +16,7 @@ import numpy as np
 BYTES = 256
 
 
-def bits_per_byte(train: Sequence[bytes], heldout: Sequence[bytes], order: int = 5) -> float:
+def cost(train: Sequence[bytes], heldout: Sequence[bytes], order: int = 5) -> float:
     """Return the mean -log2 p of the bytes of `heldout` under the n-grams of `train`, n = order.
 
     Takes a few seconds and about 40 bytes of memory a byte of `train`.

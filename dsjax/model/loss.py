@@ -241,12 +241,3 @@ def bias_step(loads: Array, speed: Array | float) -> Array:
     Called once an optimizer step with the loads of the whole batch (V3 report sec. 2.1.2).
     """
     return speed * jnp.sign(loads.mean(axis=-1, keepdims=True) - loads)
-
-
-def max_violation(loads: Array) -> Array:
-    """MaxVio = (largest load - mean) / mean, per layer (arXiv 2408.15664). loads [L, E] -> [L].
-
-    0 where nothing was routed.
-    """
-    mean = loads.mean(axis=-1)
-    return (loads.max(axis=-1) - mean) / jnp.maximum(mean, 1e-9)

@@ -207,20 +207,10 @@ def measure_matmul(size: int, dtype: str, budget_s: float) -> float:
     return 2 * size**3 / best
 
 
-def perplexity(nats: float) -> float:
-    """Perplexity of a mean loss in nats a token."""
-    return math.exp(nats) if nats < 700 else math.inf
-
-
-def bits_per_byte(nats: float, utf8_bytes: float) -> float:
-    """Bits a byte of UTF-8 text whose tokens cost `nats` in all; comparable across tokenizers."""
-    return nats / math.log(2) / utf8_bytes
-
-
 def max_violation(loads: np.ndarray) -> np.ndarray:
     """MaxVio = (highest load - mean) / mean, per layer (arXiv 2408.15664). loads [L, E] -> [L].
 
-    The twin of `model.loss.max_violation` on the host, where it need not queue behind a step.
+    On the host, where it need not queue behind a step; 0 where nothing was routed.
     """
     loads = np.asarray(loads, np.float64)
     mean = loads.mean(-1)

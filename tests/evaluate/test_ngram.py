@@ -42,7 +42,7 @@ def in_loops(train, heldout, order):
 def test_it_is_the_definition(train, heldout, order):
     # float64 sums of positive terms: relative error far below 1e-12
     expected = in_loops(train, heldout, order)
-    assert ngram.bits_per_byte(train, heldout, order) == pytest.approx(expected, rel=1e-12)
+    assert ngram.cost(train, heldout, order) == pytest.approx(expected, rel=1e-12)
 
 
 def test_probabilities_add_up_to_one_after_any_context():
@@ -50,32 +50,32 @@ def test_probabilities_add_up_to_one_after_any_context():
     for context in (b"", b"z", b"a", b"ab", b"abr"):
         total = 0.0
         for byte in range(256):
-            with_byte = ngram.bits_per_byte(train, [context + bytes([byte])], 4) * (
+            with_byte = ngram.cost(train, [context + bytes([byte])], 4) * (
                 len(context) + 1
             )
-            alone = ngram.bits_per_byte(train, [context], 4) * len(context) if context else 0.0
+            alone = ngram.cost(train, [context], 4) * len(context) if context else 0.0
             total += 2 ** (alone - with_byte)
         assert total == pytest.approx(1, rel=1e-9)  # 256 terms, each a difference of small sums
 
 
 def test_order_one_on_uniform_bytes_is_eight_bits():
     train = [bytes(range(256)) * 4]
-    assert ngram.bits_per_byte(train, train, 1) == pytest.approx(8, rel=1e-12)
+    assert ngram.cost(train, train, 1) == pytest.approx(8, rel=1e-12)
 
 
 def test_shakespeare_costs_about_two_bits_a_byte_and_more_context_helps():
     works = [work.encode() for work in sources.shakespeare()]
     train, heldout = works[:10], [works[20][:50_000]]
-    costs = [ngram.bits_per_byte(train, heldout, order) for order in (1, 2, 3, 5)]
+    costs = [ngram.cost(train, heldout, order) for order in (1, 2, 3, 5)]
     assert all(a > b for a, b in pairwise(costs))
     assert 2.0 < costs[-1] < 2.7
 
 
 def test_empty_texts_and_long_orders_are_refused():
     with pytest.raises(ValueError, match="at least one byte"):
-        ngram.bits_per_byte([b""], [b"a"])
+        ngram.cost([b""], [b"a"])
     with pytest.raises(ValueError, match="order=8"):
-        ngram.bits_per_byte([b"a"], [b"a"], 8)
-    short = ngram.bits_per_byte([b"a"], [b"a", b""])  # (1 + 1 / 256) / 2
+        ngram.cost([b"a"], [b"a"], 8)
+    short = ngram.cost([b"a"], [b"a", b""])  # (1 + 1 / 256) / 2
     assert short == pytest.approx(-math.log2(257 / 512))
-    assert np.isfinite(ngram.bits_per_byte([b"a"], [b"abcdefgh"]))
+    assert np.isfinite(ngram.cost([b"a"], [b"abcdefgh"]))
