@@ -129,7 +129,7 @@ def report(config: RunConfig, outcome: Outcome, baselines: dict[str, float],
         found = outcome.heldout
         console.print(
             f"held out: {_bits(found.bits_per_byte)} over {found.targets:,} "
-            f"tokens ({found.nats:.4f} nats a token)"
+            f"tokens ({found.nll:.4f} nats a token)"
         )
     if outcome.heldout_average is not None:
         average = outcome.heldout_average

@@ -1,5 +1,5 @@
 """What a model is worth: scores as functions of (text, a way to ask the model).
 
-Reading order: heldout (nats, bits per byte and MTP acceptance on text that was held out), ngram
-(what a text costs without any learning of features).
+Reading order: heldout (likelihood, bits per byte and MTP acceptance on text that was held out),
+ngram (what a text costs without any learning of features).
 """

@@ -1,4 +1,4 @@
-"""Held-out evaluation: nats, bits per byte, and how often an MTP draft would be accepted.
+"""Held-out evaluation: likelihood, bits per byte, and how often an MTP draft would be accepted.
 
 The acceptance estimate of depth k is greedy and on real text: the share of positions where module
 k's likeliest token equals the main model's likeliest token for the same place (V3 report
@@ -45,9 +45,9 @@ class HeldoutSums:
 class Heldout:
     """What an evaluation found."""
 
-    nats: float  # a target
+    nll: float  # negative log-likelihood in nats a target
     bits_per_byte: float
-    mtp_nats: list[float]  # a target, by depth
+    mtp_nll: list[float]  # in nats a target, by depth
     acceptance: list[float]  # by depth
     targets: int
 
@@ -56,21 +56,21 @@ def remark(found: Heldout) -> str | None:
     """What is to be said of an evaluation that could not tell what it should."""
     if not found.targets:
         return "the held-out text has no token to predict: there is no held-out loss; give more"
-    if not math.isfinite(found.nats):
+    if not math.isfinite(found.nll):
         return ("the held-out loss is not finite: the parameters may be lost; lower "
                 "--learning-rate.peak")
     if not math.isfinite(found.bits_per_byte):
         return ("the held-out text's targets stand for no bytes (documents of one token have none "
-                "of their own), so bits per byte are not defined: see nats, or give longer text")
+                "of their own), so bits per byte are not defined: see nll, or give longer text")
     return None
 
 
 def values(found: Heldout) -> dict[str, float]:
     """An evaluation as an event of metrics.jsonl has it."""
-    named = {"bits_per_byte": found.bits_per_byte, "nats": found.nats,
+    named = {"bits_per_byte": found.bits_per_byte, "nll": found.nll,
              "heldout_tokens": found.targets}
     if found.acceptance:
-        named |= {"mtp_nats": found.mtp_nats[0], "mtp_acceptance": found.acceptance[0]}
+        named |= {"mtp_nll": found.mtp_nll[0], "mtp_acceptance": found.acceptance[0]}
     return named
 
 
@@ -79,10 +79,10 @@ def recorded(event: Mapping[str, Any]) -> tuple[Heldout, Heldout | None]:
     def number(name: str) -> float:
         return math.nan if event.get(name) is None else event[name]
 
-    nats, acceptance = ([number(name)] if name in event else []
-                        for name in ("mtp_nats", "mtp_acceptance"))
+    mtp_nll, acceptance = ([number(name)] if name in event else []
+                           for name in ("mtp_nll", "mtp_acceptance"))
     targets = int(event.get("heldout_tokens") or 0)
-    found = Heldout(number("nats"), number("bits_per_byte"), nats, acceptance, targets)
+    found = Heldout(number("nll"), number("bits_per_byte"), mtp_nll, acceptance, targets)
     if "bits_per_byte_average" not in event:
         return found, None
     return found, Heldout(math.nan, number("bits_per_byte_average"), [], [], targets)
@@ -134,9 +134,9 @@ def evaluate(step: HeldoutStep, p: TransformerParams,
     counts = np.maximum(total.targets[1:], 1)
     targets, size = int(total.targets[0]), _of_all_processes(total_bytes)
     return Heldout(
-        nats=float(total.nll[0]) / targets if targets else math.nan,
+        nll=float(total.nll[0]) / targets if targets else math.nan,
         bits_per_byte=float(total.nll[0]) / math.log(2) / size if size else math.nan,
-        mtp_nats=[float(v) for v in total.nll[1:] / counts],
+        mtp_nll=[float(v) for v in total.nll[1:] / counts],
         acceptance=[float(v) for v in total.accepted / counts],
         targets=targets,
     )

@@ -29,14 +29,14 @@ FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "bits_per_byte": ("held out", "{:.3f} bits/byte".format),
     "tok_s": ("speed", "{:,.0f} tok/s".format),
     "mfu": ("peak share", "{:.1%}".format),
-    "rate": ("rate", "{:.2e}".format),
+    "learning_rate": ("rate", "{:.2e}".format),
     "grad_norm": ("gradient", "{:.3f}".format),
     "max_vio": ("MaxVio", "{:.2f}".format),
     "dead_experts": ("dead experts", "{:.0f}".format),
     "mtp_loss": ("MTP loss", "{:.3f}".format),
     "mtp_acceptance": ("MTP accepts", "{:.1%}".format),
     "skipped": ("skipped", "{:.0f}".format),
-    "seconds_left": ("left", lambda seconds: clock(seconds)),
+    "eta": ("left", lambda seconds: clock(seconds)),
 }
 ALARMS = {"dead_experts": "yellow", "skipped": "red"}  # colored when above zero
 STYLES = {"warning": "yellow"}  # of rows of the header
@@ -132,7 +132,7 @@ class LiveDisplay:
     def __init__(self, name: str, steps: int, console: Console, redraw_s: float = 0.15) -> None:
         self._name, self._steps, self._console, self._redraw_s = name, steps, console, redraw_s
         self._step, self._values = 0, dict[str, Any]()
-        self._losses = Course()
+        self._losses = History()
         self._began = self._drawn = time.monotonic()
         self._doing: tuple[str, float] | None = None  # what, and since when
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=5,
@@ -175,7 +175,7 @@ class LiveDisplay:
             turn = TURN[int(5 * (now - since)) % len(TURN)]
             parts.append(Text(f"{turn} {what} {clock(now - since)}", style="cyan", no_wrap=True,
                               overflow="ellipsis"))
-        left = values.get("seconds_left")
+        left = values.get("eta")
         parts.append(_progress(self._step, self._steps, now - self._began, left))
         title = Text(self._name, style="bold")
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
@@ -191,7 +191,7 @@ class LiveDisplay:
         self._live.stop()
 
 
-class Course:
+class History:
     """A whole series in at most `size` means of equally many values."""
 
     def __init__(self, size: int = 1024) -> None:
@@ -254,7 +254,7 @@ def _cells(values: Values) -> list[tuple[str, str, str]]:
 
 def _grid(values: Values, columns: int) -> Table:
     """Cells in rows of `columns`; the time left has its place beside the bar instead."""
-    cells = _cells({name: v for name, v in values.items() if name != "seconds_left"})
+    cells = _cells({name: v for name, v in values.items() if name != "eta"})
     grid = Table.grid(expand=True)
     for _ in range(columns):
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -268,11 +268,11 @@ def _grid(values: Values, columns: int) -> Table:
 
 
 def _curve(losses: list[float], width: int, is_ascii: bool) -> Text:
-    """First loss, its course, and the latest, in one row."""
+    """First loss, a sparkline of its history, and the latest, in one row."""
     points = shorten(losses, max(width - 16, 8))
     first, last = f"{points[0]:.3f} ", f" {points[-1]:.3f}"
-    course = sparkline(points, len(points), ASCII_BARS if is_ascii else BARS)
-    return Text.assemble((first, "dim"), (course, "cyan"), (last, "dim"))
+    history = sparkline(points, len(points), ASCII_BARS if is_ascii else BARS)
+    return Text.assemble((first, "dim"), (history, "cyan"), (last, "dim"))
 
 
 def _progress(step: int, steps: int, gone: float, left: float | None) -> Table:

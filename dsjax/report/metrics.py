@@ -40,6 +40,14 @@ CHIPS = {
 }
 
 
+EARLIER: dict[str, dict[str, str]] = {
+    "next_token": {"loss": "total_loss", "next_token": "loss"},
+    "rate": {"rate": "learning_rate"},
+    "nats": {"nats": "nll", "mtp_nats": "mtp_nll"},
+}
+"""By a name that only earlier versions gave: names of such an event, and what they are now."""
+
+
 class MetricWriter:
     """Appends events to a JSONL file, and to TensorBoard when given a folder for it."""
 
@@ -139,11 +147,11 @@ def read_metrics(path: str | Path, kind: str | None = None,
 
 
 def _named(event: dict[str, Any]) -> dict[str, Any]:
-    """An event by the present names: `loss` was the total once, and `next_token` what it is now."""
-    if "next_token" not in event:
-        return event
-    renamed = {"loss": "total_loss", "next_token": "loss"}
-    return {renamed.get(name, name): value for name, value in event.items()}
+    """Rename what an earlier version wrote."""
+    for mark, renamed in EARLIER.items():
+        if mark in event:
+            event = {renamed.get(name, name): value for name, value in event.items()}
+    return event
 
 
 def recorded_loads(events: list[dict[str, Any]], layers: int) -> tuple[list[int], np.ndarray]:

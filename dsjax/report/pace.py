@@ -105,8 +105,8 @@ class Throughput:
         """Useful FLOPs a second; NaN before two steps were counted."""
         return self._over_seconds(sum(flops for _, flops, _ in self._steps))
 
-    def seconds_left(self, steps: int) -> float:
-        """Time that `steps` more steps take at this pace, without evaluations."""
+    def eta(self, steps: int) -> float:
+        """Seconds that `steps` more steps take at this pace, without evaluations."""
         pace = self._over_seconds(len(self._steps))
         return steps / pace if pace > 0 else math.nan
 

@@ -60,7 +60,7 @@ def loss_curve(metrics: str | Path, png: str | Path,
     """
     name = name or Path(metrics).resolve().parent.name
     train, baselines = read_metrics(metrics, "train"), baselines or {}
-    loss, rate = _series(train, "loss"), _series(train, "rate")
+    loss, rate = _series(train, "loss"), _series(train, "learning_rate")
     evals, finals = (read_metrics(metrics, kind) for kind in ("eval", "final"))
     bits, final = _series(evals, "bits_per_byte"), _series(finals, "bits_per_byte")
     reached = final if len(final[0]) else bits
@@ -92,8 +92,8 @@ def expert_loads(loads: np.ndarray, png: str | Path, name: str = "",
                  labels: Sequence[str] | None = None, steps: Sequence[int] | None = None) -> str:
     """Draw the last loads as a heat map by layer, with each layer's MaxVio; return the title.
 
-    loads: counts or shares [L, E], or [S, L, E] over recorded `steps`: then the course of MaxVio is
-    drawn below. labels: a name a layer; "layer i" when None.
+    loads: counts or shares [L, E], or [S, L, E] over recorded `steps`: then the history of MaxVio
+    is drawn below. labels: a name a layer; "layer i" when None.
     """
     over_time = np.asarray(loads, np.float64)
     over_time = over_time[None] if over_time.ndim == 2 else over_time
@@ -104,16 +104,16 @@ def expert_loads(loads: np.ndarray, png: str | Path, name: str = "",
     last = over_time[-1]
     labels = labels or [f"layer {i}" for i in range(len(last))]
     title = _loads_title(name, last, labels)
-    has_course = len(over_time) > 1
+    has_history = len(over_time) > 1
     map_height = float(np.clip(0.24 * len(last), 0.9, 10))
-    with _figure(png, 7.5, 1.1 + map_height + (2.2 if has_course else 0)) as figure:
-        ratios = [map_height, 1.8] if has_course else [1]
+    with _figure(png, 7.5, 1.1 + map_height + (2.2 if has_history else 0)) as figure:
+        ratios = [map_height, 1.8] if has_history else [1]
         grid = figure.subplots(len(ratios), squeeze=False, height_ratios=ratios)
         _draw_loads(figure, grid[0, 0], last, labels)
         grid[0, 0].set_title(_wrapped(title, 7.5))
-        if has_course:
-            course = np.array([max_violation(one) for one in over_time])
-            _draw_violation(grid[1, 0], course, labels, steps)
+        if has_history:
+            history = np.array([max_violation(one) for one in over_time])
+            _draw_violation(grid[1, 0], history, labels, steps)
     return title
 
 
@@ -317,14 +317,14 @@ def _draw_loads(figure: Figure, axes: Axes, loads: np.ndarray, labels: Sequence[
     figure.colorbar(image, ax=axes, label="load / layer mean", fraction=0.03, pad=0.08, aspect=14)
 
 
-def _draw_violation(axes: Axes, course: np.ndarray, labels: Sequence[str],
+def _draw_violation(axes: Axes, history: np.ndarray, labels: Sequence[str],
                     steps: Sequence[int] | None) -> None:
-    """MaxVio of every layer over the recorded steps, course [S, L]."""
+    """MaxVio of every layer over the recorded steps, history [S, L]."""
     import matplotlib
 
-    x = np.arange(len(course)) if steps is None else np.asarray(steps)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, course.shape[1]))
-    for values, color, label in zip(course.T, colors, labels):
+    x = np.arange(len(history)) if steps is None else np.asarray(steps)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, history.shape[1]))
+    for values, color, label in zip(history.T, colors, labels):
         axes.plot(x, values, color=color, linewidth=1.1, label=label,
                   marker="o" if len(x) <= FEW else None, markersize=3)
     axes.set_ylim(bottom=0)

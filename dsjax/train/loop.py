@@ -260,9 +260,9 @@ def _report(s: Session, ready: pace.Ended | None) -> None:
         s.display.note("faster than the matrix products that were measured at the start, when this "
                        "machine was busy: no share of the peak is shown")
     s.writer.write(number, "train", values)
-    left = s.speed.seconds_left(s.run.train.steps - number)
+    eta = s.speed.eta(s.run.train.steps - number)
     s.display.update(number, step_report.shown(values)
-                     | ({"seconds_left": left} if math.isfinite(left) else {}))
+                     | ({"eta": eta} if math.isfinite(eta) else {}))
     in_row = int(m.skipped_in_row)
     if in_row:
         s.display.note(f"step {number} skipped: its gradient is not finite")
@@ -322,7 +322,7 @@ def _close(s: Session, completed: bool, received: int | None, console: Console) 
     if completed:
         s.display.doing("evaluating on all held-out text")
         found = _heldout(s, s.state.params, 0)
-        if found.targets and not math.isfinite(found.nats):
+        if found.targets and not math.isfinite(found.nll):
             raise lost_model(s.proof, done)
         if not s.proof.in_row:
             s.proof.proven()

@@ -47,7 +47,7 @@ class StepMetrics:
     mtp_accuracy: Array  # [J]
     balance: Array  # [] weighted balance losses
     grad_norm: Array  # [] before clipping
-    rate: Array  # []
+    learning_rate: Array  # []
     loads: Array  # [L + J, E] assignments of real tokens
     extra_rounds: Array  # [] of the experts' exchange, all layers and microbatches
     targets: Array  # [] next-token targets
@@ -71,10 +71,10 @@ def make_train_step(run: RunConfig, backend: Backend, token_loss: TokenLoss = cr
     specs = transformer.specs(run.model)
     update = optimizer(specs, run.optimizer).update
     is_free = trainable_mask(specs)
-    course = in_steps(run.learning_rate, run.train.steps)
+    rates = in_steps(run.learning_rate, run.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        rate = schedule.learning_rate(course, state.step)
+        rate = schedule.learning_rate(rates, state.step)
         objective = objective_of(run, batch, state.step, token_loss)
         grads, total, parts = differentiate(state.params, batch, objective, run, backend)
         with jax.named_scope("optimizer"):
@@ -192,7 +192,7 @@ def _metrics(total: Array, parts: LossParts, norm: Array, rate: Array, targets: 
         mtp_accuracy=accuracy[1:],
         balance=parts.balance,
         grad_norm=norm,
-        rate=rate,
+        learning_rate=rate,
         loads=parts.loads,
         extra_rounds=parts.extra_rounds,
         targets=targets,

@@ -2,7 +2,7 @@
 
 One quantity has one name, in the file, on the display and in TensorBoard: `loss` is the next-token
 loss in nats a target, `total_loss` what the gradients are of: that, the MTP losses and the balance
-losses, weighted. `tokens` counts those read since the run began; `rate` is the learning rate.
+losses, weighted. `tokens` counts those read since the run began.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def event(run: RunConfig, step: int, m: StepMetrics) -> dict[str, Any]:
         "loss": m.next_token,
         "accuracy": m.accuracy,
         "total_loss": m.loss,
-        "rate": m.rate,
+        "learning_rate": m.learning_rate,
         "grad_norm": m.grad_norm,
         "skipped": m.skipped,
         "targets": m.targets,

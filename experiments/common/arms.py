@@ -86,7 +86,7 @@ def train(arm: Arm, records: Path, runs: Path, command: str) -> dict[str, Any]:
         "claim": f"{arm.run.name}: {arm.change}",
         "arm": arm.name,
         "seeds": [arm.run.seed],
-        "heldout_nats": {str(e["step"]): round(float(e["nats"]), 5) for e in evaluations},
+        "heldout_nats": {str(e["step"]): round(float(e["nll"]), 5) for e in evaluations},
         "skipped": int(events[-1]["skipped"]),
         "next_token": [round(float(e["loss"]), 5) for e in events],
         "config": config,

@@ -50,7 +50,7 @@ def judged(documents: list[list[int]], packing=pack.segments, length: int = 4) -
 
 def test_documents_of_one_token_have_a_loss_but_no_bytes():
     found = judged([[1]] * 5)
-    assert (found.nats, found.targets) == (1.0, 5)  # their end tokens
+    assert (found.nll, found.targets) == (1.0, 5)  # their end tokens
     assert math.isnan(found.bits_per_byte)
     assert "no bytes" in heldout.remark(found)
 
@@ -67,7 +67,7 @@ def test_fewer_rows_than_a_batch_count_once():
 
 
 def test_a_loss_that_is_not_finite_and_none_at_all_are_said():
-    lost = dataclasses.replace(judged([[1, 2]]), nats=math.nan)
+    lost = dataclasses.replace(judged([[1, 2]]), nll=math.nan)
     assert "not finite" in heldout.remark(lost)
     assert "no token to predict" in heldout.remark(dataclasses.replace(lost, targets=0))
 
@@ -78,5 +78,5 @@ def test_nothing_to_evaluate_on_is_no_number():
 
     rows = pack.concat(pack.joined([[1, 2]], 0), 4, 0)
     found = heldout.evaluate(step, None, heldout_batches(rows, 3, np.zeros(9, int)))
-    assert math.isnan(found.nats)
+    assert math.isnan(found.nll)
     assert math.isnan(found.bits_per_byte)

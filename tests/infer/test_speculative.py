@@ -73,10 +73,10 @@ def test_drafts_are_what_the_modules_say_of_the_whole_row():
         previous, found = transformer.hidden(p, tokens, ones, cfg, backend).x, []
         for k in range(1, 4):
             ahead = jnp.pad(tokens[:, k:], ((0, 0), (0, k)))
-            previous, _, _ = mtp.hidden(
+            previous = mtp.hidden(
                 mtp.module(p.mtp, k - 1), previous, transformer.embed(p, ahead, backend), ones,
                 ones == 1, cfg, backend,
-            )
+            ).x
             here = previous[jnp.arange(3), newest - 1]
             found.append(probs(transformer.head(p, here), sampling))
         return jnp.stack(found, axis=1)

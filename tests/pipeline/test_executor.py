@@ -241,7 +241,7 @@ def test_the_compared_batch_would_show_each_way_of_averaging_wrongly():
         assert len(np.unique(targets)) > 2
         assert targets.min() < 0.9 * targets.max()
     _, total, parts = alone(run)
-    rest, mtp = parts.nll / losses.count(batch).targets * (1, run.loss.mtp_weight)
+    rest, mtp = parts.nll / float(losses.count(batch).targets) * [1, run.loss.mtp_weight]
     np.testing.assert_allclose(total, rest + mtp + parts.balance, rtol=1e-6)
     assert min(parts.balance, mtp, rest) > 1e-3 * total  # a term lost shows 1000 times over
     loads = parts.loads

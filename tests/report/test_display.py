@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dsjax.report.display import (
     ASCII_BARS,
-    Course,
+    History,
     LiveDisplay,
     PlainDisplay,
     clock,
@@ -21,9 +21,9 @@ from dsjax.report.display import (
 )
 
 VALUES = {
-    "loss": 2.204, "bits_per_byte": 1.93, "tok_s": 8912.3, "mfu": 0.391, "rate": 2.2e-3,
+    "loss": 2.204, "bits_per_byte": 1.93, "tok_s": 8912.3, "mfu": 0.391, "learning_rate": 2.2e-3,
     "max_vio": 0.31, "dead_experts": 2, "mtp_loss": 3.4, "mtp_acceptance": 0.613, "skipped": 0,
-    "seconds_left": 41.0,
+    "eta": 41.0,
 }  # fmt: skip
 SHOWN = ["2.204", "1.930 bits/byte", "8,912 tok/s", "39.1%", "2.20e-03", "0.31", "3.400", "61.3%"]
 
@@ -162,12 +162,12 @@ def test_a_sparkline_goes_from_its_highest_bar_to_its_lowest_and_keeps_the_mean_
     assert shorten([1.0, 3, 5, 7, 9, 11], 3) == [2, 6, 10]
 
 
-def test_a_course_of_any_length_keeps_few_points_that_cover_it_evenly():
-    course = Course(size=8)
+def test_a_history_of_any_length_keeps_few_points_that_cover_it_evenly():
+    history = History(size=8)
     for i in range(1000):
-        course.add(i)
-    gaps = np.diff(course.points)
-    assert 4 <= len(course.points) < 8
+        history.add(i)
+    gaps = np.diff(history.points)
+    assert 4 <= len(history.points) < 8
     assert (gaps == gaps[0]).all()
 
 

@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_has_no_end_yet(tmp_path):
     """Killed after its last evaluation was written, or given more steps: it writes another."""
     writer = MetricWriter(tmp_path / "m.jsonl")
     writer.write(5, "train", {"loss": 2.0})
-    writer.write(5, "final", {"nats": 1.0})
+    writer.write(5, "final", {"nll": 1.0})
     writer.close()
     MetricWriter(tmp_path / "m.jsonl", resume_step=5).close()
     assert [e["kind"] for e in read_metrics(tmp_path / "m.jsonl")] == ["train"]
@@ -105,12 +105,18 @@ def test_tensorboard_gets_scalars_curves_by_layer_and_histograms_of_loads(tmp_pa
 
 
 def test_names_of_older_files_are_read_as_the_present_ones(tmp_path):
-    old = {"step": 1, "kind": "train", "loss": 9.5, "next_token": 8.5, "rate": 0.1}
-    new = {"step": 2, "kind": "train", "loss": 7.5, "total_loss": 8.0, "rate": 0.1}
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (old, new)))
-    events = read_metrics(tmp_path / "m.jsonl")
-    assert [(e["loss"], e["total_loss"]) for e in events] == [(8.5, 9.5), (7.5, 8.0)]
-    assert all("next_token" not in e for e in events)
+    lines = [
+        {"step": 1, "kind": "train", "loss": 9.5, "next_token": 8.5, "rate": 0.1},
+        {"step": 2, "kind": "train", "loss": 7.5, "total_loss": 8.0, "rate": 0.1},
+        {"step": 3, "kind": "train", "loss": 6.5, "total_loss": 7.0, "learning_rate": 0.1},
+        {"step": 3, "kind": "final", "nats": 2.5, "mtp_nats": 3.5, "heldout_tokens": 7},
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    *steps, final = read_metrics(tmp_path / "m.jsonl")
+    assert [(e["loss"], e["total_loss"], e["learning_rate"]) for e in steps] == [
+        (8.5, 9.5, 0.1), (7.5, 8.0, 0.1), (6.5, 7.0, 0.1)]
+    assert (final["nll"], final["mtp_nll"], final["heldout_tokens"]) == (2.5, 3.5, 7)
+    assert not metrics.EARLIER.keys() & {name for e in (*steps, final) for name in e}
 
 
 def test_the_peak_is_looked_up_by_chip_and_measured_where_the_table_has_none(monkeypatch):

@@ -107,9 +107,9 @@ def test_no_speed_exceeds_the_machines_from_the_first_that_is_shown(is_inline, p
     assert all(shown[n] == pytest.approx(50.0) for n in shown if n > 2)
     if steps > 2:
         assert speed.flop_s == pytest.approx(500.0)
-        assert speed.seconds_left(7) == pytest.approx(14.0)
+        assert speed.eta(7) == pytest.approx(14.0)
     else:
-        assert math.isnan(speed.seconds_left(7))
+        assert math.isnan(speed.eta(7))
 
 
 def test_what_the_host_takes_counts_where_the_device_waits_for_it():

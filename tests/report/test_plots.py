@@ -30,7 +30,8 @@ def _record(path, final=None, steps=60):
     writer = MetricWriter(path)
     for step in range(1, steps + 1):
         loss = None if step == 7 else 3 + 5 / step  # a skipped step
-        writer.write(step, "train", {"next_token": loss, "loss": 99.0, "rate": 0.001 * step})
+        values = {"loss": loss, "total_loss": 99.0, "learning_rate": 0.001 * step}
+        writer.write(step, "train", values)
         if step % 20 == 0:
             writer.write(step, "eval", {"bits_per_byte": 2 + 1 / step, "heldout_tokens": 1600})
     if final is not None:
@@ -130,7 +131,7 @@ def test_skipped_steps_are_marked_and_a_run_of_nothing_else_says_so(tmp_path, dr
     np.testing.assert_array_equal(skipped.get_xdata(), [7])
     writer = MetricWriter(tmp_path / "n.jsonl")
     for step in (1, 2):
-        writer.write(step, "train", {"next_token": float("nan"), "rate": 0.0})
+        writer.write(step, "train", {"loss": float("nan"), "learning_rate": 0.0})
     writer.close()
     title = plots.loss_curve(tmp_path / "n.jsonl", tmp_path / "a.png", name="x")
     assert title == "x: no step had a finite loss"

@@ -176,7 +176,7 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
     assert {a.dtype for a in jax.tree.leaves(got)} == {np.dtype(np.float32)}
     # bfloat16 moves weights by 2^-9 of their size; an untrained model is above log(300) = 5.7
     final = read_metrics(Path(source.output.folder) / "metrics.jsonl", "final")[0]
-    assert outcome.heldout.nats == pytest.approx(final["nats"], rel=0.01)
+    assert outcome.heldout.nll == pytest.approx(final["nll"], rel=0.01)
 
 
 def test_another_models_parameters_are_no_start(tmp_path, text, uninterrupted):

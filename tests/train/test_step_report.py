@@ -41,8 +41,8 @@ def test_a_step_says_its_time_tokens_pace_rate_and_loads(short):
     assert ["tok_s" in e for e in train] == [False, False, True, True, True]  # two were timed
     assert all(0 < e["mfu"] <= 1 for e in train if "mfu" in e)
     board = b"".join(p.read_bytes() for p in (out / "tensorboard").iterdir())
-    for name in ("train/tokens", "train/tok_s", "train/rate", "train/loss", "train/total_loss",
-                 "train/max_vio_by_layer/layer_1", "eval/loads/MTP_1"):
+    for name in ("train/tokens", "train/tok_s", "train/learning_rate", "train/loss",
+                 "train/total_loss", "train/max_vio_by_layer/layer_1", "eval/loads/MTP_1"):
         assert name.encode() in board
 
 
