@@ -123,8 +123,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
 
     from dsjax.model.loss import Batch
     from dsjax.params import key_of
-    from dsjax.report import metrics
-    from dsjax.runtime import platform
+    from dsjax.runtime import hardware, platform
     from dsjax.train import state, step
 
     rows, length = run_config.train.batch_size, run_config.train.seq_len
@@ -149,7 +148,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
     one()
     platform.keep_memory()
     wall, cpu = _timed(one, args.steps or 20)
-    peak = metrics.matmul_peak("float32" if args.dtype == "float32" else "bfloat16")
+    peak = hardware.matmul_peak(hardware.OPERANDS[PRECISION[args.dtype]])
     flops = train_flops(run_config)
     return _result("train", args, rows, length) | _pace(wall, cpu, rows * length) | {
         "gflop_s": round(flops / statistics.median(wall) / 1e9, 1),

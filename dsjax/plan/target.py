@@ -3,8 +3,7 @@
 TPUs are named as JAX names topologies: a generation, and the chips along each axis of its torus.
 GPUs are named by a kind, the nodes, and the GPUs of a node. The compilers come as packages, the
 extras tpu-aot (libtpu) and gpu-aot (the CUDA plugin and NVIDIA's assembler); neither wants the
-machine. Memory is what the vendors' data sheets say, in 10^9 bytes; a compiler may know of a little
-more.
+machine.
 """
 
 from __future__ import annotations
@@ -18,29 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsjax.errors import UserError
+from dsjax.runtime.hardware import CHIPS, Chip
 
-
-@dataclass(frozen=True)
-class Chip:
-    """One kind of device, as JAX counts devices."""
-
-    platform: str  # tpu or cuda
-    memory: int  # bytes of one device
-    cores: int = 1  # devices of a chip
-    axes: int = 3  # of the torus its chips form, at most; nodes and GPUs of a node
-
-
-CHIPS = {
-    "v4": Chip("tpu", 32 * 10**9),
-    "v5e": Chip("tpu", 16 * 10**9, axes=2),
-    "v5p": Chip("tpu", 95 * 10**9),
-    "v6e": Chip("tpu", 32 * 10**9, axes=2),
-    "tpu7x": Chip("tpu", 96 * 10**9, cores=2),
-    "h100": Chip("cuda", 80 * 10**9),
-    "h800": Chip("cuda", 80 * 10**9),
-    "h200": Chip("cuda", 141 * 10**9),
-}
-"""Google's and NVIDIA's data sheets, read in 2026."""
+KINDS = ("v4", "v5e", "v5p", "v6e", "tpu7x", "h100", "h800", "h200")
+"""Chips whose compilers come as packages."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +28,7 @@ class Target:
     """A machine to compile for."""
 
     name: str  # as it was given
-    kind: str  # of CHIPS
+    kind: str  # of KINDS
     shape: tuple[int, ...]  # chips along each axis; nodes and GPUs of a node
 
     @property
@@ -65,9 +45,9 @@ class Target:
 def parse(name: str) -> Target:
     """A target from its name, refused in a sentence."""
     kind, _, sizes = name.lower().partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+    if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise UserError(
-            f"{name!r} is no machine; use {', '.join(CHIPS)} and a size, as in v5p:8x16x16 (chips "
+            f"{name!r} is no machine; use {', '.join(KINDS)} and a size, as in v5p:8x16x16 (chips "
             "along each axis) or h200:256x8 (nodes x GPUs)"
         )
     shape = tuple(map(int, sizes.split("x")))
@@ -134,20 +114,17 @@ def _tpu_environment(target: Target) -> Mapping[str, str]:
 
 def gpu_description(kind: str) -> str:
     """A Hopper GPU as XLA describes one, for the compiler."""
-    memory, bandwidth = {
-        "h100": (85 * 10**9, 3_350_000_000_000),
-        "h800": (85 * 10**9, 3_350_000_000_000),
-        "h200": (150 * 10**9, 4_800_000_000_000),
-    }[kind]
+    chip = CHIPS[kind]
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
-  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  core_count: {chip.multiprocessors} fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
   block_dim_limit_z: 65535 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024
   thread_dim_limit_z: 64 registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  memory_bandwidth: {bandwidth} l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: {memory} device_vendor: "NVIDIA Corporation"
+  memory_bandwidth: {chip.bandwidth} l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: {chip.memory_for_xla} device_vendor: "NVIDIA Corporation"
   name: "NVIDIA {kind.upper()}"
   cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
   platform_version: "Compute Capability 9.0a" device_address_bits: 64

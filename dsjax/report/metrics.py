@@ -1,45 +1,23 @@
-"""What a run measures: one JSON line per event, and the peak that its speed is a share of.
+"""What a run measures: one JSON line per event.
 
 Before a checkpoint the loop writes the metrics of every step taken, so that a resumed run's file
 lacks none; lines of steps that are run again are cut off when the file is opened, so it holds none
 twice.
-
-A share of the peak (MFU) is useful FLOPs a second over the best matmul rate of the machine: a data
-sheet's where `CHIPS` has the chip, otherwise measured here.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dsjax.report import lines
 
 CLOCK = ("time", "tok_s", "mfu")
 """Names of what two runs of the same numbers differ in."""
-CHIPS = {
-    # jax's device_kind: dense TFLOP/s in bfloat16 and float8 of one jax device, source
-    "TPU v4": (275, None, "cloud.google.com/tpu/docs/v4"),
-    "TPU v5 lite": (197, None, "cloud.google.com/tpu/docs/v5e"),
-    "TPU v5": (459, None, "cloud.google.com/tpu/docs/v5p"),
-    "TPU v5p": (459, None, "cloud.google.com/tpu/docs/v5p"),
-    "TPU v6 lite": (918, None, "cloud.google.com/tpu/docs/v6e"),
-    "TPU7x": (1153.5, 2307, "cloud.google.com/tpu/docs/tpu7x; a jax device is half a chip"),
-    "NVIDIA A100-SXM4-40GB": (312, None, "NVIDIA A100 data sheet"),
-    "NVIDIA A100-SXM4-80GB": (312, None, "NVIDIA A100 data sheet"),
-    "NVIDIA H100 80GB HBM3": (989.5, 1979, "NVIDIA H100 SXM data sheet, halved: no sparsity"),
-    "NVIDIA H800": (989.5, 1979, "as H100 SXM (DeepSeek-V3 report, sec. 3.1)"),
-    "NVIDIA H200": (989.5, 1979, "NVIDIA H200 SXM data sheet, halved: no sparsity"),
-    "NVIDIA B200": (2250, 4500, "NVIDIA HGX B200 data sheet, halved: no sparsity"),
-}
-
-
 EARLIER: dict[str, dict[str, str]] = {
     "next_token": {"loss": "total_loss", "next_token": "loss"},
     "rate": {"rate": "learning_rate"},
@@ -169,50 +147,6 @@ def _matrix(values: Any) -> np.ndarray:
     except (TypeError, ValueError):
         array = np.zeros(0)
     return array if array.ndim == 2 and np.isfinite(array).all() else np.zeros((0, 0))
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Best matmul rate of one device, in FLOP/s, and where the number comes from."""
-
-    flop_s: float
-    source: str
-
-    def share(self, flop_s: float, devices: int = 1) -> float:
-        """Share of the peak of so many devices that a rate of useful FLOPs reaches (MFU)."""
-        return flop_s / (self.flop_s * devices)
-
-
-def matmul_peak(dtype: str = "float32", budget_s: float = 0.3) -> Peak:
-    """Peak for products of operands in `dtype` (float32, bfloat16, float8) summed in float32.
-
-    Looked up in `CHIPS`, or measured on the first device: the fastest of the square matmuls that
-    fit in `budget_s` seconds. Where float8 products are not in the table, bfloat16 stands in, and
-    where a measured machine multiplies float32 faster than bfloat16, as CPUs without instructions
-    for it do, float32: a program may always choose it.
-    """
-    kind = jax.devices()[0].device_kind
-    bf16, fp8, source = CHIPS.get(kind, (None, None, ""))
-    rate = {"bfloat16": bf16, "float8": fp8 or bf16}.get(dtype)
-    if rate is not None:
-        return Peak(rate * 1e12, f"{kind}: {source}")
-    operands = ("float32",) if dtype == "float32" else ("bfloat16", "float32")
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    best, operand = max((measure_matmul(size, one, budget_s), one) for one in operands)
-    return Peak(best, f"{kind}: best {size}^3 {operand} matmul of {budget_s} s, measured")
-
-
-def measure_matmul(size: int, dtype: str, budget_s: float) -> float:
-    """Highest rate, in FLOP/s, of `size`-square matmuls repeated for `budget_s` seconds."""
-    draw = np.random.default_rng(0)
-    a, b = (jnp.asarray(draw.random((size, size), np.float32), dtype) for _ in range(2))
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-    product(a, b).block_until_ready()
-    best, end = math.inf, time.perf_counter() + budget_s
-    while (began := time.perf_counter()) < end:
-        product(a, b).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
 
 
 def max_violation(loads: np.ndarray) -> np.ndarray:

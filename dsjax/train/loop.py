@@ -33,7 +33,7 @@ from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
 from dsjax.report import metrics, pace, profile
 from dsjax.report.display import Display, header, open_display
-from dsjax.runtime import fit, platform
+from dsjax.runtime import fit, hardware, platform
 from dsjax.terminal import Console
 from dsjax.train import heartbeat, sharding, step_report
 from dsjax.train.corpus import Corpus, prepare
@@ -74,7 +74,7 @@ class Session:
     display: Display
     speed: pace.Throughput
     profiler: profile.Profiler
-    peak: metrics.Peak | None
+    peak: hardware.Peak | None
     heldout_step: HeldoutStep
     mesh: Mesh | None
     window_loads: np.ndarray | None = None
@@ -168,7 +168,6 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
     proof = Proof(store, resumed)
     proof.begin()
     board = out / "tensorboard" if run.output.tensorboard else None
-    dtype = "float32" if run.precision.matmul == "fp32" else "bfloat16"
     return Session(
         run=run,
         out=out,
@@ -185,7 +184,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         profiler=profile.Profiler(
             profile.chosen(run.output.profile, int(start.step), run.train.steps),
             out / "profile", console.print),
-        peak=metrics.matmul_peak(dtype),
+        peak=hardware.matmul_peak(hardware.OPERANDS[run.precision.matmul]),
         heldout_step=sharding.compile_heldout(run, backend, mesh),
         mesh=mesh,
         window_loads=loads,

@@ -18,6 +18,7 @@ from dsjax.data import curriculum
 from dsjax.model import count
 from dsjax.report import metrics, plots
 from dsjax.report.pace import Ended, Throughput
+from dsjax.runtime.hardware import Peak
 from dsjax.train.corpus import Corpus
 from dsjax.train.step import StepMetrics
 
@@ -62,7 +63,7 @@ def event(run: RunConfig, step: int, m: StepMetrics) -> dict[str, Any]:
     return values
 
 
-def pace(run: RunConfig, speed: Throughput, peak: metrics.Peak | None) -> dict[str, float]:
+def pace(run: RunConfig, speed: Throughput, peak: Peak | None) -> dict[str, float]:
     """How fast the run goes, by the clock; nothing before it is known."""
     if not math.isfinite(speed.tok_s):
         return {}

@@ -55,9 +55,9 @@ class Asked:
               **more: Any) -> None:
         """Write a record; a quick one is marked as such and shown, a timed one has matmul rates."""
         if self.is_timed:
-            from dsjax.report import metrics
+            from dsjax.runtime import hardware
 
-            more["matmul_gflop_s"] = {dtype: round(metrics.matmul_peak(dtype).flop_s / 1e9)
+            more["matmul_gflop_s"] = {dtype: round(hardware.matmul_peak(dtype).flop_s / 1e9)
                                       for dtype in ("float32", "bfloat16")}
         if self.is_quick:
             more["is_quick"] = True

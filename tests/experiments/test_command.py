@@ -15,7 +15,7 @@ import types
 import pytest
 
 from dsjax.errors import UserError
-from dsjax.report import metrics
+from dsjax.runtime import hardware
 from experiments import __main__ as front
 from experiments.common import command, index, record, study
 from experiments.common.record import ROOT, Tree
@@ -155,7 +155,7 @@ def test_a_record_says_how_it_was_measured(fake, capsys):
 
 def test_a_timed_part_records_the_matmul_rate_of_its_process(fake, capsys, monkeypatch):
     rates = {"float32": 205.4e9, "bfloat16": 1.2e12}
-    monkeypatch.setattr(metrics, "matmul_peak", lambda dtype: metrics.Peak(rates[dtype], "here"))
+    monkeypatch.setattr(hardware, "matmul_peak", lambda dtype: hardware.Peak(rates[dtype], "here"))
     timed = dataclasses.replace(fake, parts=(dataclasses.replace(fake.parts[0], is_timed=True),))
     assert command.main(timed, argv=[]) == 0
     found = written(timed)

@@ -4,12 +4,11 @@ import json
 import math
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from dsjax.report import metrics
-from dsjax.report.metrics import MetricWriter, Peak, read_metrics
+from dsjax.report.metrics import MetricWriter, read_metrics
 from tests.reference import moe
 
 
@@ -117,24 +116,6 @@ def test_names_of_older_files_are_read_as_the_present_ones(tmp_path):
         (8.5, 9.5, 0.1), (7.5, 8.0, 0.1), (6.5, 7.0, 0.1)]
     assert (final["nll"], final["mtp_nll"], final["heldout_tokens"]) == (2.5, 3.5, 7)
     assert not metrics.EARLIER.keys() & {name for e in (*steps, final) for name in e}
-
-
-def test_the_peak_is_looked_up_by_chip_and_measured_where_the_table_has_none(monkeypatch):
-    here = metrics.matmul_peak("float32", budget_s=0.02)
-    assert "measured" in here.source
-    assert 1e8 < here.flop_s < 1e14
-    monkeypatch.setitem(metrics.CHIPS, jax.devices()[0].device_kind, (100.0, None, "a test"))
-    assert metrics.matmul_peak("bfloat16").flop_s == 100e12
-    assert metrics.matmul_peak("float8").flop_s == 100e12
-    assert "measured" in metrics.matmul_peak("float32", budget_s=0.02).source
-    assert Peak(100e12, "").share(150e12, devices=3) == pytest.approx(0.5)
-
-
-def test_a_cpu_without_bfloat16_has_the_peak_of_float32(monkeypatch):
-    monkeypatch.setattr(metrics, "measure_matmul",
-                        lambda size, dtype, budget_s: {"float32": 9e9, "bfloat16": 4e9}[dtype])
-    assert metrics.matmul_peak("bfloat16").flop_s == 9e9
-    assert "float32" in metrics.matmul_peak("float8").source
 
 
 def test_maxvio_is_the_largest_excess_over_the_mean_and_dead_experts_are_counted():

@@ -9,7 +9,7 @@ import pytest
 
 from dsjax.data import curriculum
 from dsjax.model import count
-from dsjax.report import metrics
+from dsjax.runtime import hardware
 from dsjax.terminal import Console
 from dsjax.train import loop, step_report
 from tests.train.small_run import small_run, write_text
@@ -67,10 +67,10 @@ def test_the_header_says_parameters_tokens_corpus_and_epochs(short):
 def test_no_share_of_a_peak_is_told_where_there_is_none():
     run = small_run("out", "text")
     speed = loop.pace.Throughput()
-    assert step_report.pace(run, speed, metrics.Peak(1e9, "")) == {}
+    assert step_report.pace(run, speed, hardware.Peak(1e9, "")) == {}
     for ended in (2.0, 4.0):
         speed.tick(100, 0.0, ended, flops=1e9)
-    assert step_report.pace(run, speed, metrics.Peak(1e9, "")) == {"tok_s": 50.0, "mfu": 0.5}
+    assert step_report.pace(run, speed, hardware.Peak(1e9, "")) == {"tok_s": 50.0, "mfu": 0.5}
     assert step_report.pace(run, speed, None) == {"tok_s": 50.0}
 
 
