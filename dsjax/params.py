@@ -23,6 +23,9 @@ CHUNK = 1 << 14
 
 Tree = Any  # a tree of parameter classes; leaves are Spec, Array or jax.ShapeDtypeStruct by context
 Start = Literal["normal", "ones", "zeros"]
+Role = Literal["", "embedding", "head", "norm", "attention", "ffn", "expert", "shared_expert",
+               "router", "router_bias", "mtp_proj"]
+"""What a parameter is for, so that nobody reads it from its name; "" until it is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Spec:
     batch_dims: int = 0  # leading dims that only stack equal things (layers, experts)
     contract_dims: int = 1  # dims after those that a product sums over
     parts: int = 1  # matrices side by side in the columns; no 128x128 scale spans two
+    role: Role = ""
 
     def __post_init__(self) -> None:
         """Every dim has an axis name or None."""
@@ -54,10 +58,10 @@ class Spec:
 
 def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Start = "normal", *,
          is_product: bool = False, is_trainable: bool = True, contract_dims: int = 1,
-         parts: int = 1) -> Any:
+         parts: int = 1, role: Role = "") -> Any:
     """A Spec for a field of a parameter class: a description stands where an array will be."""
     return Spec(shape, axes, init, is_product, is_trainable, contract_dims=contract_dims,
-                parts=parts)
+                parts=parts, role=role)
 
 
 def is_spec(leaf: Any) -> bool:
@@ -68,6 +72,16 @@ def is_spec(leaf: Any) -> bool:
 def map_specs(f: Callable[[Spec], Any], specs: Tree) -> Tree:
     """Apply `f` to every Spec of a tree."""
     return jax.tree.map(f, specs, is_leaf=is_spec)
+
+
+def leaves(specs: Tree) -> list[Spec]:
+    """List the Specs of a tree, in order."""
+    return jax.tree.leaves(specs, is_leaf=is_spec)
+
+
+def with_role(specs: Tree, role: Role) -> Tree:
+    """The same parameters, all of one role."""
+    return map_specs(lambda s: dataclasses.replace(s, role=role), specs)
 
 
 def stack(specs: Tree, count: int, axis: str = "layer") -> Tree:
@@ -116,11 +130,11 @@ def init(specs: Tree, key: Array, std: float, dtype: jnp.dtype = jnp.float32) ->
         for (name, spec), end, count in zip(drawn, ends, counts, strict=True):
             numbers = rows[end - count : end].reshape(-1)[: math.prod(spec.shape)]
             values[name] = std * numbers.reshape(spec.shape)
-    leaves = [
+    drawn_leaves = [
         values[name] if spec.init == "normal" else jnp.full(spec.shape, spec.init == "ones", dtype)
         for name, spec in named
     ]
-    return jax.tree.unflatten(jax.tree.structure(specs, is_leaf=is_spec), leaves)
+    return jax.tree.unflatten(jax.tree.structure(specs, is_leaf=is_spec), drawn_leaves)
 
 
 def abstract(specs: Tree, dtype: jnp.dtype = jnp.float32) -> Tree:
@@ -130,8 +144,7 @@ def abstract(specs: Tree, dtype: jnp.dtype = jnp.float32) -> Tree:
 
 def size(specs: Tree) -> int:
     """Count the numbers in a tree of Specs, before one is allocated."""
-    leaves = jax.tree.leaves(specs, is_leaf=is_spec)
-    return sum(math.prod(s.shape) for s in leaves)
+    return sum(math.prod(s.shape) for s in leaves(specs))
 
 
 def decay_mask(specs: Tree) -> Tree:

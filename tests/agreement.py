@@ -67,7 +67,9 @@ def as_reference(tree: Any) -> Any:
         fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
         converted = {}
         for name, value in fields.items():
-            if name in ("dense", "moe", "mtp"):
+            if name == "stacks":
+                converted |= {kind: _unstacked(value.get(kind)) for kind in ("dense", "moe")}
+            elif name == "mtp":
                 converted[name] = _unstacked(value)
             elif value is not None:
                 converted[name] = as_reference(value)

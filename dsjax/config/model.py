@@ -237,6 +237,18 @@ class MoEConfig:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Neighboring layers of one kind: their parameters are stacked, and one scan runs them."""
+
+    name: str
+    """First word of the names of its leaves."""
+    count: int
+    """Layers."""
+    is_moe: bool
+    """Whether their feed-forward is a mixture of experts."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A DeepSeek-V2/V3 language model, or one of the ablations that stand beside it."""
 
@@ -298,9 +310,25 @@ class ModelConfig:
             )
 
     @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Stacks of the main model, in the order in which a token passes them."""
+        dense = Stack("dense", self.dense_layers, is_moe=False)
+        moe = Stack("moe", self.layers - self.dense_layers, is_moe=True)
+        return tuple(stack for stack in (dense, moe) if stack.count)
+
+    @property
     def moe_layers(self) -> int:
         """Blocks of the main model whose feed-forward is a mixture of experts."""
-        return self.layers - self.dense_layers
+        return sum(stack.count for stack in self.stacks if stack.is_moe)
+
+    def stack_of(self, layer: int) -> tuple[Stack, int]:
+        """Find the stack of a layer of the main model, and the layer's place in it."""
+        start = 0
+        for stack in self.stacks:
+            if layer < start + stack.count:
+                return stack, layer - start
+            start += stack.count
+        raise IndexError(f"layer {layer} lies beyond the {self.layers} layers of the main model")
 
 
 def dropless(cfg: ModelConfig) -> ModelConfig:

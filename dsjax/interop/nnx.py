@@ -10,7 +10,7 @@ Axes: B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from dsjax.config.model import ModelConfig
 from dsjax.layers.backend import Backend, single
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
-from dsjax.params import Spec, is_spec
+from dsjax.params import is_spec, paths
 
 
 class SelectionBias(nnx.Variable):
@@ -29,7 +29,7 @@ class SelectionBias(nnx.Variable):
 
 
 class Node(nnx.Module):
-    """One parameter class: its fields are Nodes, Variables or None."""
+    """One parameter class: its fields are Nodes and Variables."""
 
 
 class Model(nnx.Module):
@@ -55,34 +55,31 @@ def to_params(model: Model) -> TransformerParams:
 def update(model: Model, params: TransformerParams) -> None:
     """Write a parameter tree back into a module, leaf by leaf."""
 
-    def write(node: Any, tree: Any) -> None:
-        if isinstance(node, nnx.Variable):
-            node[...] = tree
-        elif node is not None:
-            for field in dataclasses.fields(tree):
-                write(getattr(node, field.name), getattr(tree, field.name))
-
-    write(model.params, params)
+    names = [name for name, _ in paths(transformer.specs(model.cfg))]
+    for name, value in zip(names, jax.tree.leaves(params), strict=True):
+        _variable(model.params, name)[...] = value
 
 
-def _node(spec: Any, value: Any) -> Any:
-    """Variables and Nodes in place of arrays and dataclasses."""
-    if spec is None:
-        return None
-    if isinstance(spec, Spec):
-        return nnx.Param(value) if spec.is_trainable else SelectionBias(value)
-    node = Node()
-    for field in dataclasses.fields(spec):
-        setattr(node, field.name, _node(getattr(spec, field.name), getattr(value, field.name)))
-    return node
+def _node(specs: Any, values: Any) -> Node:
+    """Nodes of Variables by the names of the leaves."""
+    root = Node()
+    for (name, spec), value in zip(paths(specs), jax.tree.leaves(values), strict=True):
+        *owners, last = name.split(".")
+        node = root
+        for owner in owners:
+            if not hasattr(node, owner):
+                setattr(node, owner, Node())
+            node = getattr(node, owner)
+        setattr(node, last, nnx.Param(value) if spec.is_trainable else SelectionBias(value))
+    return root
 
 
-def _tree(spec: Any, node: Any) -> Any:
-    """Dataclasses and arrays in place of Nodes and Variables."""
-    if spec is None:
-        return None
-    if is_spec(spec):
-        return jax.tree.leaves(node)[0]
-    fields = {f.name: _tree(getattr(spec, f.name), getattr(node, f.name))
-              for f in dataclasses.fields(spec)}
-    return type(spec)(**fields)
+def _variable(node: Node, name: str) -> Any:
+    """The Variable of a leaf."""
+    return operator.attrgetter(name)(node)
+
+
+def _tree(specs: Any, node: Node) -> Any:
+    """A parameter tree of the arrays that Variables hold."""
+    values = [jax.tree.leaves(_variable(node, name))[0] for name, _ in paths(specs)]
+    return jax.tree.unflatten(jax.tree.structure(specs, is_leaf=is_spec), values)

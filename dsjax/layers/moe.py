@@ -32,10 +32,10 @@ class MoEParams:
 
 def moe_specs(d_model: int, cfg: MoEConfig) -> MoEParams:
     """Describe one mixture of experts."""
-    experts = stack(swiglu_specs(d_model, cfg.expert_dim), cfg.experts, "expert")
+    experts = stack(swiglu_specs(d_model, cfg.expert_dim, "expert"), cfg.experts, "expert")
     shared = None
     if cfg.shared_experts:
-        shared = swiglu_specs(d_model, cfg.shared_experts * cfg.expert_dim)
+        shared = swiglu_specs(d_model, cfg.shared_experts * cfg.expert_dim, "shared_expert")
     return MoEParams(router.router_specs(d_model, cfg), experts, shared)
 
 

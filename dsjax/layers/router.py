@@ -8,6 +8,8 @@ index. Axes: B rows, T tokens of a row, D model, E experts, G groups, K experts 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -47,10 +49,18 @@ class RouterStats:
     extra_rounds: Array | None = None  # [] of the experts' exchange over devices, see parallel
 
 
+def joined(stats: Sequence[RouterStats]) -> RouterStats | None:
+    """Statistics of stacks of layers as those of one stack, leaves [L, ...]; None of none."""
+    if len(stats) < 2:
+        return stats[0] if stats else None
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *stats)
+
+
 def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:
     """Describe one router."""
-    bias = spec((cfg.experts,), (None,), "zeros", is_trainable=False) if cfg.has_bias else None
-    return RouterParams(spec((d_model, cfg.experts), ("embed", None)), bias)
+    bias = spec((cfg.experts,), (None,), "zeros", is_trainable=False,
+                role="router_bias") if cfg.has_bias else None
+    return RouterParams(spec((d_model, cfg.experts), ("embed", None), role="router"), bias)
 
 
 def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:

@@ -8,7 +8,7 @@ from jax import Array
 from dsjax.layers.backend import Backend
 from dsjax.numerics.precision import Matrix
 from dsjax.ops import swiglu as op
-from dsjax.params import spec
+from dsjax.params import Role, spec
 
 
 @struct.dataclass
@@ -19,12 +19,12 @@ class SwiGLUParams:
     w_down: Matrix  # [F, D]
 
 
-def swiglu_specs(d_model: int, hidden_dim: int) -> SwiGLUParams:
+def swiglu_specs(d_model: int, hidden_dim: int, role: Role = "ffn") -> SwiGLUParams:
     """Describe one SwiGLU."""
     return SwiGLUParams(
         w_gate_up=spec((d_model, 2, hidden_dim), ("embed", None, "hidden"), is_product=True,
-                       parts=2),
-        w_down=spec((hidden_dim, d_model), ("hidden", "embed"), is_product=True),
+                       parts=2, role=role),
+        w_down=spec((hidden_dim, d_model), ("hidden", "embed"), is_product=True, role=role),
     )
 
 

@@ -27,7 +27,7 @@ from dsjax.layers.router import RouterStats
 from dsjax.layers.swiglu import SwiGLUParams
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles
-from dsjax.params import spec
+from dsjax.params import spec, with_role
 
 Kept = Latents | KeysValues
 Mix = Callable[[Any, Array], tuple[Array, Any]]
@@ -47,7 +47,7 @@ class BlockParams:
 
 def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
     """Describe one layer with a dense feed-forward or a mixture of experts."""
-    norm = spec((cfg.d_model,), (None,), "ones")
+    norm = spec((cfg.d_model,), (None,), "ones", role="norm")
     if isinstance(cfg.attention, MLAConfig):
         attn: Any = mla.mla_specs(cfg.d_model, cfg.attention)
     else:
@@ -57,6 +57,7 @@ def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
         ffn: Any = moe.moe_specs(cfg.d_model, cfg.moe)
     else:
         ffn = swiglu.swiglu_specs(cfg.d_model, cfg.dense_dim)
+    attn = with_role(attn, "attention")
     return BlockParams(attn_norm=norm, attn=attn, ffn_norm=norm, ffn=ffn)
 
 

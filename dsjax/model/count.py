@@ -9,12 +9,14 @@ on average. MTP modules are counted apart. The cache is what decoding keeps, in 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from dsjax import params
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.model import transformer
+from dsjax.params import Role
 
 CACHE_BYTES = 2
 """Bytes of a cached number: bfloat16."""
@@ -44,51 +46,30 @@ class Count:
     parts: list[Part]
 
 
-PARTS = (
-    "embedding",
-    "attention",
-    "dense feed-forward",
-    "routed experts",
-    "shared experts",
-    "router centroids",
-    "router biases",
-    "norms",
-    "head",
-)
-
-
-def _part_of(path: str) -> str:
-    """The table row a parameter's dotted name belongs to."""
-    if path in ("embed", "head"):
-        return {"embed": "embedding", "head": "head"}[path]
-    if ".attn." in path:
-        return "attention"
-    for key, name in (
-        (".ffn.experts.", "routed experts"),
-        (".ffn.shared.", "shared experts"),
-        (".router.centroids", "router centroids"),
-        (".router.bias", "router biases"),
-        (".ffn.w_", "dense feed-forward"),
-    ):
-        if key in path:
-            return name
-    return "norms"
+PARTS: dict[Role, str] = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "ffn": "dense feed-forward",
+    "expert": "routed experts",
+    "shared_expert": "shared experts",
+    "router": "router centroids",
+    "router_bias": "router biases",
+    "norm": "norms",
+    "head": "head",
+}
+"""Rows of the table, by role."""
 
 
 def count(cfg: ModelConfig, length: int = 4096) -> Count:
     """Count a model for rows of `length` tokens; nothing is allocated."""
+    specs = transformer.specs(cfg)
     totals = dict.fromkeys(PARTS, 0)
-    mtp = 0
-    for path, spec in params.paths(transformer.specs(cfg)):
-        size = math.prod(spec.shape)
-        if path.startswith("mtp."):
-            mtp += size
-        else:
-            totals[_part_of(path)] += size
-    parts = [_part(name, size, cfg, length) for name, size in totals.items() if size]
+    for spec in params.leaves(dataclasses.replace(specs, mtp=None)):
+        totals[spec.role] += math.prod(spec.shape)
+    parts = [_part(role, size, cfg, length) for role, size in totals.items() if size]
     return Count(
         params_total=sum(p.params for p in parts),
-        params_mtp=mtp,
+        params_mtp=params.size(specs.mtp),
         params_active=sum(p.params_active for p in parts),
         flops_per_token=sum(p.flops_per_token for p in parts),
         kv_bytes_per_token=sum(p.kv_bytes_per_token for p in parts),
@@ -97,16 +78,21 @@ def count(cfg: ModelConfig, length: int = 4096) -> Count:
     )
 
 
-def _part(name: str, size: int, cfg: ModelConfig, length: int) -> Part:
-    active, cache = size, 0
-    if name == "routed experts":
-        assert cfg.moe is not None, "routed experts need a MoEConfig"
-        active = size * cfg.moe.experts_per_token // cfg.moe.experts
-    flops = 0.0 if name == "embedding" else 6.0 * active
-    if name == "attention":
+def _part(role: Role, size: int, cfg: ModelConfig, length: int) -> Part:
+    active, cache = _active(role, size, cfg), 0
+    flops = 0.0 if role == "embedding" else 6.0 * active
+    if role == "attention":
         flops += attention_flops(cfg, length)
         cache = cfg.layers * cached_numbers(cfg) * CACHE_BYTES
-    return Part(name, size, active, flops, cache)
+    return Part(PARTS[role], size, active, flops, cache)
+
+
+def _active(role: Role, size: int, cfg: ModelConfig) -> int:
+    """Parameters of these that one token touches."""
+    if role != "expert":
+        return size
+    assert cfg.moe is not None, "routed experts need a MoEConfig"
+    return size * cfg.moe.experts_per_token // cfg.moe.experts
 
 
 def attention_flops(cfg: ModelConfig, length: int) -> float:
@@ -129,13 +115,8 @@ def training_flops(cfg: ModelConfig, length: int) -> float:
     main = count(cfg, length)
     if not cfg.mtp_depth:
         return main.flops_per_token
-    active = 0
-    for path, spec in params.paths(transformer.specs(cfg)):
-        if path.startswith("mtp."):
-            size = math.prod(spec.shape)
-            if ".ffn.experts." in path and cfg.moe is not None:
-                size = size * cfg.moe.experts_per_token // cfg.moe.experts
-            active += size
+    active = sum(_active(spec.role, math.prod(spec.shape), cfg)
+                 for spec in params.leaves(transformer.specs(cfg).mtp))
     head = cfg.mtp_depth * cfg.d_model * cfg.vocab
     attention = attention_flops(cfg, length) * cfg.mtp_depth / cfg.layers
     return main.flops_per_token + 6.0 * (active + head) + attention

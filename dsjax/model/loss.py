@@ -25,6 +25,7 @@ from jax import Array
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
+from dsjax.layers import router
 from dsjax.layers.backend import Backend
 from dsjax.layers.router import RouterStats
 from dsjax.model import mtp, transformer
@@ -152,9 +153,7 @@ def after_layers(p: TransformerParams, x: Array, stats: RouterStats | None, batc
         sums.append(_sums(p, made.x, targets[-1], cross_entropy, backend))
         if made.stats is not None:
             by_layer.append(jax.tree.map(lambda a: a[None], made.stats))
-    joined = None
-    if by_layer:
-        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *by_layer)
+    joined = router.joined(by_layer)
     is_real_row = (segments != 0).any(axis=1)
     balance = balance_sum(joined, is_real_row, cfg, objective.balance) / totals.rows
     total = sums[0].loss / totals.targets + balance
@@ -163,7 +162,7 @@ def after_layers(p: TransformerParams, x: Array, stats: RouterStats | None, batc
         total += objective.mtp_weight / cfg.mtp_depth * ahead / totals.targets
     loads, extra_rounds = jnp.zeros((0, 0)), jnp.zeros(())
     if joined is not None:
-        loads, extra_rounds = joined.loads.sum(axis=1), jnp.sum(joined.extra_rounds)
+        loads, extra_rounds = joined.loads.sum(axis=1), jnp.sum(jnp.asarray(joined.extra_rounds))
     return total, LossParts(
         nll=jnp.stack([one.nll for one in sums]),
         correct=jnp.stack([one.correct for one in sums]),

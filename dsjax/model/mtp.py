@@ -47,11 +47,12 @@ class MTPParams:
 def mtp_specs(cfg: ModelConfig) -> MTPParams:
     """Describe the J stacked modules."""
     d = cfg.d_model
-    norm = spec((d,), (None,), "ones")
+    norm = spec((d,), (None,), "ones", role="norm")
     one = MTPParams(
         embed_norm=norm,
         hidden_norm=norm,
-        w_proj=spec((2 * d, d), ("embed", None)),  # bfloat16 in the released FP8 checkpoint
+        # bfloat16 in the released FP8 checkpoint
+        w_proj=spec((2 * d, d), ("embed", None), role="mtp_proj"),
         block=blocks.block_specs(cfg, is_moe=cfg.moe is not None),
         norm=norm,
     )

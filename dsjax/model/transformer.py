@@ -1,11 +1,14 @@
-"""The main model: embedding, leading dense layers, mixture layers, final norm, head (V3 sec. 2.1).
+"""The main model: embedding, stacks of layers, final norm, head (V3 sec. 2.1).
 
-Layers of equal kind are stacked and scanned. Axes: B batch, T time, D model, L layers, E experts,
-G groups, V vocabulary.
+Neighboring layers of equal kind are stacked and scanned (`ModelConfig.stacks`).
+
+Axes: B batch, T time, D model, L layers of a stack, E experts, G groups, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ from jax import Array, lax
 
 from dsjax import params
 from dsjax.config.model import ModelConfig
+from dsjax.layers import router
 from dsjax.layers.backend import Backend, single
 from dsjax.layers.cache import Cache
 from dsjax.layers.router import RouterStats
@@ -27,41 +31,58 @@ from dsjax.ops.norm import rms_norm
 from dsjax.params import spec
 
 
-@struct.dataclass
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
 class TransformerParams:
-    """Everything a released checkpoint holds."""
+    """Everything a released checkpoint holds.
+
+    A stack is also an attribute by its name: the leaves of `p.stacks["moe"]` are those of `p.moe`,
+    and are so called.
+    """
 
     embed: Array  # [V, D]
-    dense: BlockParams | None  # stacked over the leading dense layers
-    moe: BlockParams | None  # stacked over the mixture layers
+    stacks: Mapping[str, BlockParams]  # by name, in order; leaves lead with [L]
     norm: Array  # [D]
     head: Array  # [D, V]
     mtp: MTPParams | None  # stacked over depths
 
+    def __getattr__(self, name: str) -> BlockParams:
+        """Find a stack by its name."""
+        stacks = self.__dict__.get("stacks", {})
+        if name not in stacks:
+            raise AttributeError(f"TransformerParams has no {name!r}; its stacks are {[*stacks]}")
+        return stacks[name]
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+        """List children with their names; a stack stands among the other fields."""
+        named = [("embed", self.embed), *self.stacks.items(), ("norm", self.norm),
+                 ("head", self.head), ("mtp", self.mtp)]
+        return [(jax.tree_util.GetAttrKey(name), a) for name, a in named], tuple(self.stacks)
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], children: Sequence[Any]) -> TransformerParams:
+        """Put children back, as `tree_flatten_with_keys` listed them."""
+        embed, *stacks, norm, head, mtp = children
+        return cls(embed, dict(zip(names, stacks, strict=True)), norm, head, mtp)
+
 
 @struct.dataclass
 class Hidden:
-    """What the layers made of a batch."""
+    """Output of the layers for a batch."""
 
     x: Array  # [B, T, D], after the final norm
     stats: RouterStats | None  # leaves lead with [L] over mixture layers
-    dense_kept: Kept | None  # of the tokens, for a cache; leaves lead with [L]; None unless asked
-    moe_kept: Kept | None  # for
+    kept: dict[str, Kept | None]  # by stack, for a cache; leaves lead with [L]; None unless asked
 
 
 def specs(cfg: ModelConfig) -> TransformerParams:
     """Describe every parameter of a model; nothing is allocated."""
-    dense = moe = None
-    if cfg.dense_layers:
-        dense = params.stack(blocks.block_specs(cfg, is_moe=False), cfg.dense_layers)
-    if cfg.moe_layers:
-        moe = params.stack(blocks.block_specs(cfg, is_moe=True), cfg.moe_layers)
     return TransformerParams(
-        embed=spec((cfg.vocab, cfg.d_model), ("vocab", "embed")),
-        dense=dense,
-        moe=moe,
-        norm=spec((cfg.d_model,), (None,), "ones"),
-        head=spec((cfg.d_model, cfg.vocab), ("embed", "vocab")),
+        embed=spec((cfg.vocab, cfg.d_model), ("vocab", "embed"), role="embedding"),
+        stacks={stack.name: params.stack(blocks.block_specs(cfg, stack.is_moe), stack.count)
+                for stack in cfg.stacks},
+        norm=spec((cfg.d_model,), (None,), "ones", role="norm"),
+        head=spec((cfg.d_model, cfg.vocab), ("embed", "vocab"), role="head"),
         mtp=mtp_specs(cfg) if cfg.mtp_depth else None,
     )
 
@@ -87,13 +108,12 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
         x, stats, kept = backend.interleave(layer, p, x, segments)
         return x, (stats, kept)
 
-    x, unroll = embed(p, tokens, backend), backend.unroll
-    stats = dense_kept = moe_kept = None
-    if p.dense is not None:
-        x, (_, dense_kept) = lax.scan(body, x, p.dense, unroll=min(unroll, cfg.dense_layers))
-    if p.moe is not None:
-        x, (stats, moe_kept) = lax.scan(body, x, p.moe, unroll=min(unroll, cfg.moe_layers))
-    return Hidden(rms_norm(x, p.norm, cfg.norm_eps), stats, dense_kept, moe_kept)
+    x, stats, keeps = embed(p, tokens, backend), [], {}
+    for stack in cfg.stacks:
+        x, (found, keeps[stack.name]) = lax.scan(
+            body, x, p.stacks[stack.name], unroll=min(backend.unroll, stack.count))
+        stats += [found] if stack.is_moe else []
+    return Hidden(rms_norm(x, p.norm, cfg.norm_eps), router.joined(stats), keeps)
 
 
 def embed(p: TransformerParams, tokens: Array, backend: Backend) -> Array:
@@ -116,31 +136,23 @@ def logits(p: TransformerParams, tokens: Array, cfg: ModelConfig, segments: Arra
 
 @struct.dataclass
 class ModelCache:
-    """The past of every layer; leaves lead with [L]."""
+    """The past of every layer."""
 
-    dense: Cache | None
-    moe: Cache | None
+    stacks: dict[str, Cache]  # leaves lead with [L]
 
 
 def empty_cache(cfg: ModelConfig, batch: int, length: int, backend: Backend) -> ModelCache:
     """Make the caches of `batch` rows of `length` positions, before their first tokens."""
-
-    def stacked(layers: int) -> Cache | None:
-        one = blocks.empty_cache(cfg, batch, length, backend)
-        if not layers:
-            return None
-        return jax.tree.map(lambda a: jnp.broadcast_to(a, (layers, *a.shape)), one)
-
-    return ModelCache(stacked(cfg.dense_layers), stacked(cfg.moe_layers))
+    one = blocks.empty_cache(cfg, batch, length, backend)
+    return ModelCache({
+        stack.name: jax.tree.map(lambda a, n=stack.count: jnp.broadcast_to(a, (n, *a.shape)), one)
+        for stack in cfg.stacks})
 
 
 def make_cache(read: Hidden, length: int, backend: Backend) -> ModelCache:
     """Make the caches of rows of `length` positions whose first tokens `hidden` has read."""
-
-    def stacked(kept: Kept | None) -> Cache | None:
-        return None if kept is None else jax.vmap(lambda k: backend.make_cache(k, length))(kept)
-
-    return ModelCache(stacked(read.dense_kept), stacked(read.moe_kept))
+    make = jax.vmap(lambda kept: backend.make_cache(kept, length))
+    return ModelCache({name: make(kept) for name, kept in read.kept.items()})
 
 
 def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: ModelCache,
@@ -158,11 +170,7 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
         x, _, new = blocks.block(layer[0], x, mix, is_real, cfg, backend)
         return x, new
 
-    dense, moe = cache.dense, cache.moe
-    if p.dense is not None:
-        assert dense is not None, "a model with dense layers has their cache"
-        x, dense = lax.scan(body, x, (p.dense, dense))
-    if p.moe is not None:
-        assert moe is not None, "a model with mixture layers has their cache"
-        x, moe = lax.scan(body, x, (p.moe, moe))
-    return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(dense, moe)
+    caches = {}
+    for stack in cfg.stacks:
+        x, caches[stack.name] = lax.scan(body, x, (p.stacks[stack.name], cache.stacks[stack.name]))
+    return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches)

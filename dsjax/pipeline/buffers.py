@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
+from dsjax.config.model import Stack
 from dsjax.layers.backend import Backend
 from dsjax.model.loss import Batch, LossParts
 from dsjax.params import Tree
@@ -32,13 +33,18 @@ Flag = Array | bool
 class Group:
     """The layers of one kind on this rank: weights, and the parts of their gradient."""
 
-    name: str
+    stack: Stack
     room: Room
     weights: Tree  # [chunks * N, ...]
     held: Tree
     count: Array  # [chunks]
     rows: Array  # [] of the whole step
     parts: Split
+
+    @property
+    def name(self) -> str:
+        """The stack's name."""
+        return self.stack.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +77,19 @@ class State:
     d_ends: Any
     total: Array
     parts: LossParts
-    loads: Array  # [chunks * N, E]
+    loads: dict[str, Array]  # [chunks * N, E] of stacks with experts
     rounds: Array
     executed: Array  # [branches]
 
 
-def group(name: str, room: Room, weights: Tree, held: Tree, count: Array, rows: Array,
+def group(stack: Stack, room: Room, weights: Tree, held: Tree, count: Array, rows: Array,
           segments: Array, layer: Layer, x: Array) -> Group:
     """Cut the gradient of a rank's layers; segments [B, T] and x [B, T, D] give shapes."""
     first = at((weights, held), 0)
     side = Side(segments, rows, first[1])
     dy = varying((x, jnp.zeros(())))
     parts = split(lambda p, x, side: varying(layer(p, x, side)), first[0], x, side, dy)
-    return Group(name, room, weights, held, count, rows, parts)
+    return Group(stack, room, weights, held, count, rows, parts)
 
 
 def start(rank: Rank, x: Array, experts: int) -> State:
@@ -96,14 +102,15 @@ def start(rank: Rank, x: Array, experts: int) -> State:
         owed[g.name] = [_room(a, program.owed, g.room.size) for a in late]
     boxes = [jnp.zeros((size, *x.shape), x.dtype) for size in program.inbox]
     grads = {g.name: zeros(g.weights) for g in rank.groups}
-    places = sum(g.room.layer.shape[1] for g in rank.groups if g.name == "moe")
+    loads = {g.name: jnp.zeros((g.room.layer.shape[1], experts)) for g in rank.groups
+             if g.stack.is_moe}
     part = jax.tree.map(lambda a: a[0], rank.batch)
     (total, parts), (d_ends, _) = jax.eval_shape(rank.tail, rank.ends, x, part)
     del total
     return State(
         stored=stored, owed=owed, inbox_x=boxes[0], inbox_gradient=boxes[1], grads=grads,
         d_ends=zeros(d_ends), total=jnp.zeros(()), parts=zeros(parts),
-        loads=jnp.zeros((places, experts)), rounds=jnp.zeros(()),
+        loads=loads, rounds=jnp.zeros(()),
         executed=jnp.zeros(len(program.branches), jnp.int32))
 
 

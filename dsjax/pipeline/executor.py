@@ -87,21 +87,21 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch,
     """
     specs = transformer.specs(pipe.model)
     found = stage_work.rooms(pipe.model, pipe.program)
-    layers = {name: stage_work.to_stages(getattr(p, name), room) for name, room in found.items()}
-    where = {name: params.map_specs(stage_work.layer_partition, getattr(specs, name))
+    layers = {name: stage_work.to_stages(p.stacks[name], room) for name, room in found.items()}
+    where = {name: params.map_specs(stage_work.layer_partition, specs.stacks[name])
              for name in found}
-    ends = dataclasses.replace(p, dense=None, moe=None)
-    ends_specs = dataclasses.replace(specs, dense=None, moe=None)
+    ends = dataclasses.replace(p, stacks={})
+    ends_specs = dataclasses.replace(specs, stacks={})
     ends_where = params.map_specs(rules.used, ends_specs)
     held_layers = dict.fromkeys(found)
     held_where: dict[str, Any] = dict(held_layers)
     held_ends = held_ends_where = None
     if held is not None:
         for name, room in found.items():
-            held_layers[name] = stage_work.to_stages(getattr(held, name), room)
-            held_where[name] = stage_work.held_specs(getattr(specs, name), getattr(held, name),
-                                                 is_layer=True)
-        held_ends = dataclasses.replace(held, dense=None, moe=None)
+            held_layers[name] = stage_work.to_stages(held.stacks[name], room)
+            held_where[name] = stage_work.held_specs(specs.stacks[name], held.stacks[name],
+                                                     is_layer=True)
+        held_ends = dataclasses.replace(held, stacks={})
         held_ends_where = stage_work.held_specs(ends_specs, held_ends, is_layer=False)
     whole, by_rank = PartitionSpec(), PartitionSpec(PIPE)
     counts = {name: jnp.asarray(room.count) for name, room in found.items()}
@@ -116,11 +116,11 @@ def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch,
     )(layers, held_layers, ends, held_ends, counts, instructions, batch, objective)
     d_layers, d_ends, total, parts, loads, executed = out
     back = {name: stage_work.from_stages(d_layers[name], room) for name, room in found.items()}
-    if "moe" in found:
-        main = stage_work.from_stages(loads, found["moe"])
-        loads = jnp.concatenate([main, parts.loads]) if parts.loads.size else main
-        parts = dataclasses.replace(parts, loads=loads)
-    return Outcome(dataclasses.replace(d_ends, **back), total, parts, executed)
+    each = [stage_work.from_stages(loads[name], found[name]) for name in loads]
+    each += [parts.loads] if parts.loads.size else []
+    if each:
+        parts = dataclasses.replace(parts, loads=jnp.concatenate(each))
+    return Outcome(dataclasses.replace(d_ends, stacks=back), total, parts, executed)
 
 
 def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict, held: dict,
@@ -134,9 +134,10 @@ def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict,
     _, rows, length = batch.tokens.shape
     x = varying(jnp.zeros((rows, length - 1, pipe.model.d_model), pipe.backend.dtype))
     groups = []
-    for name, room in found.items():
-        layer = stage_work.layer(pipe.model, name == "moe", objective.balance, pipe.backend)
-        groups.append(buffers.group(name, room, layers[name], held[name], counts[name],
+    for stack in pipe.model.stacks:
+        name, room = stack.name, found[stack.name]
+        layer = stage_work.layer(pipe.model, stack.is_moe, objective.balance, pipe.backend)
+        groups.append(buffers.group(stack, room, layers[name], held[name], counts[name],
                                     objective.totals.rows, batch.segments[0, :, :-1], layer, x))
     tail = _tail(pipe, held_ends, objective)
     rank = buffers.Rank(pipe.program, tuple(groups), ends, tail, batch, pipe.backend, pipe.is_open)
@@ -186,7 +187,7 @@ def _counted(work: Callable, index: int) -> Callable:
 
 def _tail(pipe: Pipeline, held: Tree, objective: Objective) -> Callable:
     """What follows the layers, with its gradient: ends, x [B, T, D], batch -> loss, parts, d's."""
-    specs = dataclasses.replace(transformer.specs(pipe.model), dense=None, moe=None)
+    specs = dataclasses.replace(transformer.specs(pipe.model), stacks={})
 
     def loss(ends: TransformerParams, x: Array, part: Batch) -> tuple[Array, LossParts]:
         tree = ends if held is None else precision.attach(ends, held, specs)
@@ -215,7 +216,7 @@ def _reduced(state: buffers.State, where: tuple) -> tuple:
         summed(state.d_ends, where[1]),
         lax.psum(state.total, EVERYWHERE),
         dataclasses.replace(parts, extra_rounds=rounds),
-        lax.psum(state.loads, AXES)[None],
+        jax.tree.map(lambda a: lax.psum(a, AXES)[None], state.loads),
         lax.pmax(state.executed, AXES)[None],
     )
 

@@ -59,16 +59,15 @@ def share(layers: int, stages: int) -> list[int]:
 
 
 def rooms(cfg: ModelConfig, program: Program) -> dict[str, Room]:
-    """Where dense and mixture layers lie, by the name of their field in TransformerParams."""
+    """Where the layers of each stack lie, by its name."""
     shares = share(cfg.layers, program.schedule.stages)
     ends = np.cumsum(shares)
     first = [range(end - n, end) for end, n in zip(ends, shares, strict=True)]
-    dense = cfg.dense_layers
-    found = {}
-    if dense:
-        found["dense"] = _room([[n for n in r if n < dense] for r in first], program)
-    if cfg.moe_layers:
-        found["moe"] = _room([[n - dense for n in r if n >= dense] for r in first], program)
+    found, start = {}, 0
+    for stack in cfg.stacks:
+        found[stack.name] = _room(
+            [[n - start for n in r if start <= n < start + stack.count] for r in first], program)
+        start += stack.count
     return found
 
 

@@ -192,17 +192,17 @@ def _ahead(rank: Rank, now: Instructions, x: Array, is_open: bool) -> tuple[Arra
 def _store(rank: Rank, state: State, now: Instructions, ok: Flag, made: Ahead) -> State:
     """Keep the activations of an F, and count its losses and loads."""
     stored, total, balance = dict(state.stored), state.total, state.parts.balance
-    loads, rounds = state.loads, state.rounds
+    loads, rounds = dict(state.loads), state.rounds
     for g in rank.groups:
         stored[g.name] = [put(a, now.f_place, new, ok)
                           for a, new in zip(stored[g.name], made.stored[g.name], strict=True)]
         more, extra = masked((made.balance[g.name].sum(), made.rounds[g.name].sum()), ok)
         total, balance, rounds = total + more, balance + more, rounds + extra
-        if g.name == "moe":
+        if g.name in loads:
             first = jnp.maximum(now.f_chunk, 0) * g.room.size
-            new = lax.dynamic_slice_in_dim(loads, first, g.room.size) + masked(
+            new = lax.dynamic_slice_in_dim(loads[g.name], first, g.room.size) + masked(
                 made.loads[g.name], ok)
-            loads = lax.dynamic_update_slice_in_dim(loads, new, first, 0)
+            loads[g.name] = lax.dynamic_update_slice_in_dim(loads[g.name], new, first, 0)
     parts = dataclasses.replace(state.parts, balance=balance)
     return dataclasses.replace(state, stored=stored, total=total, loads=loads, rounds=rounds,
                                parts=parts)

@@ -148,9 +148,8 @@ def placements(cfg: ModelConfig) -> Iterator[Placement]:
     specs = dict(params.paths(transformer.specs(cfg)))
     yield _place(TOP[0], "", "", specs, ())
     for layer in range(cfg.layers):
-        is_dense = layer < cfg.dense_layers
-        stack, at = ("dense", layer) if is_dense else ("moe", layer - cfg.dense_layers)
-        yield from _block(f"model.layers.{layer}.", f"{stack}.", specs, (at,), cfg)
+        stack, at = cfg.stack_of(layer)
+        yield from _block(f"model.layers.{layer}.", f"{stack.name}.", specs, (at,), cfg)
     for depth in range(cfg.mtp_depth):
         prefix = f"model.layers.{cfg.layers + depth}."
         for row in MTP_ROWS:

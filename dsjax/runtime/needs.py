@@ -79,7 +79,7 @@ def training(run: RunConfig, mesh: Mesh | None = None) -> Training:
     specs = transformer.specs(run.model)
     held = _share(mesh, run.parallel.use_zero)
     masters, learnt = _sum(specs, lambda s: 4 * held(s)), _sum(specs, _of_learnt(held))
-    main = specs.moe if run.model.moe_layers else specs.dense
+    main = specs.stacks[run.model.stacks[-1].name]
     is_cut = run.train.microbatches > 1  # then sums of all gradients stand beside those of a part
     rows = _rows(run, mesh)
     return Training(
@@ -160,9 +160,9 @@ def _rows(run: RunConfig, mesh: Mesh | None) -> int:
 def _kept_of_a_row(run: RunConfig) -> int:
     """Bytes kept of one row for the backward pass, and of one layer what is made again at once."""
     model, remat = run.model, run.machine.remat
-    kinds = [(model.dense_layers, None), (model.moe_layers, model.moe)]
+    kinds = [(stack.count, model.moe if stack.is_moe else None) for stack in model.stacks]
     kept = [(layers, _kept_of_a_token(run, moe, remat), _kept_of_a_token(run, moe, "none"))
-            for layers, moe in kinds if layers]
+            for layers, moe in kinds]
     again = max(whole - part for _, part, whole in kept)
     return (sum(layers * part for layers, part, _ in kept) + again) * run.train.seq_len
 

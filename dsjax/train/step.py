@@ -164,13 +164,14 @@ def move_biases(p: TransformerParams, loads: Array, speed: Array,
     if run.model.moe is None or not run.model.moe.has_bias:
         return p
     delta = losses.bias_step(loads, speed)
-    main = run.model.moe_layers
-    if p.moe is not None:
-        p = dataclasses.replace(p, moe=_moved(p.moe, delta[:main]))
-    if p.mtp is not None:
-        block = _moved(p.mtp.block, delta[main:])
-        p = dataclasses.replace(p, mtp=dataclasses.replace(p.mtp, block=block))
-    return p
+    stacks, mtp = dict(p.stacks), p.mtp
+    for stack in run.model.stacks:
+        if stack.is_moe:
+            stacks[stack.name] = _moved(stacks[stack.name], delta[: stack.count])
+            delta = delta[stack.count :]
+    if mtp is not None:
+        mtp = dataclasses.replace(mtp, block=_moved(mtp.block, delta))
+    return dataclasses.replace(p, stacks=stacks, mtp=mtp)
 
 
 def _moved(block: BlockParams, delta: Array) -> BlockParams:

@@ -100,7 +100,7 @@ def of_the_corpus(run: RunConfig, corpus: Corpus) -> str:
 
 def layer_labels(run: RunConfig) -> list[str]:
     """Names of the rows of `loads`: mixture layers of the main model, then MTP modules."""
-    main = [f"layer {i}" for i in range(run.model.dense_layers, run.model.layers)]
+    main = [f"layer {i}" for i in range(run.model.layers) if run.model.stack_of(i)[0].is_moe]
     return main + [f"MTP {k + 1}" for k in range(run.model.mtp_depth)]
 
 

@@ -24,8 +24,8 @@ def dead(p):
     experts = jax.tree.map(lambda a: np.concatenate([a[:, :1] * 0, -0.0 * a[:, 1:2], a[:, 2:]], 1),
                            jax.tree.map(np.abs, ffn.experts))
     router = dataclasses.replace(ffn.router, bias=np.zeros_like(ffn.router.bias))
-    return dataclasses.replace(p, moe=dataclasses.replace(
-        p.moe, ffn=dataclasses.replace(ffn, router=router, experts=experts)))
+    moe = dataclasses.replace(p.moe, ffn=dataclasses.replace(ffn, router=router, experts=experts))
+    return dataclasses.replace(p, stacks=p.stacks | {"moe": moe})
 
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "fp8"])

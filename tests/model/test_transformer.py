@@ -65,11 +65,11 @@ def looped(p, tokens, segments, cfg, backend):
     x = transformer.embed(p, tokens, backend)
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
     mix, loads = blocks.expanded(angles, segments, cfg, backend), []
-    for stack, count in [(p.dense, cfg.dense_layers), (p.moe, cfg.moe_layers)]:
-        for i in range(count):
-            layer = jax.tree.map(operator.itemgetter(i), stack)
-            x, stats, _ = blocks.block(layer, x, mix, segments != 0, cfg, backend)
-            loads += [] if stats is None else [stats.loads]
+    for n in range(cfg.layers):
+        stack, at = cfg.stack_of(n)
+        layer = jax.tree.map(operator.itemgetter(at), p.stacks[stack.name])
+        x, stats, _ = blocks.block(layer, x, mix, segments != 0, cfg, backend)
+        loads += [] if stats is None else [stats.loads]
     return transformer.rms_norm(x, p.norm, cfg.norm_eps), jnp.stack(loads)
 
 

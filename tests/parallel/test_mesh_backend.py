@@ -24,12 +24,11 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, CFG.vocab, (4, 7)), jn
 def stored():
     """Parameters whose experts are codes with a scale in 8 x 8."""
     p = transformer.init(CFG, jax.random.key(0))
-    assert p.moe is not None
     experts = p.moe.ffn.experts
     resting = dataclasses.replace(experts, w_gate_up=quantize(experts.w_gate_up, (8, 1, 8)),
                                   w_down=quantize(experts.w_down, (8, 8)))
     ffn = dataclasses.replace(p.moe.ffn, experts=resting)
-    return dataclasses.replace(p, moe=dataclasses.replace(p.moe, ffn=ffn))
+    return dataclasses.replace(p, stacks={"moe": dataclasses.replace(p.moe, ffn=ffn)})
 
 
 def logits(p, layout, precision="fp32"):

@@ -28,6 +28,7 @@ from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import OptimizerConfig, RunConfig, TrainConfig
+from dsjax.model import transformer
 from dsjax.report import metrics
 from dsjax.runtime import platform
 from dsjax.train import sharding
@@ -117,11 +118,12 @@ def start() -> TrainState:
     state = jax.device_get(sharding.init(RUN, None))
     rng = np.random.default_rng(1)
 
-    def drawn(path: Any, leaf: np.ndarray) -> np.ndarray:
-        is_bias = jax.tree_util.keystr(path).endswith(".bias")
+    def drawn(spec: params.Spec, leaf: np.ndarray) -> np.ndarray:
+        is_bias = spec.role == "router_bias"
         return rng.normal(0, 0.05, leaf.shape).astype(np.float32) if is_bias else leaf
 
-    return state.replace(params=jax.tree_util.tree_map_with_path(drawn, state.params))
+    return state.replace(params=jax.tree.map(drawn, transformer.specs(MODEL), state.params,
+                                             is_leaf=params.is_spec))
 
 
 class Stepper:
@@ -150,7 +152,8 @@ def compare(layout: ParallelConfig, microbatches: int, kind: str, step: Stepper,
     """Return the differences of a step on a layout from the one of a single device."""
     (state, m), (wanted_state, wanted) = step.take(kind), alone
     names = dict(params.paths(state.params))
-    bias = [name for name in names if name.endswith(".bias")]
+    bias = [name for name, spec in params.paths(transformer.specs(MODEL))
+            if spec.role == "router_bias"]
     assert bias, "the model has routers with a bias"
     wanted_names = dict(params.paths(wanted_state.params))
     loads = [(metrics.max_violation(np.asarray(x.loads)), x.loads) for x in (m, wanted)]
