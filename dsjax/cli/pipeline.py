@@ -11,7 +11,7 @@ from dsjax.config.commandline import Word
 from dsjax.config.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError
-from dsjax.pipeline.instructions import forms, length
+from dsjax.pipeline.instructions import forms
 from dsjax.pipeline.schedules import draw
 from dsjax.pipeline.schedules.build import build
 from dsjax.pipeline.schedules.simulate import (
@@ -20,6 +20,7 @@ from dsjax.pipeline.schedules.simulate import (
     formula_activations,
     formula_bubble,
     is_in_regime,
+    lockstep_time,
     simulate,
 )
 from dsjax.pipeline.schedules.table import Op
@@ -127,7 +128,7 @@ def _formula(timeline: Timeline) -> float | None:
 def _forms(timeline: Timeline) -> dict[str, Any]:
     """Slots and time of each form that can be executed, and the name of the shortest."""
     found = forms(timeline.schedule)
-    times = {name: length(steps, timeline.times) for name, steps in found.items()}
+    times = {name: lockstep_time(steps, timeline.times) for name, steps in found.items()}
     counted: dict[str, Any] = {
         name: {"slots": steps.slots, "time": times[name]} for name, steps in found.items()}
     return counted | {"shortest": min(times, key=lambda name: times[name])}

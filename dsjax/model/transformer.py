@@ -53,6 +53,10 @@ class TransformerParams:
             raise AttributeError(f"TransformerParams has no {name!r}; its stacks are {[*stacks]}")
         return stacks[name]
 
+    def replace(self, **changes: Any) -> TransformerParams:
+        """The same parameters, some fields changed, as other parameter classes do it."""
+        return dataclasses.replace(self, **changes)
+
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
         """List children with their names; a stack stands among the other fields."""
         named = [("embed", self.embed), *self.stacks.items(), ("norm", self.norm),

@@ -1,9 +1,9 @@
-"""What a rank of a pipeline reads in every slot, and the one fixed memory it works in.
+"""The inputs of a rank in every tick, and the one fixed memory it works in.
 
-`State` is everything that lives from slot to slot; the program gave out its places. Places of
-activations and of what W still needs hold a whole stage of one microbatch.
+`State` is everything that lives from tick to tick; the program gave out its buffers. A buffer of
+residuals holds a whole stage of one microbatch.
 
-Axes: A places, N layers of a stage, M microbatches, B rows, T time, D model, E experts.
+Axes: A buffers, N layers of a stage, M microbatches, B rows, T time, D model, E experts.
 """
 
 from __future__ import annotations
@@ -24,22 +24,20 @@ from dsjax.model.loss import Batch, LossParts
 from dsjax.params import Tree
 from dsjax.pipeline.instructions import Program
 from dsjax.pipeline.split_vjp import Split, split
-from dsjax.pipeline.stage_work import Layer, Room, Side, varying
-
-Flag = Array | bool
+from dsjax.pipeline.stage_work import Layer, Side, StageLayout, varying
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The layers of one kind on this rank: weights, and the parts of their gradient."""
+    """The layers of one stack on this rank: parameters, and the three parts of their gradient."""
 
     stack: Stack
-    room: Room
-    weights: Tree  # [chunks * N, ...]
-    held: Tree
+    layout: StageLayout
+    params: Tree  # [chunks * N, ...]
+    quantized: Tree  # their low-precision form, or None
     count: Array  # [chunks]
     rows: Array  # [] of the whole step
-    parts: Split
+    split: Split
 
     @property
     def name(self) -> str:
@@ -49,7 +47,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """What a rank reads in every slot."""
+    """The inputs of a rank in every tick."""
 
     program: Program
     groups: tuple[Group, ...]
@@ -57,20 +55,21 @@ class Rank:
     tail: Callable
     batch: Batch  # [M, B, T+1]
     backend: Backend
-    is_open: bool  # whether slots that pair work are laid open to the compiler
+    is_unrolled: bool  # whether ticks that pair work are written out for the compiler
 
     @property
-    def is_masked(self) -> bool:
-        """Whether every slot computes all there is."""
-        return self.program.steps.lanes
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a microbatch's activations, [B, T, D]."""
+        _, rows, length = self.batch.tokens.shape
+        return rows, length - 1, self.ends.embed.shape[1]
 
 
 @struct.dataclass
 class State:
-    """What lives from slot to slot."""
+    """Memory that lives from tick to tick."""
 
-    stored: dict[str, list[Array]]  # [A, N, ...] activations
-    owed: dict[str, list[Array]]  # [A, N, ...] what W needs of B
+    residuals_b: dict[str, list[Array]]  # [A, N, ...] of F, for B and W
+    residuals_w: dict[str, list[Array]]  # [A, N, ...] of B, for W
     inbox_x: Array  # [A, B, T, D]
     inbox_gradient: Array  # [A, B, T, D]
     grads: dict[str, Tree]  # [chunks * N, ...]
@@ -82,43 +81,41 @@ class State:
     executed: Array  # [branches]
 
 
-def group(stack: Stack, room: Room, weights: Tree, held: Tree, count: Array, rows: Array,
-          segments: Array, layer: Layer, x: Array) -> Group:
-    """Cut the gradient of a rank's layers; segments [B, T] and x [B, T, D] give shapes."""
-    first = at((weights, held), 0)
-    side = Side(segments, rows, first[1])
+def split_layer(layer: Layer, params: Tree, side: Side, x: Array) -> Split:
+    """Cut the gradient of a layer in three; params, side and x [B, T, D] give shapes."""
     dy = varying((x, jnp.zeros(())))
-    parts = split(lambda p, x, side: varying(layer(p, x, side)), first[0], x, side, dy)
-    return Group(stack, room, weights, held, count, rows, parts)
+    return split(lambda p, x, side: varying(layer(p, x, side)), params, x, side, dy)
 
 
 def start(rank: Rank, x: Array, experts: int) -> State:
     """Empty memory. x [B, T, D] gives its shape."""
     program = rank.program
-    stored, owed = {}, {}
+    residuals_b, residuals_w = {}, {}
     for g in rank.groups:
-        kept, late = jax.eval_shape(functools.partial(_once, g, x, rank))
-        stored[g.name] = [_room(a, program.activations, g.room.size) for a in kept]
-        owed[g.name] = [_room(a, program.owed, g.room.size) for a in late]
+        of_f, of_b = jax.eval_shape(functools.partial(_residuals, g, x, rank))
+        residuals_b[g.name] = [_empty(a, program.buffers_b, g.layout.size) for a in of_f]
+        residuals_w[g.name] = [_empty(a, program.buffers_w, g.layout.size) for a in of_b]
     boxes = [jnp.zeros((size, *x.shape), x.dtype) for size in program.inbox]
-    grads = {g.name: zeros(g.weights) for g in rank.groups}
-    loads = {g.name: jnp.zeros((g.room.layer.shape[1], experts)) for g in rank.groups
-             if g.stack.is_moe}
-    part = jax.tree.map(lambda a: a[0], rank.batch)
-    (total, parts), (d_ends, _) = jax.eval_shape(rank.tail, rank.ends, x, part)
-    del total
+    (_, parts), (d_ends, _) = jax.eval_shape(rank.tail, rank.ends, x, at(rank.batch, 0))
     return State(
-        stored=stored, owed=owed, inbox_x=boxes[0], inbox_gradient=boxes[1], grads=grads,
-        d_ends=zeros(d_ends), total=jnp.zeros(()), parts=zeros(parts),
-        loads=loads, rounds=jnp.zeros(()),
-        executed=jnp.zeros(len(program.branches), jnp.int32))
+        residuals_b=residuals_b, residuals_w=residuals_w,
+        inbox_x=boxes[0], inbox_gradient=boxes[1],
+        grads={g.name: zeros(g.params) for g in rank.groups}, d_ends=zeros(d_ends),
+        total=jnp.zeros(()), parts=zeros(parts),
+        loads={g.name: jnp.zeros((g.layout.layer.shape[1], experts))
+               for g in rank.groups if g.stack.is_moe},
+        rounds=jnp.zeros(()), executed=jnp.zeros(len(program.branches), jnp.int32))
 
 
-def _once(g: Group, x: Array, rank: Rank) -> tuple[list[Array], list[Array]]:
-    """What one layer stores and owes."""
-    (weights, side), one = layer_at(g, rank, 0, 0), varying(jnp.ones(()))
-    _, _, stored = g.parts.forward(weights, x, side)
-    return stored, g.parts.input_gradient(weights, side, stored, (x, one))[1]
+def _residuals(g: Group, x: Array, rank: Rank) -> tuple[list[Array], list[Array]]:
+    """Residuals of one layer: of F, and of B for W."""
+    (params, side), one = layer_at(g, 0, 0, at(rank.batch, 0)), varying(jnp.ones(()))
+    _, _, for_b = g.split.forward(params, x, side)
+    return for_b, g.split.input_gradient(params, side, for_b, (x, one))[1]
+
+
+def _empty(a: Any, buffers: int, layers: int) -> Array:
+    return jnp.zeros((buffers, layers, *a.shape), a.dtype)
 
 
 def zeros(tree: Tree) -> Tree:
@@ -126,36 +123,23 @@ def zeros(tree: Tree) -> Tree:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
 
 
-def _room(a: Any, places: int, layers: int) -> Array:
-    return jnp.zeros((places, layers, *a.shape), a.dtype)
+def layer_at(g: Group, chunk: Array | int, j: Array | int, part: Batch) -> tuple[Tree, Side]:
+    """Parameters of layer j of a chunk, and what else it reads of a microbatch."""
+    params, quantized = at((g.params, g.quantized), jnp.maximum(chunk, 0) * g.layout.size + j)
+    return params, Side(part.segments[:, :-1], g.rows, quantized)
 
 
-def layer_at(g: Group, rank: Rank, chunk: Array | int, j: Array | int,
-           part: Batch | None = None) -> tuple[Tree, Side]:
-    """Weights of layer j of a chunk, and what it reads of a microbatch."""
-    part = part or part_of(rank.batch, 0)
-    weights, held = at((g.weights, g.held), jnp.maximum(chunk, 0) * g.room.size + j)
-    return weights, Side(part.segments[:, :-1], g.rows, held)
-
-
-def masked(tree: Tree, ok: Flag) -> Tree:
-    """What was asked for, or zeros."""
-    return tree if ok is True else jax.tree.map(lambda a: jnp.where(ok, a, 0), tree)
-
-
-def part_of(batch: Batch, microbatch: Array | int) -> Batch:
-    """One microbatch."""
-    return at(batch, microbatch)
-
-
-def at(tree: Tree, place: Array | int) -> Tree:
-    """One of the leading dim; the first where the place is -1 and nothing will be made of it."""
-    index = jnp.maximum(place, 0)
+def at(tree: Tree, index: Array | int) -> Tree:
+    """One of the leading dim; the first where the index is -1 and the result is not used."""
+    index = jnp.maximum(index, 0)
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, keepdims=False), tree)
 
 
-def put(a: Array, place: Array, new: Array, ok: Flag) -> Array:
-    """Write one of the leading dim, or leave it."""
-    if ok is not True:
-        new = jnp.where(ok, new, at(a, place))
-    return lax.dynamic_update_index_in_dim(a, new, jnp.maximum(place, 0), 0)
+def put(a: Array, index: Array, new: Array) -> Array:
+    """Write one of the leading dim."""
+    return lax.dynamic_update_index_in_dim(a, new, jnp.maximum(index, 0), 0)
+
+
+def put_if_any(a: Array, index: Array, new: Array) -> Array:
+    """As `put`; nothing where the index is -1."""
+    return put(a, index, jnp.where(index >= 0, new, at(a, index)))

@@ -1,19 +1,14 @@
-"""Run a pipeline schedule: one manual shard_map over the mesh, one scan over the table's slots.
+"""Run a pipeline schedule: one manual shard_map over the mesh, one scan over the table's ticks.
 
-In every slot each rank does what its instructions say (program.py), then neighbors exchange what
-they made. Forward, input gradient and weight gradient are the three parts of one layer (split.py),
-looped over the layers of a stage. Two forms of a slot:
+In every tick each rank does what its instructions say, a switch over the kinds of cell that the
+table has; then neighbors exchange what they made. Forward, input gradient and weight gradient are
+the three parts of one layer (split_vjp.py), looped over the layers of a stage.
 
-    branched  a switch over the kinds of cell that the table has. No rank computes what its cell
-              does not hold, and an overlapped F&BW is one branch, in which the compiler may hide
-              the exchanges of each half behind the other.
-    masked    every rank computes one F, one B and one W in every slot and drops what it was not
-              asked for. All is in the open for the compiler, and idle slots cost as much as others.
-
-A collective may not stand in a branch that ranks choose differently, so what a slot made is sent
-after its switch, with nothing left to hide behind. `is_open` takes slots in which all ranks have a
-pair (for M much larger than P, most of DualPipe's) out of the switch and writes them out whole: the
-forward's output then travels behind the backward's last products, the gradient behind those of W.
+A collective may not stand in a branch that ranks choose differently, so the values of a tick are
+sent after its switch, with nothing left to hide behind. `is_unrolled` takes ticks in which all
+ranks have a pair (the steady state: for M much larger than P, most of DualPipe's) out of the switch
+and writes them out whole. The forward's output then travels behind the backward's last products,
+the gradient behind those of W.
 
 Embedding and head are on every rank, one copy each: the same program runs everywhere. Stage 0 reads
 the embedding; final norm, head, losses and MTP modules run, forward and backward together, in the
@@ -29,6 +24,7 @@ Axes: P ranks, M microbatches, B rows, T time, D model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +35,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from dsjax import params
-from dsjax.config.model import ModelConfig
+from dsjax.config.model import ModelConfig, Stack
 from dsjax.layers.backend import Backend
 from dsjax.model import loss as losses
 from dsjax.model import transformer
@@ -51,10 +47,10 @@ from dsjax.parallel import rules
 from dsjax.parallel.mesh import AXES, PIPE
 from dsjax.params import Tree
 from dsjax.pipeline import buffers, stage_work, ticks
-from dsjax.pipeline.instructions import Program
+from dsjax.pipeline.instructions import Instructions, Program
 from dsjax.pipeline.schedules.table import Kind, Work
-from dsjax.pipeline.stage_work import EVERYWHERE, Room, varying
-from dsjax.pipeline.transfer import arrive, travel
+from dsjax.pipeline.stage_work import EVERYWHERE, Side, StageLayout, varying
+from dsjax.pipeline.transfer import receive, send
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,119 +61,146 @@ class Pipeline:
     mesh: Mesh
     model: ModelConfig
     backend: Backend
-    is_open: bool = False
-    """Whether paired slots are laid open, for machines that compute while they communicate."""
+    is_unrolled: bool = False
+    """Whether paired ticks are written out, for machines that compute while they communicate."""
 
 
 @struct.dataclass
 class Outcome:
-    """What a step's pipeline made: gradients in float32, the loss and its summed parts."""
+    """Result of a step's pipeline: gradients in float32, the loss and its summed parts."""
 
     grads: TransformerParams
     total: Array
     parts: LossParts
-    executed: Array  # [P, branches] slots in which a rank ran each branch
+    executed: Array  # [P, branches] ticks in which a rank ran each branch
 
 
-def run(pipe: Pipeline, p: TransformerParams, held: Tree, batch: Batch,
+@struct.dataclass
+class _Inputs:
+    """Everything a rank is given, or where each array of it lies."""
+
+    layers: dict[str, Tree]  # by stack, [P, chunks * N, ...]
+    quantized: dict[str, Tree]  # their low-precision form, or None
+    ends: Tree  # embedding, final norm, head, MTP modules
+    quantized_ends: Tree
+    counts: Any  # by stack, [P, chunks] layers of each chunk
+    instructions: Any  # [P, ticks]
+    batch: Any  # [M, B, T+1]
+    objective: Any
+
+
+def run(pipe: Pipeline, p: TransformerParams, quantized: Tree, batch: Batch,
         objective: Objective) -> Outcome:
     """Gradients of a whole batch's loss. batch: leaves [M, B, T+1], B the rows of all devices.
 
-    `held` is p's low-precision form (`quantize_weights`) or None.
+    `quantized` is p's low-precision form (`precision.quantize_weights`) or None.
     """
-    specs = transformer.specs(pipe.model)
-    found = stage_work.rooms(pipe.model, pipe.program)
-    layers = {name: stage_work.to_stages(p.stacks[name], room) for name, room in found.items()}
-    where = {name: params.map_specs(stage_work.layer_partition, specs.stacks[name])
-             for name in found}
-    ends = dataclasses.replace(p, stacks={})
-    ends_specs = dataclasses.replace(specs, stacks={})
-    ends_where = params.map_specs(rules.used, ends_specs)
-    held_layers = dict.fromkeys(found)
-    held_where: dict[str, Any] = dict(held_layers)
-    held_ends = held_ends_where = None
-    if held is not None:
-        for name, room in found.items():
-            held_layers[name] = stage_work.to_stages(held.stacks[name], room)
-            held_where[name] = stage_work.held_specs(specs.stacks[name], held.stacks[name],
-                                                     is_layer=True)
-        held_ends = dataclasses.replace(held, stacks={})
-        held_ends_where = stage_work.held_specs(ends_specs, held_ends, is_layer=False)
+    layouts = stage_work.layouts(pipe.model, pipe.program)
+    inputs = _Inputs(
+        layers={name: stage_work.to_stages(p.stacks[name], one) for name, one in layouts.items()},
+        quantized=dict.fromkeys(layouts), ends=dataclasses.replace(p, stacks={}),
+        quantized_ends=None,
+        counts={name: jnp.asarray(layout.count) for name, layout in layouts.items()},
+        instructions=jax.tree.map(jnp.asarray, pipe.program.instructions),
+        batch=batch, objective=objective)
+    if quantized is not None:
+        inputs = dataclasses.replace(
+            inputs, quantized={name: stage_work.to_stages(quantized.stacks[name], one)
+                       for name, one in layouts.items()},
+            quantized_ends=dataclasses.replace(quantized, stacks={}))
+    where = _where(pipe, inputs)
     whole, by_rank = PartitionSpec(), PartitionSpec(PIPE)
-    counts = {name: jnp.asarray(room.count) for name, room in found.items()}
-    instructions = jax.tree.map(jnp.asarray, pipe.program.instructions)
-    out = jax.shard_map(
-        lambda *args: _on_rank(pipe, found, (where, ends_where), *args),
-        mesh=pipe.mesh,
-        in_specs=(where, held_where, ends_where, held_ends_where, by_rank, by_rank,
-                  PartitionSpec(None, AXES), whole),
-        out_specs=(where, ends_where, whole, whole, by_rank, by_rank),
-        check_vma=True,
-    )(layers, held_layers, ends, held_ends, counts, instructions, batch, objective)
-    d_layers, d_ends, total, parts, loads, executed = out
-    back = {name: stage_work.from_stages(d_layers[name], room) for name, room in found.items()}
-    each = [stage_work.from_stages(loads[name], found[name]) for name in loads]
+    d_layers, d_ends, total, parts, loads, executed = jax.shard_map(
+        functools.partial(_on_rank, pipe, layouts, where), mesh=pipe.mesh, in_specs=(where,),
+        out_specs=(where.layers, where.ends, whole, whole, by_rank, by_rank), check_vma=True,
+    )(inputs)
+    stacks = {name: stage_work.from_stages(d_layers[name], one) for name, one in layouts.items()}
+    each = [stage_work.from_stages(loads[name], layouts[name]) for name in loads]
     each += [parts.loads] if parts.loads.size else []
     if each:
         parts = dataclasses.replace(parts, loads=jnp.concatenate(each))
-    return Outcome(dataclasses.replace(d_ends, stacks=back), total, parts, executed)
+    return Outcome(dataclasses.replace(d_ends, stacks=stacks), total, parts, executed)
 
 
-def _on_rank(pipe: Pipeline, found: dict[str, Room], where: tuple, layers: dict, held: dict,
-             ends: Tree, held_ends: Tree, counts: dict, instructions: Any, batch: Batch,
-             objective: Objective) -> tuple:
+def _where(pipe: Pipeline, inputs: _Inputs) -> _Inputs:
+    """Mesh axes of every input."""
+    specs = transformer.specs(pipe.model)
+    ends = dataclasses.replace(specs, stacks={})
+    whole, by_rank = PartitionSpec(), PartitionSpec(PIPE)
+    quantized_ends, quantized = None, dict.fromkeys(inputs.layers)
+    if inputs.quantized_ends is not None:
+        quantized_ends = stage_work.quantized_specs(ends, inputs.quantized_ends, is_layer=False)
+        quantized = {
+            name: stage_work.quantized_specs(specs.stacks[name], tree, is_layer=True)
+            for name, tree in inputs.quantized.items()}
+    return _Inputs(
+        layers={name: params.map_specs(stage_work.layer_partition, stack)
+                for name, stack in specs.stacks.items()},
+        quantized=quantized, ends=params.map_specs(rules.used, ends),
+        quantized_ends=quantized_ends, counts=by_rank, instructions=by_rank,
+        batch=PartitionSpec(None, AXES), objective=whole)
+
+
+def _on_rank(pipe: Pipeline, layouts: dict[str, StageLayout], where: _Inputs,
+             inputs: _Inputs) -> tuple:
     """The whole step on one device, and the sums over devices at its end."""
-    layers, held, counts, instructions = jax.tree.map(
-        lambda a: a[0], (layers, held, counts, instructions))
-    given = (layers, held, ends, held_ends, counts, instructions, batch, objective)
-    layers, held, ends, held_ends, counts, instructions, batch, objective = varying(given)
-    _, rows, length = batch.tokens.shape
+    by_rank = (inputs.layers, inputs.quantized, inputs.counts, inputs.instructions)
+    layers, quantized, counts, instructions = jax.tree.map(lambda a: a[0], by_rank)
+    inputs = varying(dataclasses.replace(
+        inputs, layers=layers, quantized=quantized, counts=counts, instructions=instructions))
+    _, rows, length = inputs.batch.tokens.shape
     x = varying(jnp.zeros((rows, length - 1, pipe.model.d_model), pipe.backend.dtype))
-    groups = []
-    for stack in pipe.model.stacks:
-        name, room = stack.name, found[stack.name]
-        layer = stage_work.layer(pipe.model, stack.is_moe, objective.balance, pipe.backend)
-        groups.append(buffers.group(stack, room, layers[name], held[name], counts[name],
-                                    objective.totals.rows, batch.segments[0, :, :-1], layer, x))
-    tail = _tail(pipe, held_ends, objective)
-    rank = buffers.Rank(pipe.program, tuple(groups), ends, tail, batch, pipe.backend, pipe.is_open)
-    experts = pipe.model.moe.experts if pipe.model.moe else 0
-    state = varying(buffers.start(rank, x, experts))
-    steady = jnp.asarray(pipe.program.steady & pipe.is_open)
-    state, _ = lax.scan(_slot(rank), state, (instructions, steady))
+    groups = tuple(_group(pipe, stack, layouts[stack.name], inputs, x)
+                   for stack in pipe.model.stacks)
+    rank = buffers.Rank(pipe.program, groups, inputs.ends, _tail(pipe, inputs), inputs.batch,
+                        pipe.backend, pipe.is_unrolled)
+    state = varying(buffers.start(rank, x, pipe.model.moe.experts if pipe.model.moe else 0))
+    is_steady = jnp.asarray(pipe.program.steady_state & pipe.is_unrolled)
+    state, _ = lax.scan(_tick(rank), state, (inputs.instructions, is_steady))
     return _reduced(state, where)
 
 
-def _slot(rank: buffers.Rank) -> Callable:
-    """One slot: what the instructions say, and the exchange."""
+def _group(pipe: Pipeline, stack: Stack, layout: StageLayout, inputs: _Inputs,
+           x: Array) -> buffers.Group:
+    """The layers of a stack on this rank, their gradient cut in three."""
+    layers, quantized = inputs.layers[stack.name], inputs.quantized[stack.name]
+    first, first_quantized = buffers.at((layers, quantized), 0)
+    side = Side(inputs.batch.segments[0, :, :-1], inputs.objective.totals.rows, first_quantized)
+    layer = stage_work.layer(pipe.model, stack.is_moe, inputs.objective.balance, pipe.backend)
+    return buffers.Group(stack, layout, layers, quantized, inputs.counts[stack.name],
+                         inputs.objective.totals.rows, buffers.split_layer(layer, first, side, x))
+
+
+def _tick(rank: buffers.Rank) -> Callable:
+    """One tick: what the instructions say, and the exchange."""
     program = rank.program
     branches = [_counted(ticks.branch(rank, kinds), i) for i, kinds in enumerate(program.branches)]
 
-    def chosen(state: buffers.State, now: Any) -> buffers.State:
+    def chosen(state: buffers.State, now: Instructions) -> buffers.State:
         if len(branches) == 1:
             y, dx, state = branches[0](state, now)
         else:
             y, dx, state = lax.switch(now.branch, branches, state, now)
-        return arrive(rank, state, now, travel(rank, y, "y"), travel(rank, dx, "dx"))
+        return receive(rank, state, now, send(rank, y, "y"), send(rank, dx, "dx"))
 
-    def paired(state: buffers.State, now: Any) -> buffers.State:
+    def paired(state: buffers.State, now: Instructions) -> buffers.State:
         work = ticks.branch(rank, program.branches[program.pair], sends=True)
         y, dx, state = _counted(work, program.pair)(state, now)
-        return arrive(rank, state, now, y, dx)
+        return receive(rank, state, now, y, dx)
 
-    def slot(state: buffers.State, step: Any) -> tuple[buffers.State, None]:
+    def tick(state: buffers.State, step: Any) -> tuple[buffers.State, None]:
         now, is_steady = step
-        if rank.is_open and program.steady.any():
+        if rank.is_unrolled and program.steady_state.any():
             return lax.cond(is_steady, paired, chosen, state, now), None
         return chosen(state, now), None
 
-    return slot
+    return tick
 
 
 def _counted(work: Callable, index: int) -> Callable:
     """Work that also counts how often it ran."""
 
-    def run(state: buffers.State, now: Any) -> tuple[Any, Any, buffers.State]:
+    def run(state: buffers.State, now: Instructions) -> tuple[Any, Any, buffers.State]:
         y, dx, state = work(state, now)
         y, dx, state = varying((y, dx, state))
         return y, dx, dataclasses.replace(state, executed=state.executed.at[index].add(1))
@@ -185,35 +208,33 @@ def _counted(work: Callable, index: int) -> Callable:
     return run
 
 
-def _tail(pipe: Pipeline, held: Tree, objective: Objective) -> Callable:
-    """What follows the layers, with its gradient: ends, x [B, T, D], batch -> loss, parts, d's."""
+def _tail(pipe: Pipeline, inputs: _Inputs) -> Callable:
+    """Norm, head and losses with their gradient: ends, x [B, T, D], batch -> loss, parts, d's."""
     specs = dataclasses.replace(transformer.specs(pipe.model), stacks={})
+    quantized = inputs.quantized_ends
 
     def loss(ends: TransformerParams, x: Array, part: Batch) -> tuple[Array, LossParts]:
-        tree = ends if held is None else precision.attach(ends, held, specs)
+        tree = ends if quantized is None else precision.attach(ends, quantized, specs)
         x = rms_norm(x, tree.norm, pipe.model.norm_eps)
-        return losses.after_layers(tree, x, None, part, objective, pipe.model, pipe.backend)
+        return losses.after_layers(tree, x, None, part, inputs.objective, pipe.model, pipe.backend)
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
 
-def _reduced(state: buffers.State, where: tuple) -> tuple:
+def _reduced(state: buffers.State, where: _Inputs) -> tuple:
     """Sum over devices what is not cut over them."""
 
     def one(a: Array, spec: PartitionSpec) -> Array:
         cut = {axis for entry in spec for axis in rules.mesh_axes(entry)}
         return lax.psum(a, tuple(axis for axis in EVERYWHERE if axis not in cut))
 
-    def summed(tree: Tree, specs: Tree) -> Tree:
-        return jax.tree.map(one, tree, specs)
-
     grads = jax.tree.map(lambda a: a[None], state.grads)
     rounds = state.rounds + state.parts.extra_rounds  # the same number on a rank's devices
     rounds = lax.psum(lax.pmax(rounds, AXES), PIPE)
     parts = lax.psum(state.parts, EVERYWHERE)
     return (
-        summed(grads, where[0]),
-        summed(state.d_ends, where[1]),
+        jax.tree.map(one, grads, where.layers),
+        jax.tree.map(one, state.d_ends, where.ends),
         lax.psum(state.total, EVERYWHERE),
         dataclasses.replace(parts, extra_rounds=rounds),
         jax.tree.map(lambda a: lax.psum(a, AXES)[None], state.loads),

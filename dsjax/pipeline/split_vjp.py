@@ -9,9 +9,9 @@ the trace belongs to the first part that needs it.
     B   what the input's gradient needs; gains and biases, whose gradients need no product
     W   the rest: the products that make gradients of matrices
 
-Between them travel `stored`, what F made of the input and B or W reads, and `owed`, what B made and
-W reads. What depends on weights alone (another shape, another dtype) is made again where it is
-read, so that no weight is stored with an activation. What `jax.checkpoint` recomputes is traced
+Between them travel residuals: `for_b`, what F made of the input and B or W reads, and `for_w`, what
+B made and W reads. What depends on weights alone (another shape, another dtype) is made again where
+it is read, so that no weight is kept with an activation. What `jax.checkpoint` recomputes is traced
 within the gradient, so it belongs to B.
 """
 
@@ -37,11 +37,11 @@ class Split:
     """The three parts of f(w, x, side) -> (y, aux), where only w and x have gradients."""
 
     forward: Callable[[Tree, Tree, Tree], tuple[Tree, Tree, list[Array]]]
-    """w, x, side -> y, aux, stored."""
+    """w, x, side -> y, aux, for_b."""
     input_gradient: Callable[[Tree, Tree, list[Array], Tree], tuple[Tree, list[Array]]]
-    """w, side, stored, dy -> dx, owed."""
+    """w, side, for_b, dy -> dx, for_w."""
     weight_gradient: Callable[[Tree, Tree, list[Array], list[Array]], Tree]
-    """w, side, stored, owed -> dw."""
+    """w, side, for_b, for_w -> dw."""
 
 
 def split(f: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]], w: Tree, x: Tree, side: Tree,
@@ -64,23 +64,23 @@ def split(f: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]], w: Tree, x: Tree, 
         jaxpr = closed.jaxpr.replace(invars=list(given), outvars=list(wanted), eqns=own)
         return jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts))
 
-    stored, owed = shares.stored, shares.owed
-    ahead = part(shares.forward, [*w_in, *x_in, *side_in], [*y_out, *aux_out, *stored])
-    back = part(shares.input, [*w_in, *side_in, *stored, *dy_in], [*dx, *owed])
-    late = part(shares.weight, [*w_in, *side_in, *stored, *owed], dw)
+    for_b, for_w = shares.for_b, shares.for_w
+    ahead = part(shares.forward, [*w_in, *x_in, *side_in], [*y_out, *aux_out, *for_b])
+    back = part(shares.input, [*w_in, *side_in, *for_b, *dy_in], [*dx, *for_w])
+    late = part(shares.weight, [*w_in, *side_in, *for_b, *for_w], dw)
 
     def forward(w: Tree, x: Tree, side: Tree) -> tuple[Tree, Tree, list[Array]]:
         found = ahead(*jax.tree.leaves((w, x, side)))
-        y, aux, kept = _cut(found, (len(y_out), len(aux_out), len(stored)))
+        y, aux, kept = _cut(found, (len(y_out), len(aux_out), len(for_b)))
         return jax.tree.unflatten(y_tree, y), jax.tree.unflatten(aux_tree, aux), kept
 
-    def input_gradient(w: Tree, side: Tree, stored: list[Array],
+    def input_gradient(w: Tree, side: Tree, for_b: list[Array],
                        dy: Tree) -> tuple[Tree, list[Array]]:
-        dx, late = _cut(back(*jax.tree.leaves((w, side, stored, dy))), (len(x_in), len(owed)))
+        dx, late = _cut(back(*jax.tree.leaves((w, side, for_b, dy))), (len(x_in), len(for_w)))
         return jax.tree.unflatten(dx_tree, dx), late
 
-    def weight_gradient(w: Tree, side: Tree, stored: list[Array], owed: list[Array]) -> Tree:
-        return jax.tree.unflatten(dw_tree, late(*jax.tree.leaves((w, side, stored, owed))))
+    def weight_gradient(w: Tree, side: Tree, for_b: list[Array], for_w: list[Array]) -> Tree:
+        return jax.tree.unflatten(dw_tree, late(*jax.tree.leaves((w, side, for_b, for_w))))
 
     return Split(forward, input_gradient, weight_gradient)
 
@@ -92,8 +92,8 @@ class _Shares:
     forward: list[JaxprEqn]
     input: list[JaxprEqn]
     weight: list[JaxprEqn]
-    stored: list[Var]
-    owed: list[Var]
+    for_b: list[Var]
+    for_w: list[Var]
 
 
 def _share(eqns: list[JaxprEqn], ins: list[list[Var]], outs: list[list[Any]]) -> _Shares:
@@ -123,14 +123,14 @@ def _share(eqns: list[JaxprEqn], ins: list[list[Var]], outs: list[list[Any]]) ->
 
     read_second = [*read(second), *variables(dx)]
     read_third = [*read(third), *variables(dw)]
-    owed = [v for v in carried(read_third) if v in is_late]
-    stored = [v for v in carried([*read_second, *read_third]) if v not in is_late]
+    for_w = [v for v in carried(read_third) if v in is_late]
+    for_b = [v for v in carried([*read_second, *read_third]) if v not in is_late]
     return _Shares(
         forward=first,
-        input=needed(first, read_second, set(stored)) + second,
-        weight=needed(early, read_third, {*stored, *owed}) + third,
-        stored=stored,
-        owed=owed,
+        input=needed(first, read_second, set(for_b)) + second,
+        weight=needed(early, read_third, {*for_b, *for_w}) + third,
+        for_b=for_b,
+        for_w=for_w,
     )
 
 

@@ -1,9 +1,9 @@
-"""Layers on the stages of a pipeline: which lie where, and one layer as a function to be split.
+"""Layers on the stages of a pipeline: the place of each, and one layer as a function to be split.
 
 A stage holds neighboring layers, as many as any other or one more; the stages that hold one less
 are the last, where head, losses and MTP modules run as well (V3: 61 layers on 16 ranks). A program
-is the same on every rank, so every stage has room for as many dense and as many mixture layers as
-any stage holds; empty room runs nothing.
+is the same on every rank, so every stage has places for as many layers of each stack as any stage
+holds; an empty place runs nothing.
 
 Axes: P ranks, L layers, B rows, T time, D model, E experts.
 """
@@ -38,8 +38,8 @@ EVERYWHERE = (PIPE, *AXES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
-    """Where the layers of one kind lie: a rank's chunks one after another, `size` places each."""
+class StageLayout:
+    """Places of the layers of one stack: a rank's chunks one after another, `size` places each."""
 
     size: int
     layer: np.ndarray  # [P, chunks * size] layer in each place, 0 where there is none
@@ -58,20 +58,20 @@ def share(layers: int, stages: int) -> list[int]:
     return [least + (stage < more) for stage in range(stages)]
 
 
-def rooms(cfg: ModelConfig, program: Program) -> dict[str, Room]:
-    """Where the layers of each stack lie, by its name."""
+def layouts(cfg: ModelConfig, program: Program) -> dict[str, StageLayout]:
+    """Lay the layers of each stack out over stages, by its name."""
     shares = share(cfg.layers, program.schedule.stages)
     ends = np.cumsum(shares)
     first = [range(end - n, end) for end, n in zip(ends, shares, strict=True)]
     found, start = {}, 0
     for stack in cfg.stacks:
-        found[stack.name] = _room(
+        found[stack.name] = _layout(
             [[n - start for n in r if start <= n < start + stack.count] for r in first], program)
         start += stack.count
     return found
 
 
-def _room(layers_of: list[list[int]], program: Program) -> Room:
+def _layout(layers_of: list[list[int]], program: Program) -> StageLayout:
     size = max(map(len, layers_of))
     ranks, chunks = len(program.stage_of), len(program.stage_of[0])
     layer = np.zeros((ranks, chunks, size), np.int32)
@@ -85,20 +85,20 @@ def _room(layers_of: list[list[int]], program: Program) -> Room:
             count[rank, chunk] = len(here)
             start = (rank * chunks + chunk) * size
             place[copy, here] = np.arange(start, start + len(here))
-    return Room(size, layer.reshape(ranks, -1), count, place)
+    return StageLayout(size, layer.reshape(ranks, -1), count, place)
 
 
-def to_stages(tree: Tree, room: Room) -> Tree:
+def to_stages(tree: Tree, layout: StageLayout) -> Tree:
     """Lay stacked layers [L, ...] out over ranks: [P, chunks * size, ...]."""
-    return jax.tree.map(lambda a: jnp.take(a, room.layer, axis=0), tree)
+    return jax.tree.map(lambda a: jnp.take(a, layout.layer, axis=0), tree)
 
 
-def from_stages(tree: Tree, room: Room) -> Tree:
+def from_stages(tree: Tree, layout: StageLayout) -> Tree:
     """Add up what the copies of every layer hold: [P, chunks * size, ...] -> [L, ...]."""
 
     def one(a: Array) -> Array:
         flat = a.reshape(-1, *a.shape[2:])
-        copies = [jnp.take(flat, place, axis=0) for place in room.place]
+        copies = [jnp.take(flat, place, axis=0) for place in layout.place]
         return copies[0] if len(copies) == 1 else copies[0] + copies[1]
 
     return jax.tree.map(one, tree)
@@ -109,30 +109,30 @@ def layer_partition(spec: Spec) -> PartitionSpec:
     return PartitionSpec(PIPE, None, *list(rules.used(spec))[1:])
 
 
-def held_partition(spec: Spec, *, is_layer: bool) -> PartitionSpec:
+def quantized_partition(spec: Spec, *, is_layer: bool) -> PartitionSpec:
     """Mesh axes of the low-precision form of a leaf: its leading dims lie as the master's do."""
     entries = list(rules.used(spec))[: spec.batch_dims]
     return PartitionSpec(*([PIPE, None, *entries[1:]] if is_layer else entries))
 
 
 class Side(NamedTuple):
-    """What a layer reads besides weights and residual stream."""
+    """Inputs of a layer besides parameters and residual stream."""
 
     segments: Array  # [B, T]
     rows: Array  # [] rows of the whole step that hold a real token
-    held: Tree  # the layer's low-precision weights, or None
+    quantized: Tree  # the layer's low-precision weights, or None
 
 
 Layer = Callable[[Tree, Array, Side], tuple[tuple[Array, Array], tuple[Array, Array]]]
 """p, x [B, T, D], side -> (x, balance losses []), (loads [E], extra rounds [])."""
 
 
-def layer(cfg: ModelConfig, is_moe: bool, weights: LossConfig, backend: Backend) -> Layer:
+def layer(cfg: ModelConfig, is_moe: bool, loss: LossConfig, backend: Backend) -> Layer:
     """One block as the split wants it: what has a gradient first, what is only counted second."""
     specs = blocks.block_specs(cfg, is_moe)
 
     def run(p: Tree, x: Array, side: Side) -> tuple[Array, ...]:
-        tree = p if side.held is None else precision.attach(p, side.held, specs)
+        tree = p if side.quantized is None else precision.attach(p, side.quantized, specs)
         angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(x.shape[1]))
         mix = blocks.expanded(angles, side.segments, cfg, backend)
         x, stats, _ = blocks.block(tree, x, mix, side.segments != 0, cfg, backend)
@@ -140,7 +140,7 @@ def layer(cfg: ModelConfig, is_moe: bool, weights: LossConfig, backend: Backend)
             return x, jnp.zeros(()), jnp.zeros(0), jnp.zeros(())
         is_real_row = (side.segments != 0).any(axis=1)
         alone = jax.tree.map(lambda a: a[None], stats)
-        balance = losses.balance_sum(alone, is_real_row, cfg, weights) / side.rows
+        balance = losses.balance_sum(alone, is_real_row, cfg, loss) / side.rows
         return x, balance, stats.loads.sum(axis=0), jnp.asarray(stats.extra_rounds)
 
     run = backend.remat(run)
@@ -152,13 +152,13 @@ def layer(cfg: ModelConfig, is_moe: bool, weights: LossConfig, backend: Backend)
     return both
 
 
-def held_specs(specs: Tree, held: Tree, *, is_layer: bool) -> Tree:
-    """Where each array of a tree of held forms lies; None where nothing is held."""
+def quantized_specs(specs: Tree, quantized: Tree, *, is_layer: bool) -> Tree:
+    """Mesh axes of each array of a tree of low-precision forms; None where there is none."""
 
     def one(spec: Spec, part: Tree) -> Tree:
-        return jax.tree.map(lambda a: held_partition(spec, is_layer=is_layer), part)
+        return jax.tree.map(lambda a: quantized_partition(spec, is_layer=is_layer), part)
 
-    return jax.tree.map(one, specs, held, is_leaf=params.is_spec)
+    return jax.tree.map(one, specs, quantized, is_leaf=params.is_spec)
 
 
 def varying(tree: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""Between the ranks of a pipeline: what a slot made goes to neighbors, what they made arrives.
+"""Between the ranks of a pipeline: values of a tick go to neighbors, theirs arrive.
 
 A collective needs all ranks at once, so every rank sends both ways whenever the table has anyone
 send that way; instructions say who keeps it.
@@ -7,16 +7,16 @@ send that way; instructions say who keeps it.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from jax import Array, lax
 
 from dsjax.parallel.mesh import PIPE
-from dsjax.pipeline.buffers import Rank, State, put
+from dsjax.pipeline.buffers import Rank, State, put_if_any
+from dsjax.pipeline.instructions import Instructions
 
 
-def travel(rank: Rank, value: Array, name: str) -> dict[str, Array]:
-    """What a rank made, and what its neighbors did where the table has them send it.
+def send(rank: Rank, value: Array, name: str) -> dict[str, Array]:
+    """Return a rank's own value, and those of its neighbors where the table has them send it.
 
     name: y or dx. Runs where all ranks run it.
     """
@@ -27,20 +27,18 @@ def travel(rank: Rank, value: Array, name: str) -> dict[str, Array]:
     return {"here": value} | {way: lax.ppermute(value, PIPE, p) for way, p in ways.items()}
 
 
-def arrive(rank: Rank, state: State, now: Any, y: dict[str, Array],
-           dx: dict[str, Array]) -> State:
+def receive(rank: Rank, state: State, now: Instructions, y: dict[str, Array],
+            dx: dict[str, Array]) -> State:
     """Keep what was sent here, and an own last output for its own backward."""
 
-    def receive(box: Array, parts: dict[str, Array], name: str) -> Array:
-        for way, sent in parts.items():
+    def kept(box: Array, values: dict[str, Array], name: str) -> Array:
+        for way, value in values.items():
             if _is_used(rank, name, way):
-                place = getattr(now, f"{name}_{way}")
-                box = put(box, place, sent, place >= 0)
+                box = put_if_any(box, getattr(now, f"{name}_{way}"), value)
         return box
 
-    gradient_box = receive(state.inbox_gradient, dx, "dx")
-    gradient_box = put(gradient_box, now.y_last, y["here"], now.y_last >= 0)
-    return dataclasses.replace(state, inbox_x=receive(state.inbox_x, y, "y"),
+    gradient_box = put_if_any(kept(state.inbox_gradient, dx, "dx"), now.y_last, y["here"])
+    return dataclasses.replace(state, inbox_x=kept(state.inbox_x, y, "y"),
                                inbox_gradient=gradient_box)
 
 

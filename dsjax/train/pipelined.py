@@ -71,18 +71,17 @@ def describe(run: RunConfig) -> str:
     program = compile_schedule(run)
     schedule = program.schedule
     layers = stage_work.share(run.model.layers, schedule.stages)
-    form = "masked" if program.steps.lanes else "branched"
     few = f"{layers[-1]} or {layers[0]}" if layers[0] != layers[-1] else f"{layers[0]}"
     return (f"{schedule.name}: {schedule.stages} stages of {few} layers, {schedule.chunks} on each "
-            f"of {schedule.ranks} ranks; {program.steps.slots} slots, {form}, for "
-            f"{schedule.microbatches} microbatches, {program.activations} activations of a stage "
+            f"of {schedule.ranks} ranks; {program.steps.slots} slots for "
+            f"{schedule.microbatches} microbatches, {program.buffers_b} activations of a stage "
             "kept")
 
 
 def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     """`step.gradients` over a pipeline; backend: the one on the mesh.
 
-    Paired slots are laid open but on a CPU, which communicates when it does not compute.
+    Paired ticks are written out but on a CPU, which communicates when it does not compute.
     """
     program = compile_schedule(run)
     inside = dataclasses.replace(single(backend.precision, backend.dtype), remat=backend.remat)
@@ -90,8 +89,8 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
         inside = dataclasses.replace(inside, dispatch=functools.partial(
             mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
             wire=exchange.WIRES[run.precision.matmul]))
-    is_open = mesh.devices.flat[0].platform != "cpu"
-    pipe = Pipeline(program, mesh, run.model, inside, is_open)
+    is_unrolled = mesh.devices.flat[0].platform != "cpu"
+    pipe = Pipeline(program, mesh, run.model, inside, is_unrolled)
 
     def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: RunConfig,
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:

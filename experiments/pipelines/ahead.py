@@ -32,7 +32,7 @@ from dsjax.parallel.mesh import AXES
 from dsjax.pipeline import executor
 from dsjax.pipeline.executor import Pipeline
 from dsjax.pipeline.instructions import Program, compile_table, shortest
-from dsjax.pipeline.schedules.build import NAMES, build, lockstep
+from dsjax.pipeline.schedules.build import NAMES, build
 from dsjax.plan import hlo
 from dsjax.plan import target as targets
 from dsjax.runtime import compiler
@@ -69,8 +69,7 @@ def run_of(stages: int) -> RunConfig:
 def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     """A schedule's program in numbers and as a machine's compiler scheduled it."""
     schedule = build(name, RANKS, MICROBATCHES)
-    steps = lockstep(schedule, lanes=True) if form == "masked" else shortest(schedule)
-    program, run = compile_table(steps), run_of(schedule.stages)
+    program, run = compile_table(shortest(schedule)), run_of(schedule.stages)
     target = targets.parse(TARGETS[machine])
     layout = ParallelConfig(pipe=RANKS, expert=2)
     devices = mesh.make_mesh(layout, targets.devices(target))
@@ -123,7 +122,7 @@ def branch_paths(text: str) -> dict[str, tuple[tuple[int, int], ...]]:
 def where(path: tuple[tuple[int, int], ...], program: Program, is_open: bool) -> tuple[str, int]:
     """The slot a path stands in, and how often the busiest rank runs it."""
     columns, slots = program.instructions.branch, program.steps.slots
-    steady = program.steady if is_open else np.zeros(slots, bool)
+    steady = program.steady_state if is_open else np.zeros(slots, bool)
     rest = list(path)
     if steady.any() and rest and rest[0][1] == 2:
         if rest.pop(0)[0] == 1:
@@ -133,7 +132,7 @@ def where(path: tuple[tuple[int, int], ...], program: Program, is_open: bool) ->
     if rest and rest[0][1] == len(program.branches) > 1:
         kinds = "&".join(kind.value for kind in program.branches[rest[0][0]]) or "idle"
         return kinds, int(((columns == rest[0][0]) & ~steady).sum(axis=1).max())
-    return "exchange" if not program.steps.lanes else "all of F, B, W", slots
+    return "exchange", slots
 
 
 def exchanges(name: str, form: str, machine: str) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def only(steps: Lockstep, kinds: tuple[Kind, ...], repeats: int) -> Program:
              if columns.branch[rank, slot] == of
              and all(0 < op.stage < steps.schedule.stages - 1 for op in row[slot])]
     rank, slot = found[len(found) // 2]
-    idle = 0 if steps.lanes else program.branches.index(())
+    idle = program.branches.index(())
 
     def one(name: str, a: np.ndarray) -> np.ndarray:
         made = np.full((a.shape[0], repeats), idle if name == "branch" else -1, np.int32)

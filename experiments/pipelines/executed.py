@@ -14,11 +14,11 @@ from typing import Any
 import jax
 
 from dsjax.pipeline import executor
-from dsjax.pipeline.instructions import Program, compile_table, length, shortest
+from dsjax.pipeline.instructions import Program, compile_table, shortest
 from dsjax.pipeline.instructions import forms as program_forms
 from dsjax.pipeline.schedules.build import NAMES, Lockstep, build, lockstep
-from dsjax.pipeline.schedules.simulate import Times
-from dsjax.pipeline.schedules.table import Kind, Schedule
+from dsjax.pipeline.schedules.simulate import Times, lockstep_time
+from dsjax.pipeline.schedules.table import Kind
 from dsjax.pipeline.schedules.validate import peak_activations
 from experiments.common.command import Asked
 from experiments.pipelines import built
@@ -57,15 +57,9 @@ def scaled(times: Times, by: float) -> Times:
 
 def place_bytes(run: Any, program: Program) -> int:
     """Bytes of one more place of activations, by the compiler: what it adds to the program."""
-    more = dataclasses.replace(program, activations=program.activations + 1)
+    more = dataclasses.replace(program, buffers_b=program.buffers_b + 1)
     sizes = [built.piped(run, p).memory_analysis().temp_size_in_bytes for p in (program, more)]
     return sizes[1] - sizes[0]
-
-
-def turning_point(schedule: Schedule) -> float:
-    """The share of F + B + W that F&B must take, to a hundredth, for masks to be the shorter."""
-    shares = (n / 100 for n in range(100, 0, -1))
-    return next((x for x in shares if shortest(schedule, Times(overlapped=3 * x)).lanes), 0.0)
 
 
 def main(asked: Asked) -> None:
@@ -93,20 +87,18 @@ def main(asked: Asked) -> None:
         peak = max(peak_activations(schedule.table))
         size = bytes_of.get(name) or bytes_of["1f1b" if layers == 2 else "zb-v"]
         temp = programs[name].memory_analysis().temp_size_in_bytes
-        memory.append([name, layers, peak, program.activations, *program.inbox, program.owed,
-                       f"{program.activations * size / 2**20:.1f}",
+        memory.append([name, layers, peak, program.buffers_b, *program.inbox, program.buffers_w,
+                       f"{program.buffers_b * size / 2**20:.1f}",
                        f"{temp / 2**20:.1f}"])
         slots = program.steps.slots
         work.append([name, slots, *_ranges(executed), "equal"])
         thin = scaled(times, layers / 2)
         made = program_forms(schedule)
-        by_form = {f: length(steps, thin) for f, steps in made.items()}
+        by_form = {f: lockstep_time(steps, thin) for f, steps in made.items()}
         best = min(by_form, key=lambda f: by_form[f])
         busy = max(sum(thin.of(cell) for cell in row if cell) for row in program.steps.table)
-        even = turning_point(schedule)
-        forms.append([name, slots, made["masked"].slots,
-                      *(f"{1e3 * t:.0f}" for t in by_form.values()), f"{1e3 * busy:.0f}", best,
-                      f"{even:.0%}"])
+        forms.append([name, slots, *(f"{1e3 * t:.0f}" for t in by_form.values()),
+                      f"{1e3 * busy:.0f}", best])
         found.append({"schedule": name, "seconds": by_form, "temp_bytes": temp})
     where = {"ranks": RANKS, "microbatches": MICROBATCHES}
     asked.write(
@@ -125,9 +117,8 @@ def main(asked: Asked) -> None:
     )
     asked.write(
         "forms",
-        "masked slots are the shorter ones only where overlap saves a third or more",
-        ["schedule", "slots", "masked slots", "branched ms", "backward cut ms", "masked ms",
-         "busiest rank ms", "shortest", "masked if F&B takes of F+B+W"],
+        "the form that runs is the shorter one",
+        ["schedule", "slots", "branched ms", "backward cut ms", "busiest rank ms", "shortest"],
         forms, unit="ms of a step, counted with measured times of cells",
         cell_ms={"F": 1e3 * times.forward, "B": 1e3 * times.input, "W": 1e3 * times.weight,
                  "F&BW": 1e3 * times.pair},

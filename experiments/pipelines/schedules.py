@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsjax.pipeline.instructions import compile_table, length, shortest
+from dsjax.pipeline.instructions import compile_table, shortest
 from dsjax.pipeline.schedules import draw
 from dsjax.pipeline.schedules.build import NAMES, build
 from dsjax.pipeline.schedules.simulate import (
@@ -19,6 +19,7 @@ from dsjax.pipeline.schedules.simulate import (
     Times,
     formula_activations,
     formula_bubble,
+    lockstep_time,
     simulate,
     v3_step,
 )
@@ -104,7 +105,7 @@ def lengths(asked: Asked) -> None:
         row: list[Any] = [ranks, microbatches]
         for share in SHARES:
             times = Times(overlapped=3 * share)
-            row += [f"{length(shortest(schedule), times):g}" for schedule in built.values()
+            row += [f"{lockstep_time(shortest(schedule), times):g}" for schedule in built.values()
                     if share == 1 or schedule.name == "dualpipe"]
             row.append(f"{simulate(built['dualpipe'], times).makespan:g}")
         rows.append(row)

@@ -6,21 +6,20 @@ Memory is then fixed and small by construction; that it is the table's peak is c
 import numpy as np
 import pytest
 
-from dsjax.pipeline.instructions import Instructions, compile_table, length, shortest
+from dsjax.pipeline.instructions import Instructions, compile_table, shortest
 from dsjax.pipeline.schedules.build import NAMES, build, latest, lockstep
 from dsjax.pipeline.schedules.simulate import Times, lockstep_time, simulate
 from dsjax.pipeline.schedules.table import Kind
 from dsjax.pipeline.schedules.validate import peak_activations, validate_lockstep
 
-CASES = [(name, ranks, is_masked)
-         for name in NAMES for ranks in (1, 2, 4, 6) for is_masked in (0, 1)
+CASES = [(name, ranks) for name in NAMES for ranks in (1, 2, 4, 6)
          if (name, ranks) != ("dualpipe", 1)]
 
 
 def run_on_labels(program):
     """Follow the instructions as an executor does; returns what ran, by rank."""
     ranks = len(program.stage_of)
-    empty = [{"stored": {}, "owed": {}, "x": {}, "gradient": {}} for _ in range(ranks)]
+    empty = [{"for b": {}, "for w": {}, "x": {}, "gradient": {}} for _ in range(ranks)]
     ran = [[] for _ in range(ranks)]
     for slot in range(program.steps.slots):
         now = [Instructions(*(int(field[r, slot]) for field in program.instructions))
@@ -40,43 +39,43 @@ def run_on_labels(program):
 
 def work(program, rank, now, memory, ran):
     last, y, dx = program.schedule.stages - 1, None, None
-    if now.f_place >= 0:
+    if now.f_buffer >= 0:
         stage = program.stage_of[rank][now.f_chunk]
         assert (stage == 0) == (now.f_from < 0)
         if stage:
             assert memory["x"].pop(now.f_from) == ("y", stage - 1, now.f_microbatch)
         y = ("y", stage, now.f_microbatch)
-        assert now.f_place not in memory["stored"]
-        memory["stored"][now.f_place] = (stage, now.f_microbatch)
+        assert now.f_buffer not in memory["for b"]
+        memory["for b"][now.f_buffer] = (stage, now.f_microbatch)
         ran.append((Kind.FORWARD, stage, now.f_microbatch))
-    if now.b_place >= 0:
+    if now.b_buffer >= 0:
         stage = program.stage_of[rank][now.b_chunk]
         assert (stage == last, stage == 0) == (now.b_is_last, now.b_is_first)
         wanted = ("y", last) if stage == last else ("dx", stage + 1)
         assert memory["gradient"].pop(now.b_from) == (*wanted, now.b_microbatch)
-        assert memory["stored"][now.b_place] == (stage, now.b_microbatch)
+        assert memory["for b"][now.b_buffer] == (stage, now.b_microbatch)
         dx = ("dx", stage, now.b_microbatch)
-        if now.b_owed >= 0:
-            assert now.b_owed not in memory["owed"]
-            memory["owed"][now.b_owed] = (stage, now.b_microbatch)
+        if now.b_for_w >= 0:
+            assert now.b_for_w not in memory["for w"]
+            memory["for w"][now.b_for_w] = (stage, now.b_microbatch)
         ran.append((Kind.INPUT, stage, now.b_microbatch))
-    if now.w_place >= 0:
+    if now.w_buffer >= 0:
         wanted = (program.stage_of[rank][now.w_chunk], now.w_microbatch)
-        assert memory["stored"].pop(now.w_place) == wanted
-        if now.w_owed >= 0:
-            assert memory["owed"].pop(now.w_owed) == wanted
+        assert memory["for b"].pop(now.w_buffer) == wanted
+        if now.w_from_b >= 0:
+            assert memory["for w"].pop(now.w_from_b) == wanted
         else:
             assert wanted == dx[1:]
         ran.append((Kind.WEIGHT, *wanted))
-    assert len(memory["stored"]) <= program.activations
-    assert len(memory["owed"]) <= program.owed
+    assert len(memory["for b"]) <= program.buffers_b
+    assert len(memory["for w"]) <= program.buffers_w
     return y, dx
 
 
-@pytest.mark.parametrize(("name", "ranks", "is_masked"), CASES)
-def test_every_operation_runs_once_and_finds_what_it_needs(name, ranks, is_masked):
+@pytest.mark.parametrize(("name", "ranks"), CASES)
+def test_every_operation_runs_once_and_finds_what_it_needs(name, ranks):
     schedule = build(name, ranks, 2 * ranks if name != "1f1b" else 3 * ranks - 1)
-    program = compile_table(lockstep(schedule, lanes=bool(is_masked)))
+    program = compile_table(lockstep(schedule))
     ran = run_on_labels(program)
     for rank, row in enumerate(ran):
         wanted = [(kind, stage, m) for kind in (Kind.FORWARD, Kind.INPUT, Kind.WEIGHT)
@@ -85,13 +84,13 @@ def test_every_operation_runs_once_and_finds_what_it_needs(name, ranks, is_maske
         assert sorted(row) == sorted(wanted)
 
 
-@pytest.mark.parametrize(("name", "ranks", "is_masked"), CASES)
-def test_memory_is_the_peak_of_the_table(name, ranks, is_masked):
-    steps = lockstep(build(name, ranks, 2 * ranks), lanes=bool(is_masked))
+@pytest.mark.parametrize(("name", "ranks"), CASES)
+def test_memory_is_the_peak_of_the_table(name, ranks):
+    steps = lockstep(build(name, ranks, 2 * ranks))
     program = compile_table(steps)
-    assert program.activations == max(peak_activations(steps.table))
+    assert program.buffers_b == max(peak_activations(steps.table))
     has_halves = any(op.kind is Kind.WEIGHT for row in steps.table for c in row for op in c)
-    assert (program.owed > 0) == bool(has_halves or is_masked)
+    assert (program.buffers_w > 0) == has_halves
     assert all(np.max(field) >= -1 for field in program.instructions)
 
 
@@ -99,25 +98,23 @@ def test_memory_is_the_peak_of_the_table(name, ranks, is_masked):
 def test_the_form_that_runs_is_the_shortest_by_count(name):
     schedule = build(name, 4, 8)
     chosen, whole = shortest(schedule), lockstep(schedule)
-    masked = lockstep_time(lockstep(schedule, lanes=True), Times()).masked
-    time = lockstep_time(chosen, Times()).branched
-    assert time <= lockstep_time(whole, Times()).branched
-    assert time < masked
+    assert lockstep_time(chosen, Times()) <= lockstep_time(whole, Times())
     assert max(peak_activations(chosen.table)) == max(peak_activations(whole.table))
     program = compile_table(chosen)
-    assert program.activations == max(peak_activations(whole.table))
+    assert program.buffers_b == max(peak_activations(whole.table))
     run_on_labels(program)
 
 
-def test_masks_are_chosen_where_overlap_saves_enough():
-    # 33 masked slots of ZB-V against 51 times of one operation: even at F&B = 51 / 33
-    schedule = build("zb-v", 4, 8)
-    assert [shortest(schedule, Times(overlapped=t)).lanes for t in (1.54, 1.55)] == [True, False]
+def test_inboxes_hold_what_arrived_and_waits():
+    """1F1B uses a value one slot after it came; GPipe's last stage keeps every output."""
+    boxes = {name: compile_table(shortest(build(name, 4, 8))).inbox for name in NAMES}
+    assert boxes == {"gpipe": (1, 8), "1f1b": (1, 1), "interleaved": (3, 3), "zb-h1": (1, 1),
+                     "zb-v": (2, 2), "dualpipe": (2, 1), "dualpipe-v": (2, 1)}
 
 
 def test_a_finer_schedule_is_shorter_in_equal_slots_too():
     """In times of one stage of 1F1B; the stages of ZB-V and interleaved are half as thick."""
-    time = {name: lockstep_time(shortest(build(name, 4, 8)), Times()).branched
+    time = {name: lockstep_time(shortest(build(name, 4, 8)), Times())
             / (build(name, 4, 8).stages // 4) for name in NAMES if name != "dualpipe-v"}
     assert time["zb-v"] < time["dualpipe"] < time["zb-h1"] == time["interleaved"] < time["1f1b"]
     assert time["1f1b"] == time["gpipe"] == 30
@@ -127,7 +124,7 @@ def test_a_finer_schedule_is_shorter_in_equal_slots_too():
 def test_with_more_ranks_too_a_finer_schedule_is_shorter(ranks, microbatches):
     """DualPipe beats ZB-H1 by what its pairs save; at no saving slots cost it up to 6 of 110."""
     def slots(name, pair):
-        return length(shortest(build(name, ranks, microbatches)), Times(overlapped=pair))
+        return lockstep_time(shortest(build(name, ranks, microbatches)), Times(overlapped=pair))
 
     assert slots("zb-h1", 3) < slots("1f1b", 3)
     assert slots("dualpipe", 3) < slots("1f1b", 3)
@@ -145,12 +142,7 @@ def test_the_latest_slots_are_a_proved_table_that_is_never_longer(name, ranks, m
     for row, same in zip(late.table, early.table):
         assert [cell for cell in row if cell] == [cell for cell in same if cell]
     for times in (Times(), Times(overlapped=2.2), Times(2, 3, 1, 5)):
-        assert length(late, times) <= length(early, times)
+        assert lockstep_time(late, times) <= lockstep_time(early, times)
     memory, before = compile_table(late), compile_table(early)
-    assert (memory.activations, memory.owed) == (before.activations, before.owed)
+    assert (memory.buffers_b, memory.buffers_w) == (before.buffers_b, before.buffers_w)
     run_on_labels(memory)
-
-
-def test_slots_of_several_cells_have_no_latest():
-    with pytest.raises(ValueError, match="lanes=True fills slots"):
-        latest(lockstep(build("1f1b", 2, 4), lanes=True))

@@ -9,7 +9,7 @@ ranks is made at least one slot before it is used.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import product
 
 from dsjax.config.fields import did_you_mean
 from dsjax.errors import UserError
@@ -84,16 +84,11 @@ def split_backward(schedule: Schedule) -> Schedule:
 
 @dataclass(frozen=True)
 class Lockstep:
-    """A schedule in equal slots: `table[rank][slot]`, with empty cells where a rank idles.
-
-    With lanes, a cell may hold one operation for each of F, B and W (a BW fills two). `work` is
-    what each rank runs.
-    """
+    """A schedule in equal slots: `table[rank][slot]`, with empty cells where a rank idles."""
 
     schedule: Schedule
     table: Table
-    lanes: bool
-    work: tuple[Work, ...]
+    work: tuple[Work, ...]  # of each rank
 
     @property
     def slots(self) -> int:
@@ -101,26 +96,23 @@ class Lockstep:
         return len(self.table[0])
 
 
-def lockstep(schedule: Schedule, *, lanes: bool = False) -> Lockstep:
+def lockstep(schedule: Schedule) -> Lockstep:
     """Give every cell its earliest slot, keeping each rank's order.
 
-    Without `lanes` a slot is one cell of the program, for an executor that branches. With `lanes`
-    consecutive cells share a slot while their lanes are free, for an executor that computes all
-    lanes in every slot and masks; within a slot only a W may use what was made there, by its B.
     Raises `ValueError`, naming who waits for what, if the ranks wait for each other.
     """
     done: set[Result] = set()
     waiting = [deque(row) for row in schedule.table]
     rows: list[list[Cell]] = [[] for _ in schedule.table]
     while any(waiting):
-        placed = [_take(schedule, queue, done, lanes) for queue in waiting]
+        placed = [_take(schedule, queue, done) for queue in waiting]
         if not any(placed):
             raise ValueError(_deadlock(schedule, waiting, done))
         for row, cell in zip(rows, placed):
             row.append(cell)
             done.update(map(makes, cell))
     table = tuple(map(tuple, rows))
-    return Lockstep(schedule, table, lanes, count_work(table))
+    return Lockstep(schedule, table, count_work(table))
 
 
 def latest(steps: Lockstep) -> Lockstep:
@@ -130,8 +122,6 @@ def latest(steps: Lockstep) -> Lockstep:
     beside single operations of the outer ones, which wait for them. Memory but for the inbox
     depends on the order alone and stays.
     """
-    if steps.lanes:
-        raise ValueError("lanes=True fills slots with several cells; give a table of one each")
     schedule = steps.schedule
     made_in: dict[Result, tuple[int, int]] = {}
     for rank, row in enumerate(steps.table):
@@ -151,38 +141,11 @@ def latest(steps: Lockstep) -> Lockstep:
     return replace(steps, table=tuple(map(tuple, rows)))
 
 
-def _take(schedule: Schedule, queue: deque[Cell], done: set[Result], lanes: bool) -> Cell:
-    """Take from a rank's queue the words that one slot can hold; nothing if the first must wait."""
-    cell: Cell = ()
-    taken: set[str] = set()
-    while queue and (lanes or not cell):
-        wanted = {lane for op in queue[0] for lane in op.kind}
-        if not taken.isdisjoint(wanted):
-            break
-        missing = {result for op in queue[0] for result in schedule.needs(op) if result not in done}
-        if missing and not (wanted == {"W"} and missing <= set(map(makes, cell))):
-            break
-        cell += queue.popleft()
-        taken |= wanted
-    return cell
-
-
-def inbox(steps: Lockstep) -> tuple[tuple[int, int], ...]:
-    """Count the most values that each rank has received and not yet used, (activations, gradients).
-
-    A value made in slot s is there from slot s + 1 until the slot that uses it.
-    """
-    schedule, table = steps.schedule, steps.table
-    slot_of = {makes(op): slot for row in table for slot, cell in enumerate(row) for op in cell}
-    change = [([0] * (len(row) + 1), [0] * (len(row) + 1)) for row in table]
-    for rank, row in enumerate(table):
-        for slot, cell in enumerate(row):
-            for kind, stage, microbatch in (need for op in cell for need in schedule.needs(op)):
-                if schedule.rank_of(stage, microbatch) != rank:
-                    waiting = change[rank][kind is Kind.INPUT]
-                    waiting[slot_of[kind, stage, microbatch] + 1] += 1
-                    waiting[slot + 1] -= 1
-    return tuple((max(accumulate(forward)), max(accumulate(back))) for forward, back in change)
+def _take(schedule: Schedule, queue: deque[Cell], done: set[Result]) -> Cell:
+    """Take the next cell from a rank's queue; nothing if it must wait."""
+    if not queue or any(need not in done for op in queue[0] for need in schedule.needs(op)):
+        return ()
+    return queue.popleft()
 
 
 def _deadlock(schedule: Schedule, waiting: list[deque[Cell]], done: set[Result]) -> str:

@@ -188,22 +188,10 @@ def formula_activations(schedule: Schedule) -> int:
     return M if schedule.name == "gpipe" else min(P, M * schedule.chunks)
 
 
-@dataclass(frozen=True)
-class LockstepTime:
-    """Step of a lockstep table: `branched` runs each rank's own cell, `masked` all lanes always.
-
-    A branched slot lasts as long as its longest cell; a masked one as long as F&B, on every rank.
-    """
-
-    branched: float
-    masked: float
-
-
-def lockstep_time(steps: Lockstep, times: Times) -> LockstepTime:
-    """Predict how long equal slots take, ranks meeting after each."""
+def lockstep_time(steps: Lockstep, times: Times) -> float:
+    """Predict how long equal slots take, ranks meeting after each: that of its longest cell."""
     slots = zip(*steps.table)
-    branched = sum(max(times.of(cell) for cell in slot if cell) for slot in slots)
-    return LockstepTime(branched, steps.slots * times.pair)
+    return sum(max(times.of(cell) for cell in slot if cell) for slot in slots)
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,14 @@ def validate_lockstep(steps: Lockstep) -> Proof:
     operations = dependencies = transfers = 0
     for rank, row in enumerate(table):
         for slot, op in ((slot, op) for slot, cell in enumerate(row) for op in cell):
-            in_place = op.kind is Kind.WEIGHT and steps.lanes
             operations += 1
             for kind, stage, microbatch in schedule.needs(op):
                 made = slot_of[kind, stage, microbatch]
-                if made >= slot + in_place:
+                if made >= slot:
                     raise ValueError(
                         f"{schedule.name} runs {op} in slot {slot} of rank {rank}, but what it "
                         f"needs, {Op(kind, stage, microbatch)}, runs in slot {made}; move it to "
-                        f"slot {made + 1 - in_place} or later"
+                        f"slot {made + 1} or later"
                     )
                 dependencies += 1
                 transfers += schedule.rank_of(stage, microbatch) != rank
