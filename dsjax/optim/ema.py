@@ -10,15 +10,14 @@ The copy is a program of its own, queued behind the step that makes the paramete
 one that will overwrite (donate) them; on a CPU, where arrays and NumPy share memory, it also keeps
 the average from reading a buffer in use. A thread waits for the copy, fetches it and averages in
 place, in float32. One update may be under way; the next waits for it, so nothing is lost or
-reordered and a resumed run repeats the same numbers. `stalled_s` counts that waiting: if it grows,
-the host is slower than the device, and a larger `every` is the remedy.
+reordered and a resumed run repeats the same numbers. Where the host is slower than the device, a
+larger `every` is the remedy.
 
 With `every` = n only each n-th step is averaged, with decay d^n: a memory as long in steps, on a
 coarser sample. Price: one more copy of the parameters on the device, for the time of the transfer.
 The report does not give d.
 """
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -56,7 +55,6 @@ class HostEMA:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ema")
         self._pending: Future[None] | None = None
         self.every = every
-        self.stalled_s = 0.0
 
     def update(self, params: Tree, step: int) -> bool:
         """Take the parameters after `step` into the average, soon; true if this step is averaged.
@@ -66,9 +64,7 @@ class HostEMA:
         if step % self.every:
             return False
         snapshot = self._snapshot(self._form.flatten_up_to(params))
-        began = time.perf_counter()
         self.wait()
-        self.stalled_s += time.perf_counter() - began
         self._pending = self._thread.submit(self._average, snapshot)
         return True
 
