@@ -53,12 +53,12 @@ def is_released(folder: Path | str) -> bool:
     return config.is_file() and "model_type" in disk.read_object(config, REMEDY)
 
 
-def refuse_empty(folder: Path | str) -> None:
-    """Refuse a folder that holds neither a released checkpoint nor a run's."""
+def refuse_empty(folder: Path | str, flag: str = "") -> None:
+    """Refuse a folder, given by a flag, that holds neither a released checkpoint nor a run's."""
     folder = Path(folder)
     if not is_released(folder) and not (folder / store.CHECKPOINTS).is_dir():
-        raise UserError(f"{folder} holds no weights: neither checkpoints nor a config.json that "
-                        f"names a model_type; {REMEDY}")
+        raise UserError(f"{flag} {folder}".strip() + " holds no weights: neither checkpoints nor a "
+                        f"config.json that names a model_type; {REMEDY}")
 
 
 def model(folder: Path | str, choice: Choice = Choice()) -> ModelConfig:

@@ -49,7 +49,7 @@ def refuse_tokenizer(run: RunConfig, out: Path) -> None:
     is_going_on = identity.is_going_on(out)
     is_starting = run.init_from is not None and not is_going_on
     if is_starting:
-        weights.refuse_empty(str(run.init_from))
+        weights.refuse_empty(str(run.init_from), "--init-from")
     if run.data.tokenizer is not None:
         words = tokenizer.load(run.data.tokenizer, end=run.data.end_token)
         hold(run, out, words, run.data.tokenizer)

@@ -137,7 +137,7 @@ def test_more_steps_go_on_and_what_is_another_is_said_and_kept(run):
     ({"data": {"heldout_fraction": 0.0}}, "--data.heldout-fraction 0 leaves nothing"),
     ({"data": {"tokenizer": "gone.json"}}, "gone.json is missing"),
     ({"model": {"vocab": 100}}, "--model.vocab 100 is below the 260"),
-    ({"init_from": "."}, "holds no weights"),
+    ({"init_from": "."}, "--init-from . holds no weights"),
     ({"data": {"fim_rate": 0.5}, "output": {}}, "made with data.fim_rate=0.0, not 0.5"),
 ])
 def test_what_can_be_refused_without_the_text_is_refused_before_the_header(
