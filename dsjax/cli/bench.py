@@ -106,9 +106,9 @@ def shape_run(args: Bench) -> RunConfig:
 
 def train(args: Bench) -> dict[str, Any]:
     """Time whole optimizer steps, each until its new state is ready."""
-    from dsjax.runtime import fit, needs, platform
+    from dsjax.runtime import cpu, fit, needs
 
-    platform.dispatch_inline()
+    cpu.dispatch_inline()
     run_config = shape_run(args)
     rows, length = run_config.train.batch_size, run_config.train.seq_len
     with fit.refusing(f"a step on {rows:,} rows of {length:,} tokens",
@@ -123,11 +123,13 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
 
     from dsjax.model.loss import Batch
     from dsjax.params import key_of
-    from dsjax.runtime import hardware, platform
+    from dsjax.runtime import backend as backends
+    from dsjax.runtime import cpu as host
+    from dsjax.runtime import hardware, header
     from dsjax.train import state, step
 
     rows, length = run_config.train.batch_size, run_config.train.seq_len
-    backend = platform.choose_backend(run_config)
+    backend = backends.for_run(run_config)
     key = key_of(args.seed)
     tokens = jax.random.randint(key, (rows, length + 1), 0, run_config.model.vocab)
     batch = Batch(tokens, jnp.ones_like(tokens), jnp.ones(tokens.shape, jnp.float32))
@@ -138,7 +140,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
     trace_s, began = time.perf_counter() - began, time.perf_counter()
     compiled = lowered.compile()
     compile_s = time.perf_counter() - began
-    platform.release_memory()
+    host.release_memory()
 
     def one() -> None:
         nonlocal held
@@ -146,7 +148,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
         jax.block_until_ready(held)
 
     one()
-    platform.keep_memory()
+    host.keep_memory()
     wall, cpu = _timed(one, args.steps or 20)
     peak = hardware.matmul_peak(hardware.OPERANDS[PRECISION[args.dtype]])
     flops = train_flops(run_config)
@@ -157,7 +159,7 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
         "trace_s": round(trace_s, 2),
         "compile_s": round(compile_s, 2),
         "peak_rss_mib": _peak_rss(),
-        "versions": platform.versions(),
+        "versions": header.versions(),
     }
 
 
@@ -168,16 +170,17 @@ def decode(args: Bench) -> dict[str, Any]:
     from dsjax.infer.decode import decoding
     from dsjax.model import transformer
     from dsjax.params import key_of
-    from dsjax.runtime import platform
+    from dsjax.runtime import backend as backends
+    from dsjax.runtime import header
 
     run_config = shape_run(args)
     params = transformer.init(run_config.model, key_of(args.seed))
     batch, context = args.batch_size or 1, args.seq_len or 512
-    backend = decoding(platform.choose_backend(run_config))
+    backend = decoding(backends.for_run(run_config))
     found = decode_bench(params, run_config.model, Load(batch, context, args.steps or 64), backend)
     return _result("decode", args, batch, context) | found | {
         "peak_rss_mib": _peak_rss(),
-        "versions": platform.versions(),
+        "versions": header.versions(),
     }
 
 

@@ -47,12 +47,12 @@ def main(args: Demo) -> int:
     from dsjax.cli.generate import speak
     from dsjax.cli.train import report
     from dsjax.evaluate import ngram
-    from dsjax.runtime import platform
+    from dsjax.runtime import cpu
     from dsjax.terminal import Console
     from dsjax.train import corpus, loop
 
     devices.require()
-    platform.dispatch_inline()
+    cpu.dispatch_inline()
     console = Console()
     began = time.monotonic()
     outcome = loop.train(config, console)

@@ -79,11 +79,11 @@ def _train(config: RunConfig) -> int:
     devices.require()
     import jax
 
-    from dsjax.runtime import platform
+    from dsjax.runtime import cpu
     from dsjax.terminal import Console
     from dsjax.train import loop
 
-    platform.dispatch_inline()
+    cpu.dispatch_inline()
     is_first = jax.process_index() == 0
     console = Console(file=None if is_first else open(os.devnull, "w"))  # noqa: SIM115
     outcome = loop.train(config, console)

@@ -22,7 +22,7 @@ from dsjax.errors import UserError
 from dsjax.infer import inputs, programs
 from dsjax.infer.decode import State, cache_bytes_per_token, default_backend
 from dsjax.infer.sample import NONE, Sampling
-from dsjax.layers.backend import HIGH, Backend
+from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision as numerics
@@ -158,7 +158,7 @@ def ready(params: TransformerParams, cfg: ModelConfig,
     """Quantize weights to the backend's precision once, and lift the training capacity of experts.
     """
     cfg = dropless(cfg)
-    if backend.precision.name not in HIGH:
+    if backend.precision.casts_weights:
         specs = transformer.specs(cfg)
         held = numerics.quantize_weights(params, specs, backend.precision)
         params = numerics.attach(params, held, specs)

@@ -1,7 +1,7 @@
 """What varies with the machine, handed to layers as functions (never as a string or a flag).
 
-The defaults run on one device. Expert parallelism replaces `dispatch`, a mesh `constrain`, a
-precision `linear` and `dispatch`; no layer changes.
+`Precision` says how operands are quantized and multiplied, `Layout` where arrays lie and how they
+move; `attend` and `dispatch` are functions a kernel or a mesh replaces. No layer changes.
 """
 
 from __future__ import annotations
@@ -9,28 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax import Array
 
 from dsjax.layers.cache import Cache, MakeCache, contiguous
 from dsjax.layers.remat import Rematerialize, keep_all
-from dsjax.numerics import precision as numerics
-from dsjax.numerics.precision import Matrix, Precision
+from dsjax.numerics.precision import FP32, Matrix, Precision
 from dsjax.numerics.wide import wide
 from dsjax.ops import attention, grouped
 from dsjax.ops.linear import linear
 from dsjax.params import Tree
-
-
-class Linear(Protocol):
-    """x [..., K] against w [K, ...], the last `contract` dims of x against the first of w."""
-
-    def __call__(self, x: Array, w: Matrix, contract: int = 1) -> Array:
-        """Multiply."""
-        ...
-
 
 Attend = Callable[[Array, Array, Array, Array, float], Array]
 """q [B, H, T, N], k, v, segments [B, T], scale -> [B, H, T, U]; causal, within segments."""
@@ -52,34 +42,38 @@ class Dispatch(Protocol):
 
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
-"""Name the logical axes of an activation, so that a mesh may place it."""
+"""An activation and its logical axes -> the same, where a mesh wants it."""
 
 Move = Callable[[Tree, Tree], Tree]
-"""A tree of parameters, or of what is held of them, and its Specs -> the tree in another place."""
+"""A tree of parameters, or of their quantized forms, and its Specs -> the tree in another place."""
+
+Rows = Callable[..., Tree]
+"""A function f, a tree it reads whole, and arrays that lead with rows -> f(whole, *rows)."""
 
 
-AddUp = Callable[..., Tree]
-"""A function f, what it reads whole, and arrays that lead with rows -> f(whole, *rows), a tree of
-sums over rows: each device may sum over its own, and all add theirs once at the end."""
-
-ByRow = Callable[..., Tree]
-"""A function f, a tree it reads whole, and arrays that lead with rows -> f(whole, *rows), a tree of
-arrays that lead with rows: each device makes its own."""
-
-
-def at_once(f: Callable[..., Tree], whole: Tree, *rows: Array) -> Tree:
-    """The single device's `add_up` and `by_row`: all rows are here."""
-    return f(whole, *rows)
-
-
-def leave(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """The single device's `constrain`: nothing to place."""
+def _same(x: Any, about: Any = None) -> Any:
     return x
 
 
-def stay(tree: Tree, specs: Tree) -> Tree:
-    """The single device's `place` and `settle`: parameters rest where they are used."""
-    return tree
+def _all_rows(f: Callable[..., Tree], whole: Tree, *rows: Tree) -> Tree:
+    """On one device all rows are here."""
+    return f(whole, *rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where arrays lie, and how they move between devices. On one device nothing moves."""
+
+    constrain: Constrain = _same
+    gather: Callable[[Matrix], Matrix] = _same  # a layer's weight, whole on every device
+    gather_params: Move = _same  # parameters from where they rest to where a step uses them
+    reduce_scatter_grads: Move = _same  # gradients to where their parameters rest
+    own_rows: Callable[[Precision], Precision] = _same  # products of each device's own rows
+    map_rows: Rows = _all_rows  # results lead with rows: each device makes its own
+    psum_rows: Rows = _all_rows  # results are sums over rows: each device's, added up
+
+
+ONE_DEVICE = Layout()
 
 
 def attend_read(queries: tuple[Array, ...], cache: Cache, positions: Array, scale: float) -> Array:
@@ -90,47 +84,50 @@ def attend_read(queries: tuple[Array, ...], cache: Cache, positions: Array, scal
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """The functions a layer calls where machines differ; `dtype` is that of activations,
-    `loss_dtype` that of the operands of the head's product."""
+    """Everything in which machines differ, handed to layers; `runtime.backend` chooses it."""
 
-    linear: Linear
-    high: Linear  # for matrices that stay out of 8 bits
-    o_proj: Linear  # the projection after attention, whose input V3 keeps in 12 bits
+    precision: Precision
     attend: Attend  # the expanded form, over rows
     dispatch: Dispatch
-    constrain: Constrain
-    precision: Precision
+    layout: Layout = ONE_DEVICE
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
-    loss_dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
+    """Of activations."""
     loss_chunk: int = 128
-    add_up: AddUp = at_once
-    by_row: ByRow = at_once
-    place: Move = stay  # parameters from where they rest to where a step uses them
-    settle: Move = stay  # gradients to where their parameters rest
-    interleave: ByRow = at_once  # a layer over rows, or over two halves that overlap
+    interleave: Rows = _all_rows  # a layer over rows, or over two halves that overlap
     remat: Rematerialize = keep_all  # which of a layer's values wait for the backward pass
     unroll: int = 1  # layers that a scan writes out at a time
     attend_cached: AttendCached = attend_read  # the absorbed form, over a cache
     make_cache: MakeCache = contiguous
 
+    def linear(self, x: Array, w: Matrix, contract: int = 1) -> Array:
+        """Sum the last `contract` dims of x [..., K] against the first of w [K, ...]."""
+        return self._product(x, w, contract, self.precision)
 
-HIGH = ("fp32", "fp64")  # products that keep attention and the head out of bfloat16
+    def linear_high(self, x: Array, w: Matrix, contract: int = 1) -> Array:
+        """As `linear`, for matrices that stay out of 8 bits."""
+        return self._product(x, w, contract, self.precision.high or self.precision)
+
+    def o_proj(self, x: Array, w: Matrix, contract: int = 2) -> Array:
+        """Project attention's heads x [..., H, U]; V3 keeps this input in 12 bits."""
+        return self._product(x, w, contract, self.precision.o_proj or self.precision)
+
+    def _product(self, x: Array, w: Matrix, contract: int, precision: Precision) -> Array:
+        own = self.layout.own_rows(precision)
+        return linear(x, self.layout.gather(w), contract, precision=own)
+
+    @property
+    def loss_dtype(self) -> jnp.dtype:
+        """Dtype of the operands of the head's product."""
+        return self.precision.operand_dtype or wide(self.dtype)
 
 
-def single(precision: Precision = numerics.FP32, dtype: jnp.dtype | type = jnp.float32) -> Backend:
+def single(precision: Precision = FP32, dtype: jnp.dtype | type = jnp.float32) -> Backend:
     """A backend for one device in the given precision."""
-    is_low = precision.name not in HIGH
-    high = numerics.BF16 if is_low else precision
     return Backend(
-        linear=functools.partial(linear, precision=precision),
-        high=functools.partial(linear, precision=high),
-        o_proj=functools.partial(linear, precision=precision.o_proj or precision),
-        attend=functools.partial(_attend, is_low=is_low),
-        dispatch=functools.partial(_dispatch, precision=precision),
-        constrain=leave,
         precision=precision,
+        attend=functools.partial(_attend, is_low=precision.operand_dtype is not None),
+        dispatch=functools.partial(_dispatch, precision=precision),
         dtype=jnp.dtype(dtype),
-        loss_dtype=jnp.dtype(jnp.bfloat16) if is_low else wide(dtype),
     )
 
 

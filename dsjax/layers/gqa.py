@@ -68,7 +68,7 @@ def gqa(p: GQAParams, x: Array, angles: Angles, segments: Array, cfg: ModelConfi
     k, v = (jnp.repeat(part, repeats, axis=2).swapaxes(1, 2) for part in (kept.k, kept.v))
     scale = softmax_scale(cfg.rope, a.head_dim)
     out = backend.attend(q.swapaxes(1, 2), k, v, segments, scale)
-    return backend.o_proj(out.swapaxes(1, 2), p.w_o, contract=2), kept
+    return backend.o_proj(out.swapaxes(1, 2), p.w_o), kept
 
 
 def gqa_cached(p: GQAParams, x: Array, angles: Angles, positions: Array, cache: Cache,
@@ -78,7 +78,7 @@ def gqa_cached(p: GQAParams, x: Array, angles: Angles, positions: Array, cache: 
     q, new = _queries_and_kept(p, x, angles, backend)
     cache = cache.append(new, positions)
     out = backend.attend_cached((q,), cache, positions, softmax_scale(cfg.rope, a.head_dim))
-    return backend.o_proj(out, p.w_o, contract=2), cache
+    return backend.o_proj(out, p.w_o), cache
 
 
 def _queries_and_kept(p: GQAParams, x: Array, angles: Angles,

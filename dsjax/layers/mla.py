@@ -98,7 +98,7 @@ def mla(p: MLAParams, x: Array, angles: Angles, segments: Array, cfg: ModelConfi
     k = jnp.concatenate([k_nope, k_rope], axis=-1).swapaxes(1, 2)
     scale = softmax_scale(cfg.rope, a.qk_dim)
     out = backend.attend(q, k, v.swapaxes(1, 2), segments, scale)
-    return backend.o_proj(out.swapaxes(1, 2), p.w_o, contract=2), kept
+    return backend.o_proj(out.swapaxes(1, 2), p.w_o), kept
 
 
 def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache: Cache,
@@ -117,7 +117,7 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     scale = softmax_scale(cfg.rope, a.qk_dim)
     out = backend.attend_cached((q_latent, q_rope), cache, positions, scale)
     heads = jnp.einsum("bthc,chu->bthu", out, w_uv)
-    return backend.o_proj(heads, p.w_o, contract=2), cache
+    return backend.o_proj(heads, p.w_o), cache
 
 
 def queries(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,

@@ -46,7 +46,7 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
         routing = router.route(p, x, cfg)
         return routing, router.stats(routing, is_real, cfg)
 
-    routing, stats = backend.by_row(choose, p.router, x, is_real)
+    routing, stats = backend.layout.map_rows(choose, p.router, x, is_real)
     if cfg.capacity_factor is not None:
         routing = limit_capacity(routing, is_real, cfg)
     tokens = x.reshape(-1, x.shape[-1])

@@ -29,6 +29,7 @@ def keep_all(body: Callable, is_scanned: bool = True) -> Callable:
     return body
 
 
+@functools.cache
 def policy(name: str) -> Rematerialize:
     """Look a policy up: `none` keeps all, `v3` as the report, `full` input and choice of experts.
 

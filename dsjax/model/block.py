@@ -77,7 +77,7 @@ def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
         y, stats = moe.moe(p.ffn, y, is_real, cfg.moe, backend)
     else:
         y = swiglu.swiglu(p.ffn, y, backend)
-    return backend.constrain(x + y, ("batch", None, None)), stats, cache
+    return backend.layout.constrain(x + y, ("batch", None, None)), stats, cache
 
 
 def expanded(angles: Angles, segments: Array, cfg: ModelConfig, backend: Backend) -> Mix:

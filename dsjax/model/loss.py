@@ -177,7 +177,7 @@ def _sums(p: TransformerParams, x: Array, targets: Targets, token_loss: TokenLos
         return token_losses.summed_loss(x, head, targets, token_loss, backend.loss_chunk,
                                         backend.loss_dtype)
 
-    return backend.add_up(sums, p.head, x, targets)
+    return backend.layout.psum_rows(sums, p.head, x, targets)
 
 
 def balance_sum(stats: RouterStats | None, is_real_row: Array, cfg: ModelConfig,

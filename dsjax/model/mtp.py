@@ -74,7 +74,7 @@ def join(p: MTPParams, previous: Array, embedded: Array, cfg: ModelConfig,
         ],
         axis=-1,
     )
-    return backend.high(both, p.w_proj)
+    return backend.linear_high(both, p.w_proj)
 
 
 @struct.dataclass

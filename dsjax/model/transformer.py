@@ -123,7 +123,7 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
 def embed(p: TransformerParams, tokens: Array, backend: Backend) -> Array:
     """Look tokens up. tokens [B, T] -> [B, T, D] in the backend's dtype."""
     x = p.embed.at[tokens].get(mode="clip").astype(backend.dtype)
-    return backend.constrain(x, ("batch", None, None))
+    return backend.layout.constrain(x, ("batch", None, None))
 
 
 def head(p: TransformerParams, x: Array) -> Array:

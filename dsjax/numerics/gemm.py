@@ -33,8 +33,9 @@ from jax.typing import DTypeLike
 
 from dsjax.numerics import scaled
 from dsjax.numerics.formats import E4M3, E5M6, UE8M0, Format
-from dsjax.numerics.precision import Operand, Precision, contract, decoded
+from dsjax.numerics.precision import BF16, Operand, Precision, contract, decoded
 from dsjax.numerics.scaled import Scaled
+from dsjax.numerics.wire import FP8_WIRE
 
 Tile = tuple[int, ...]
 
@@ -138,6 +139,10 @@ def _precision(recipe: Recipe, impl: MatmulImpl, ue8m0: bool, kept: Format) -> P
         save=lambda x: scaled.quantize(x, recipe.input_tile, ue8m0),
         restore=operand_value,
         row_tile=recipe.turned_tile[0],
+        high=BF16,
+        operand_dtype=BF16.operand_dtype,
+        casts_weights=True,
+        wire=FP8_WIRE,
     )
 
 

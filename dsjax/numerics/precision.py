@@ -35,6 +35,7 @@ from dsjax.numerics import scaled
 from dsjax.numerics.layout import row_major
 from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.wide import wide
+from dsjax.numerics.wire import EXACT_WIRE, WireFormat
 
 Operand = Any  # an operand as a precision keeps it: an array, or codes with scales
 
@@ -64,6 +65,10 @@ class Precision:
     save: Callable[[Array], Operand] = _same  # an activation for the backward pass
     restore: Callable[[Operand], Array] = _same  # it, or a quantized input, there
     o_proj: Precision | None = None  # of the projection after attention, where it differs
+    high: Precision | None = None  # of matrices that stay out of 8 bits, where it differs
+    operand_dtype: jnp.dtype | None = None  # what attention and the head multiply; None: as it is
+    casts_weights: bool = False  # whether weights are quantized once a step, beside the masters
+    wire: WireFormat = EXACT_WIRE  # how tokens travel to their experts' devices and back
     row_tile: int = 1  # rows of one scale, in the operands of `wgrad`
     reference: Precision | None = None  # for XLA to cut, where these are of one device's arrays
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsjax.parallel.exchange import Form, Wire
+from dsjax.numerics.wire import RowFormat, WireFormat
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Traffic:
     fast: float  # within a node
     most_nodes: int  # that hold experts of one token
 
-    def bytes(self, wire: Wire, d_model: int, per_token: int, itemsize: int) -> dict[str, int]:
+    def bytes(self, wire: WireFormat, d_model: int, per_token: int,
+              itemsize: int) -> dict[str, int]:
         """Bytes a token puts on slow and on fast links, forward, in both directions.
 
         The backward pass moves the same: gradients out, sums of gradients back.
         """
-        def row(form: Form) -> int:
+        def row(form: RowFormat) -> int:
             return form.row_bytes(d_model, itemsize)
 
         choices = per_token * (4 + 4)  # numbers and weights of the experts

@@ -5,9 +5,7 @@ device p sent. That is its own inverse, so the gradient's exchange is the same o
 are filled from the front. `ragged` moves filled rows alone, by `ragged_all_to_all`, which a CPU
 does not have: there the whole parts move, and either way an empty row arrives as zeros.
 
-In what form (V3 report sec. 3.3.3): tokens go to their experts, and gradients of the experts'
-outputs with them, as E4M3 in 1x128 tiles with power-of-two scales; sums come back in bfloat16.
-Under float32 products all travels as float32, exactly.
+In what form rows travel is the precision's (`numerics.wire`).
 
 Axes: P devices of the mesh axis, C rows of a part, D model.
 """
@@ -16,37 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics import scaled
-from dsjax.numerics.formats import E4M3, UE8M0
-from dsjax.numerics.scaled import Scaled
-
-Parcel = Any  # a tree of arrays that lead with rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How rows look while they travel: x [R, D] -> arrays that lead with R -> [R, D]."""
-
-    name: str
-    pack: Callable[[Array], Parcel]
-    unpack: Callable[[Parcel, Any], Array]
-    row_bytes: Callable[[int, int], int]
-    """Bytes of a row of D numbers of `itemsize` bytes each."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Wire:
-    """The form of what goes out to be worked on, and of the sums that come back."""
-
-    out: Form
-    back: Form
+from dsjax.numerics.wire import Parcel, RowFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,35 +31,9 @@ class Lane:
     is_ragged: bool = True
 
 
-def _pack_fp8(x: Array) -> tuple[Array, Array]:
-    """Codes and scales as bytes: collectives need not know 8-bit floats."""
-    held = scaled.quantize(x, (1, 128), ue8m0=True)
-    return (lax.bitcast_convert_type(held.codes, jnp.uint8),
-            lax.bitcast_convert_type(held.scales, jnp.uint8))
-
-
-def _unpack_fp8(parcel: tuple[Array, Array], dtype: Any) -> Array:
-    codes, scales = parcel
-    held = Scaled(lax.bitcast_convert_type(codes, E4M3.dtype),
-                  lax.bitcast_convert_type(scales, UE8M0), (1, 128))
-    return scaled.dequantize(held, dtype)
-
-
-EXACT = Form("as they are", lambda x: x, lambda x, dtype: x.astype(dtype),
-             lambda d, itemsize: d * itemsize)
-BFLOAT16 = Form("bfloat16", lambda x: x.astype(jnp.bfloat16), lambda x, dtype: x.astype(dtype),
-                lambda d, itemsize: 2 * d)
-FP8 = Form("E4M3 with a scale in 128", _pack_fp8, _unpack_fp8,
-           lambda d, itemsize: d + -(-d // 128))
-WIRES = {
-    "fp32": Wire(EXACT, EXACT),
-    "bf16": Wire(BFLOAT16, BFLOAT16),
-    "fp8": Wire(FP8, BFLOAT16),
-}
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def carry(lane: Lane, out: Form, back: Form, x: Array, sent: Array, received: Array) -> Array:
+def carry(lane: Lane, out: RowFormat, back: RowFormat, x: Array, sent: Array,
+          received: Array) -> Array:
     """Move the rows x [P*C, D] in one form; their gradient comes back in the other.
 
     sent, received [P] int32: filled rows of each part here, and of what each device sends.
@@ -95,11 +42,11 @@ def carry(lane: Lane, out: Form, back: Form, x: Array, sent: Array, received: Ar
     return out.unpack(parcel, x.dtype)
 
 
-def _carry_forward(lane: Lane, out: Form, back: Form, x: Array, sent: Array, received: Array):
+def _carry_forward(lane, out, back, x, sent, received):
     return carry(lane, out, back, x, sent, received), (sent, received)
 
 
-def _carry_backward(lane: Lane, out: Form, back: Form, kept: tuple[Array, Array], dx: Array):
+def _carry_backward(lane, out, back, kept, dx):
     sent, received = kept
     parcel = move(back.pack(dx), received, sent, lane)
     return back.unpack(parcel, dx.dtype), None, None

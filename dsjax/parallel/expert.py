@@ -30,9 +30,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dsjax.numerics.wire import EXACT, WireFormat
 from dsjax.ops import buckets
 from dsjax.parallel import exchange
-from dsjax.parallel.exchange import Lane, Wire
+from dsjax.parallel.exchange import Lane
 
 Tree = Any
 
@@ -49,7 +50,7 @@ class Hop:
     devices: int  # P
     experts: int  # of all devices of the axis together
     rows: int  # C
-    wire: Wire
+    wire: WireFormat
     inner: Inner | Hop
 
 
@@ -150,7 +151,7 @@ def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, he
     received = exchange.counts(sent, lane)
     token, slot = _rows(hop, copies, first)
     x_rows = exchange.carry(lane, wire.out, wire.back, _take(x, token, slot), sent, received)
-    w_rows = exchange.carry(lane, exchange.EXACT, exchange.EXACT, _take(weights, token, slot),
+    w_rows = exchange.carry(lane, EXACT, EXACT, _take(weights, token, slot),
                             sent, received)
     numbers = (experts + 1).at[token].get(mode="fill", fill_value=0)  # an empty row's is 0
     ids = exchange.move(numbers, sent, received, lane) - 1

@@ -1,8 +1,8 @@
 """A backend for a mesh: the single device's functions, told where their operands lie.
 
-Layers stay as they are. `constrain` names where activations lie, `linear` gathers the parts of a
-weight that `fsdp` holds, `place` and `settle` move a tree of parameters between where it rests and
-where a step uses it, and `dispatch` sends tokens to their experts' devices (expert.py) in one
+Layers stay as they are. `Layout` says where activations lie, gathers the parts of a weight that
+`fsdp` holds, and moves a tree of parameters between where it rests and where a step uses it;
+`dispatch` sends tokens to their experts' devices (expert.py) in one
 shard_map that is manual over the whole mesh and checks what varies over it.
 
 Axes: T tokens, K experts per token, E experts, D model, F expert hidden.
@@ -24,13 +24,13 @@ from jax.sharding import Mesh, PartitionSpec
 from dsjax import params
 from dsjax.config.model import ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.layers.backend import Backend, Linear
+from dsjax.layers.backend import Backend, Layout
 from dsjax.layers.moe import moe_specs
 from dsjax.numerics.precision import Matrix, Operand, Precision, Weight
 from dsjax.numerics.scaled import Scaled
+from dsjax.numerics.wire import WireFormat
 from dsjax.ops import grouped
-from dsjax.ops.linear import linear
-from dsjax.parallel import exchange, expert, rules
+from dsjax.parallel import expert, rules
 from dsjax.parallel.exchange import Lane
 from dsjax.parallel.expert import Hop, Inner
 from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE, sharding
@@ -38,46 +38,36 @@ from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE, shardin
 Tree = Any
 
 
-def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelConfig,
-            wire: exchange.Wire) -> Backend:
+def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelConfig) -> Backend:
     """The backend with everything that varies with a mesh replaced."""
     dispatch = backend.dispatch
     if model.moe is not None:
         dispatch = functools.partial(_dispatch, backend=backend, mesh=mesh, layout=layout,
-                                     model=model, moe=model.moe, wire=wire)
-    gathered = functools.partial(_gathered, mesh=mesh)
-
-    def everywhere(product: Linear) -> Linear:
-        return lambda x, w, contract=1: product(x, gathered(w), contract)
-
-    if backend.precision.reference is not None:
-        own = functools.partial(own_rows, mesh=mesh)
-        last = backend.precision.o_proj or backend.precision
-        backend = dataclasses.replace(
-            backend, linear=functools.partial(linear, precision=own(backend.precision)),
-            o_proj=functools.partial(linear, precision=own(last)))
-    return dataclasses.replace(
-        backend,
-        linear=everywhere(backend.linear),
-        high=everywhere(backend.high),
-        o_proj=everywhere(backend.o_proj),
-        dispatch=dispatch,
+                                     model=model, moe=model.moe)
+    moves = Layout(
         constrain=functools.partial(_constrain, mesh=mesh),
-        add_up=functools.partial(_add_up, mesh=mesh),
-        by_row=functools.partial(_by_row, mesh=mesh),
-        place=functools.partial(_place, mesh=mesh),
-        settle=functools.partial(_settle, mesh=mesh, use_zero=layout.use_zero),
+        gather=functools.partial(_gathered, mesh=mesh),
+        gather_params=functools.partial(_gather_params, mesh=mesh),
+        reduce_scatter_grads=functools.partial(_reduce_scatter_grads, mesh=mesh,
+                                               use_zero=layout.use_zero),
+        own_rows=functools.partial(own_rows, mesh=mesh),
+        map_rows=functools.partial(_map_rows, mesh=mesh),
+        psum_rows=functools.partial(_psum_rows, mesh=mesh),
     )
+    return dataclasses.replace(backend, dispatch=dispatch, layout=moves)
 
 
+@functools.cache
 def own_rows(precision: Precision, mesh: Mesh) -> Precision:
     """A kernel's products over a mesh: each device's of its own rows, weights' gradients added up.
 
-    Rows of which a tile lies on two devices are left to the twin.
+    Rows of which a tile lies on two devices are left to the reference. Products that XLA cuts
+    itself stay as they are.
     """
-    tile = math.prod(mesh.shape[axis] for axis in AXES) * precision.row_tile
-    assert precision.reference is not None, "products that XLA cuts itself need no help"
     reference = precision.reference
+    if reference is None:
+        return precision
+    tile = math.prod(mesh.shape[axis] for axis in AXES) * precision.row_tile
 
     def is_cut(rows: Operand) -> bool:
         return jax.tree.leaves(rows)[0].shape[0] % tile == 0
@@ -85,17 +75,17 @@ def own_rows(precision: Precision, mesh: Mesh) -> Precision:
     def fprop(x: Operand, w: Operand) -> Array:
         if not is_cut(x):
             return reference.fprop(x, w)
-        return _by_row(lambda w, x: precision.fprop(x, w), w, x, mesh=mesh)
+        return _map_rows(lambda w, x: precision.fprop(x, w), w, x, mesh=mesh)
 
     def dgrad(dy: Operand, w: Operand) -> Array:
         if not is_cut(dy):
             return reference.dgrad(dy, w)
-        return _by_row(lambda w, dy: precision.dgrad(dy, w), w, dy, mesh=mesh)
+        return _map_rows(lambda w, dy: precision.dgrad(dy, w), w, dy, mesh=mesh)
 
     def wgrad(x: Operand, dy: Operand) -> Array:
         if not is_cut(x):
             return reference.wgrad(x, dy)
-        return _add_up(lambda _, x, dy: precision.wgrad(x, dy), jnp.zeros(()), x, dy, mesh=mesh)
+        return _psum_rows(lambda _, x, dy: precision.wgrad(x, dy), jnp.zeros(()), x, dy, mesh=mesh)
 
     return dataclasses.replace(precision, fprop=fprop, dgrad=dgrad, wgrad=wgrad, reference=None)
 
@@ -106,7 +96,7 @@ def _constrain(x: Array, axes: tuple[str | None, ...], mesh: Mesh) -> Array:
         x, sharding(mesh, *(rules.RULES[a] if a else None for a in axes)))
 
 
-def _add_up(f: Callable[..., Tree], whole: Array, *rows: Tree, mesh: Mesh) -> Tree:
+def _psum_rows(f: Callable[..., Tree], whole: Array, *rows: Tree, mesh: Mesh) -> Tree:
     """Sum over each device's own rows, then over devices.
 
     Left to the compiler, a gradient that a loop adds up over chunks of rows is summed over devices
@@ -121,7 +111,7 @@ def _add_up(f: Callable[..., Tree], whole: Array, *rows: Tree, mesh: Mesh) -> Tr
         out_specs=PartitionSpec(), check_vma=True)(whole, *rows)
 
 
-def _by_row(f: Callable[..., Tree], whole: Tree, *rows: Tree, mesh: Mesh) -> Tree:
+def _map_rows(f: Callable[..., Tree], whole: Tree, *rows: Tree, mesh: Mesh) -> Tree:
     """Each device's own rows.
 
     Left to the compiler, a router's top-K is not cut by rows: its results are gathered from all
@@ -149,7 +139,7 @@ def _whole(a: Array, mesh: Mesh) -> Array:
 _whole.defvjp(lambda a, mesh: (_whole(a, mesh), None), lambda mesh, _, d: (d,))
 
 
-def _place(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
+def _gather_params(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
     """Bring parameters, or what is held of them, to where a step uses them."""
 
     def one(spec: params.Spec, part: Tree) -> Tree:
@@ -161,7 +151,7 @@ def _place(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(one, specs, tree, is_leaf=params.is_spec)
 
 
-def _settle(tree: Tree, specs: Tree, mesh: Mesh, use_zero: bool) -> Tree:
+def _reduce_scatter_grads(tree: Tree, specs: Tree, mesh: Mesh, use_zero: bool) -> Tree:
     """Bring gradients to where masters rest: summed, each device keeping its part."""
     where = rules.stored_shardings(specs, mesh, use_zero=use_zero)
     return jax.tree.map(lax.with_sharding_constraint, tree, where)
@@ -177,7 +167,7 @@ def rows_of_a_part(tokens: int, choices: float, devices: int, headroom: float) -
 
 
 def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
-         wire: exchange.Wire) -> Hop:
+         wire: WireFormat) -> Hop:
     """The exchange of a layer for `tokens` tokens a device: across nodes, then within one."""
     nodes, devices = layout.expert_nodes, layout.expert // layout.expert_nodes
     is_ragged = layout.exchange == "ragged"
@@ -207,14 +197,14 @@ def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix, *,
               backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelConfig,
-              moe: MoEConfig, wire: exchange.Wire) -> tuple[Array, Array]:
+              moe: MoEConfig) -> tuple[Array, Array]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
     masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
     specs = moe_specs(model.d_model, moe).experts
     used = tuple(rules.used_layer(s) for s in (specs.w_gate_up, specs.w_down))
     tokens = x.shape[0] // layout.row_devices
     work = functools.partial(_experts, backend=backend, assignments=tokens * experts.shape[1])
-    hop = hops(tokens, work, layout, moe, wire)
+    hop = hops(tokens, work, layout, moe, backend.precision.wire)
 
     def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
@@ -229,12 +219,12 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
 
 
 def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-                  *, backend: Backend, layout: ParallelConfig, moe: MoEConfig,
-                  wire: exchange.Wire) -> tuple[Array, Array]:
+                  *, backend: Backend, layout: ParallelConfig,
+                  moe: MoEConfig) -> tuple[Array, Array]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
     masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
     work = functools.partial(_experts, backend=backend, assignments=experts.size)
-    hop = hops(x.shape[0], work, layout, moe, wire)
+    hop = hops(x.shape[0], work, layout, moe, backend.precision.wire)
     return expert.routed(hop, x, experts, weights, masters, held)
 
 
@@ -264,7 +254,7 @@ def _join(w: Array | None, used: PartitionSpec) -> Array | None:
     return lax.pcast(lax.all_gather(w, FSDP, axis=dim, tiled=True), (DATA,), to="varying")
 
 
-def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, wire: exchange.Wire,
+def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, wire: WireFormat,
              itemsize: int) -> str:
     """The bound on what a device receives at once, in a sentence for the header of a run."""
     hop: Any = hops(tokens, _nothing, layout, moe, wire)

@@ -67,7 +67,7 @@ def _weights(specs: Tree, mesh: Mesh, precision: Precision) -> int:
     """Bytes of what products read: quantized product matrices, other leaves in float32."""
     def one(spec: params.Spec) -> int:
         leaf = jax.ShapeDtypeStruct(spec.shape, "float32")
-        if not spec.is_product or precision.name == "fp32":
+        if not spec.is_product or not precision.casts_weights:
             where = rules.used_shardings(spec, mesh)
             return math.prod(where.shard_shape(spec.shape)) * 4
         held = jax.eval_shape(

@@ -20,7 +20,7 @@ from dsjax.plan import ahead, memory, target
 from dsjax.plan.ahead import Compiled, Refused
 from dsjax.plan.memory import Memory
 from dsjax.plan.target import Target
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding as spread
 
 
@@ -38,7 +38,7 @@ class Plan:
 def plan(run: RunConfig, machine: Target) -> Plan:
     """Compile a run's step for a machine, and split what it needs by kind."""
     mesh = open_mesh(run, machine)
-    backend = spread.on_mesh(run, platform.choose_backend(run, mesh.devices.flat[0]), mesh)
+    backend = backends.for_run(run, mesh)
     state = spread.abstract(run, mesh)
     where = meshes.sharding(mesh, meshes.AXES)
     shape = (run.train.batch_size, run.train.seq_len + 1)

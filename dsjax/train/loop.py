@@ -33,7 +33,9 @@ from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
 from dsjax.report import metrics, pace, profile
 from dsjax.report.display import Display, header, open_display
-from dsjax.runtime import fit, hardware, platform
+from dsjax.runtime import backend as backends
+from dsjax.runtime import cpu, fit, hardware
+from dsjax.runtime import header as machine
 from dsjax.terminal import Console
 from dsjax.train import heartbeat, sharding, step_report
 from dsjax.train.corpus import Corpus, prepare
@@ -91,9 +93,12 @@ def train(
     out = resume.folder(run)
     mesh = sharding.open_mesh(run)
     fit.refuse_training(run, mesh, sharding.check)
-    backend = sharding.on_mesh(run, backend or platform.choose_backend(run), mesh)
-    said = step_report.of_the_model(run) | platform.describe(run, backend)
-    said |= sharding.describe(run, mesh) | {"folder": str(out)}
+    if backend is None:
+        backend = backends.for_run(run, mesh)
+    else:
+        backend = backends.over(backend, run.model, run.parallel, mesh)
+    said = step_report.of_the_model(run) | machine.describe(run, backend)
+    said |= sharding.describe(run, backend, mesh) | {"folder": str(out)}
     with hold.holding(run, out) as is_due:
         header(said, f"dsjax train {run.name}", console)
         if not is_due:
@@ -199,7 +204,7 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
     while done < s.run.train.steps and not signals.is_told(done):
         values, began = _step(s, step_fn, _batch(s, done), done + 1)
         if done == first:
-            platform.keep_memory()
+            cpu.keep_memory()
         done += 1
         if s.average is not None:
             s.average.update(s.state.params, done)

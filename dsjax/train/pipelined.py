@@ -5,25 +5,23 @@ Microbatches, totals and weights of the losses are those of any other step; so i
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-
 import jax
 from jax import Array
 from jax.sharding import Mesh
 
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
-from dsjax.layers.backend import Backend, single
+from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.loss import Batch, LossParts, Objective
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision
-from dsjax.parallel import exchange, mesh_backend
 from dsjax.pipeline import executor, stage_work
 from dsjax.pipeline.executor import Pipeline
 from dsjax.pipeline.instructions import Program, compile_table, shortest
 from dsjax.pipeline.schedules.build import build
+from dsjax.runtime import backend as backends
+from dsjax.train import step
 from dsjax.train.step import Gradients
 
 
@@ -84,11 +82,7 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
     Paired ticks are written out but on a CPU, which communicates when it does not compute.
     """
     program = compile_schedule(run)
-    inside = dataclasses.replace(single(backend.precision, backend.dtype), remat=backend.remat)
-    if run.model.moe is not None and run.parallel.expert > 1:
-        inside = dataclasses.replace(inside, dispatch=functools.partial(
-            mesh_backend.dispatch_here, backend=inside, layout=run.parallel, moe=run.model.moe,
-            wire=exchange.WIRES[run.precision.matmul]))
+    inside = backends.for_rank(backend, run.model, run.parallel)
     is_unrolled = mesh.devices.flat[0].platform != "cpu"
     pipe = Pipeline(program, mesh, run.model, inside, is_unrolled)
 
@@ -96,12 +90,12 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
         specs, count = transformer.specs(run.model), run.train.microbatches
         held = None
-        if backend.precision.name != "fp32":
-            held = backend.place(precision.quantize_weights(p, specs, backend.precision), specs)
-        cut = jax.tree.map(
-            lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
-            batch)
-        found = executor.run(pipe, backend.place(p, specs), held, cut, objective)
-        return backend.settle(found.grads, specs), found.total, found.parts
+        if backend.precision.casts_weights:
+            held = precision.quantize_weights(p, specs, backend.precision)
+            held = backend.layout.gather_params(held, specs)
+        cut = step.microbatches(batch, count, backend)
+        p = backend.layout.gather_params(p, specs)
+        found = executor.run(pipe, p, held, cut, objective)
+        return backend.layout.reduce_scatter_grads(found.grads, specs), found.total, found.parts
 
     return gradients

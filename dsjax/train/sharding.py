@@ -7,7 +7,6 @@ the state is born where it rests, by the rules of `parallel.rules`; a step takes
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -27,8 +26,8 @@ from dsjax.model import transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
 from dsjax.ops.token_loss import TokenLoss, cross_entropy
-from dsjax.parallel import exchange, mesh_backend, overlap, rules
 from dsjax.parallel import mesh as meshes
+from dsjax.parallel import mesh_backend, rules
 from dsjax.runtime import compiler
 from dsjax.train import pipelined, state, step
 from dsjax.train.state import TrainState
@@ -92,19 +91,7 @@ def _check_halves(run: RunConfig, rows: list[int]) -> None:
         )
 
 
-def on_mesh(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Backend:
-    """The backend of a run, placed on its mesh."""
-    if mesh is None:
-        return backend
-    wire = exchange.WIRES[run.precision.matmul]
-    backend = mesh_backend.on_mesh(backend, mesh, run.parallel, run.model, wire)
-    if not run.parallel.interleave:
-        return backend
-    halves = functools.partial(overlap.interleave, constrain=backend.constrain)
-    return dataclasses.replace(backend, interleave=halves)
-
-
-def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
+def describe(run: RunConfig, backend: Backend, mesh: Mesh | None) -> dict[str, str]:
     """What the header of a run says of its layout."""
     count = jax.device_count()
     if mesh is None:
@@ -118,7 +105,7 @@ def describe(run: RunConfig, mesh: Mesh | None) -> dict[str, str]:
     if run.model.moe is not None and run.parallel.expert > 1:
         said["exchange"] = mesh_backend.describe(
             tokens_of_a_device(run), run.parallel, run.model.d_model, run.model.moe,
-            exchange.WIRES[run.precision.matmul], np.dtype(run.precision.activations).itemsize)
+            backend.precision.wire, backend.dtype.itemsize)
         if run.parallel.interleave:
             said["interleaved"] = ("two halves of each device's rows, attention of one while "
                                    "tokens of the other travel")
@@ -211,7 +198,7 @@ def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> Held
     take, specs = heldout.make_heldout_step(run.model, forward), transformer.specs(run.model)
 
     def heldout_step(p: TransformerParams, batch: Batch) -> HeldoutSums:
-        return take(backend.place(p, specs), batch)
+        return take(backend.layout.gather_params(p, specs), batch)
 
     where = None if mesh is None else meshes.sharding(mesh)
     return jax.jit(heldout_step, out_shardings=where)

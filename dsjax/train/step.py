@@ -110,9 +110,10 @@ def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: Run
     """Gradients of the whole batch's loss in float32, the loss, and its summed parts."""
     specs = transformer.specs(run.model)
     held = None
-    if backend.precision.name != "fp32":
-        held = backend.place(precision.quantize_weights(p, specs, backend.precision), specs)
-    p = backend.place(p, specs)
+    if backend.precision.casts_weights:
+        held = precision.quantize_weights(p, specs, backend.precision)
+        held = backend.layout.gather_params(held, specs)
+    p = backend.layout.gather_params(p, specs)
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
         tree = p if held is None else precision.attach(p, held, specs)
@@ -120,7 +121,7 @@ def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: Run
 
     def grad(p: TransformerParams, part: Batch) -> Any:
         out, grads = jax.value_and_grad(part_loss, has_aux=True)(p, part)
-        return out, backend.settle(grads, specs)
+        return out, backend.layout.reduce_scatter_grads(grads, specs)
 
     if run.train.microbatches == 1:
         (total, parts), grads = grad(p, batch)
@@ -131,9 +132,7 @@ def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: Run
 def _accumulate(grad: Callable, p: TransformerParams, batch: Batch, count: int,
                 backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
     """Add up the gradients of `count` microbatches of equal rows, in float32."""
-    cut = jax.tree.map(
-        lambda a: backend.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None)),
-        batch)
+    cut = microbatches(batch, count, backend)
 
     def add(sums: Any, part: Batch) -> tuple[Any, None]:
         (total, parts), grads = grad(p, part)
@@ -144,6 +143,14 @@ def _accumulate(grad: Callable, p: TransformerParams, batch: Batch, count: int,
     (total, parts), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (grads, total, parts), _ = lax.scan(add, (grads, total, parts), cut)
     return grads, total, parts
+
+
+def microbatches(batch: Batch, count: int, backend: Backend) -> Batch:
+    """Cut a batch in `count` of equal rows: leaves [B, T+1] -> [M, B/M, T+1]."""
+    def cut(a: Array) -> Array:
+        return backend.layout.constrain(a.reshape(count, -1, *a.shape[1:]), (None, "batch", None))
+
+    return jax.tree.map(cut, batch)
 
 
 def schedule_mtp_weight(run: RunConfig, step: Array) -> Array:

@@ -72,7 +72,7 @@ def environment(command: str, began: Tree | None = None) -> dict[str, Any]:
     """Circumstances that every record states; began: the tree when measuring began."""
     import jax
 
-    from dsjax.runtime.platform import versions
+    from dsjax.runtime.header import versions
     from experiments.common import machines
 
     now = tree()

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from dsjax.runtime.platform import Operands, fp8_products
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.cli.benches.gemm import V3_COLUMNS, V3_SHAPES
 from dsjax.numerics.precision import Precision
 from dsjax.plan import target
 from dsjax.plan.target import Target
-from dsjax.runtime.platform import Operands, fp8_products
 from experiments.common import command, machines
 from experiments.common.command import Asked
 from experiments.fp8_vs_bf16 import STUDY

@@ -19,10 +19,10 @@ from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers import router
 from dsjax.layers.moe import moe_specs
 from dsjax.model.loss import Batch
-from dsjax.parallel import exchange, expert, mesh_backend
+from dsjax.parallel import expert, mesh_backend
 from dsjax.params import init
 from dsjax.plan import hlo
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding as spread
 from experiments.common.command import Asked
 
@@ -48,7 +48,7 @@ def configured(devices: int, experts: int, precision: str = "fp32") -> RunConfig
 def compiled(run: RunConfig) -> str:
     """The program of a whole step, gradients and optimizer included."""
     mesh = spread.open_mesh(run)
-    backend = spread.on_mesh(run, platform.choose_backend(run), mesh)
+    backend = backends.for_run(run, mesh)
     step = spread.compile_step(run, backend, mesh)
     shape = (run.train.batch_size, run.train.seq_len + 1)
     rows = {name: np.zeros(shape, dtype) for name, dtype in (
@@ -111,7 +111,7 @@ def copies_counted(run: RunConfig) -> float:
 
 def row_bytes(run: RunConfig) -> tuple[int, int]:
     """Bytes that a copy of a token moves: forward, out and back; backward, out and back."""
-    wire = exchange.WIRES[run.precision.matmul]
+    wire = backends.for_run(run).precision.wire
     there, back = (form.row_bytes(WIDTH, 4) for form in (wire.out, wire.back))
     weights = numbers = 4 * PER_TOKEN
     return there + weights + numbers + back, there + weights + back
@@ -122,7 +122,7 @@ def sent_expected(run: RunConfig) -> int:
     moe, devices = run.model.moe, run.parallel.expert
     assert moe is not None, "the model of this experiment is a mixture"
     hop = mesh_backend.hops(TOKENS, mesh_backend._nothing, run.parallel, moe,
-                     exchange.WIRES[run.precision.matmul])
+                            backends.for_run(run).precision.wire)
     return (devices - 1) * hop.rows * sum(row_bytes(run))
 
 

@@ -8,7 +8,6 @@ and its done; the table says how often a rank runs the branch it stands in.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -27,7 +26,7 @@ from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.model.loss import Batch
 from dsjax.numerics import precision as numerics
-from dsjax.parallel import exchange, mesh, mesh_backend, rules
+from dsjax.parallel import mesh, rules
 from dsjax.parallel.mesh import AXES
 from dsjax.pipeline import executor
 from dsjax.pipeline.executor import Pipeline
@@ -36,6 +35,7 @@ from dsjax.pipeline.schedules.build import NAMES, build
 from dsjax.plan import hlo
 from dsjax.plan import target as targets
 from dsjax.runtime import compiler
+from dsjax.runtime.backend import for_rank
 from dsjax.train import step
 from experiments.common import machines
 from experiments.common.command import Asked
@@ -73,10 +73,7 @@ def compiled(name: str, form: str, machine: str) -> tuple[Program, str]:
     target = targets.parse(TARGETS[machine])
     layout = ParallelConfig(pipe=RANKS, expert=2)
     devices = mesh.make_mesh(layout, targets.devices(target))
-    backend = single(numerics.BF16, jnp.bfloat16)
-    backend = dataclasses.replace(backend, dispatch=functools.partial(
-        mesh_backend.dispatch_here, backend=backend, layout=layout, moe=run.model.moe,
-        wire=exchange.WIRES["bf16"]))
+    backend = for_rank(single(numerics.BF16, jnp.bfloat16), run.model, layout)
     pipe = Pipeline(program, devices, run.model, backend, form != "branched")
     specs = transformer.specs(run.model)
 

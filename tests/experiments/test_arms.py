@@ -38,13 +38,14 @@ def arm(tmp_path):
 
 def told_to_stop_while_tracing(run):
     """A backend that sends this process a signal, as ctrl-C would, when the step is traced."""
-    plain = loop.platform.choose_backend(run)
+    plain = loop.backends.for_run(run)
 
     def constrain(x, axes):
         signal.raise_signal(signal.SIGTERM)
-        return plain.constrain(x, axes)
+        return plain.layout.constrain(x, axes)
 
-    return dataclasses.replace(plain, constrain=constrain)
+    return dataclasses.replace(plain, layout=dataclasses.replace(plain.layout,
+                                                                 constrain=constrain))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dsjax.config.load import load
-from dsjax.layers.backend import leave, single
+from dsjax.layers.backend import ONE_DEVICE, single
 from dsjax.layers.remat import policy
 from dsjax.model import loss as losses
 from dsjax.model import transformer
@@ -23,7 +23,8 @@ from dsjax.parallel.jaxprs import inlined
 from dsjax.parallel.overlap import _halves, interleave
 
 PLAIN = single()
-HALVES = dataclasses.replace(PLAIN, interleave=functools.partial(interleave, constrain=leave))
+SPLIT = functools.partial(interleave, constrain=ONE_DEVICE.constrain)
+HALVES = dataclasses.replace(PLAIN, interleave=SPLIT)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_each_half_has_every_other_row_and_rows_come_back_in_their_order():
     np.testing.assert_array_equal(sums, x.sum(axis=(1, 2)))
     assert total == x.sum()
     assert set(seen) == {(3, 2, 2)}
-    first, second = _halves(x, leave)
+    first, second = _halves(x, ONE_DEVICE.constrain)
     assert [first[:, 0, 0].tolist(), second[:, 0, 0].tolist()] == [[0, 8, 16], [4, 12, 20]]
 
 

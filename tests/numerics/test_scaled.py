@@ -19,7 +19,7 @@ def wide_values(seed, shape):
     return (rng.standard_normal(shape) * np.exp(3 * rng.standard_normal(shape))).astype(np.float32)
 
 
-@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("ue8m0", [False, True], ids=["float", "pow2"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
 def test_codes_and_scales_are_bit_equal_to_the_definition(form, tile, ue8m0):
@@ -42,7 +42,7 @@ def test_the_call_of_the_documentation_gives_codes_and_scales():
     np.testing.assert_array_equal(scaled.dequantize(q), by_hand)
 
 
-@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("ue8m0", [False, True], ids=["float", "pow2"])
 def test_error_is_half_a_step_of_the_code(ue8m0):
     x = wide_values(2, (64, 256))
     q = scaled.quantize(jnp.asarray(x), (1, 128), ue8m0)
@@ -60,14 +60,14 @@ def test_power_of_two_scales_dequantize_exactly_in_bfloat16(form):
     np.testing.assert_array_equal(low.astype(jnp.float32), scaled.dequantize(q))
 
 
-@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("ue8m0", [False, True], ids=["float", "pow2"])
 def test_quantizing_again_changes_nothing_when_scales_are_powers_of_two(ue8m0):
     first = scaled.dequantize(scaled.quantize(jnp.asarray(wide_values(4, (32, 256))), ue8m0=ue8m0))
     again = scaled.dequantize(scaled.quantize(first, ue8m0=ue8m0))
     assert np.array_equal(first, again) or not ue8m0
 
 
-@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("ue8m0", [False, True], ids=["float", "pow2"])
 @pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)
 def test_the_largest_of_a_tile_is_the_largest_code_at_every_magnitude(form, ue8m0):
     """No clip follows the scale: its rounding must never lift an entry over the format's end."""
@@ -100,7 +100,7 @@ def test_a_whole_tile_spans_its_dim():
     np.testing.assert_array_equal(q.scales[0, 0], np.abs(x).max() / np.float32(448))
 
 
-@pytest.mark.parametrize("pow2", [False, True], ids=["float", "pow2"])
+@pytest.mark.parametrize("ue8m0", [False, True], ids=["float", "pow2"])
 def test_zero_tiny_huge_and_broken_tiles_have_defined_results(ue8m0):
     ones = np.ones(128, np.float32)
     rows = np.stack([0 * ones, 1e-30 * ones, 1e-4 * ones, 3e38 * ones, ones, ones, ones])

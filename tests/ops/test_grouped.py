@@ -105,7 +105,7 @@ def test_the_order_of_tokens_does_not_matter():
     close(moved, np.asarray(y)[order], 1e-13)
 
 
-@pytest.mark.parametrize("products", [FP32, BF16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [FP32, BF16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["7 experts, 5 tokens", "two experts overflow"])
 def test_lower_precisions_round_operands_only(name, precision):
     experts, operands, cotangent = inputs(name)

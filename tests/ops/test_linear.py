@@ -61,7 +61,7 @@ def test_bfloat16_products_are_exact_products_of_rounded_operands(dtype):
     assert np.abs(np.asarray(y, np.float64) - exact).max() > 1e-4  # float32 operands would not
 
 
-@pytest.mark.parametrize("products", [FP32, BF16])
+@pytest.mark.parametrize("precision", [FP32, BF16])
 def test_a_held_weight_gives_the_same_numbers_and_its_master_the_gradient(precision):
     x, w = (jnp.asarray(a, jnp.float32) for a in operands(3, (5, 2, 3), (2, 3, 4)))
     weight = Weight(w, precision.quantize_weight(w.reshape(6, 4)))

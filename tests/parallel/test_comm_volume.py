@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsjax.parallel import exchange
+from dsjax.numerics.wire import FP8_WIRE
 from dsjax.parallel.comm_volume import count
 
 E, DEVICES, NODES, K = 32, 8, 4, 5
@@ -44,5 +44,5 @@ def test_two_hops_cross_less_and_never_more_than_a_token_has_nodes(experts):
 
 def test_bytes_of_v3_are_a_byte_a_number_out_and_two_back():
     once = count(np.array([[255], [0]]), 256, 2, 2, 2)  # each token crosses once
-    found = once.bytes(exchange.WIRES["fp8"], 7168, 8, 2)
+    found = once.bytes(FP8_WIRE, 7168, 8, 2)
     assert found == {"slow": 7168 + 56 + 64 + 2 * 7168, "fast": 0}

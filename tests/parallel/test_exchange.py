@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from dsjax.config.parallel import ParallelConfig
 from dsjax.numerics import gemm, scaled
+from dsjax.numerics.wire import BFLOAT16, EXACT, FP8
 from dsjax.parallel import exchange
-from dsjax.parallel.exchange import BFLOAT16, EXACT, FP8, Lane
+from dsjax.parallel.exchange import Lane
 from dsjax.parallel.mesh import AXES, make_mesh
 
 DEVICES, C, D = 8, 3, 256

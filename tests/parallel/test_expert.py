@@ -11,8 +11,8 @@ import pytest
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import single
-from dsjax.numerics import gemm, precision
-from dsjax.parallel import exchange
+from dsjax.numerics import gemm
+from dsjax.numerics import precision as numerics
 from dsjax.parallel.mesh import make_mesh
 from dsjax.parallel.mesh_backend import on_mesh
 
@@ -60,9 +60,8 @@ def value_and_grads(backend, args, d_y):
     return y, float(extra), grads
 
 
-def sharded(layout, backend=None, wire="fp32"):
-    backend = backend or single()
-    return on_mesh(backend, make_mesh(layout), layout, MODEL, exchange.WIRES[wire])
+def sharded(layout, backend=None):
+    return on_mesh(backend or single(), make_mesh(layout), layout, MODEL)
 
 
 @functools.cache
@@ -94,16 +93,16 @@ def test_what_exceeds_a_round_travels_in_more_rounds_and_nothing_is_dropped(layo
     close((y, grads), (alone(True)[0], alone(True)[2]))
 
 
-@pytest.mark.parametrize(("wire", "precision"), [("bf16", precision.BF16), ("fp8", gemm.FP8)])
-def test_low_precision_travels_as_narrow_as_its_products_read(wire, precision):
+@pytest.mark.parametrize("precision", [numerics.BF16, gemm.FP8], ids=lambda p: p.name)
+def test_low_precision_travels_as_narrow_as_its_products_read(precision):
     args, d_y = inputs()
     backend = single(precision)
     wanted = value_and_grads(backend, args, d_y)
-    y, _, grads = value_and_grads(sharded(LAYOUTS[1], backend, wire), args, d_y)
+    y, _, grads = value_and_grads(sharded(LAYOUTS[1], backend), args, d_y)
     # Tokens arrive as products read them; each of K sums comes back in bfloat16, 2^-8 off at most.
     near(y, wanted[0], 2.0**-8)
     # A gradient in E4M3 is off by 2^-4 at most, on average less; it is quantized once more.
-    near(grads, wanted[2], 0.05 if wire == "fp8" else K * 2.0**-8)
+    near(grads, wanted[2], 0.05 if precision is gemm.FP8 else K * 2.0**-8)
 
 
 def near(got, wanted, share):

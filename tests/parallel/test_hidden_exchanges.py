@@ -19,7 +19,7 @@ from dsjax.layers import moe as layer
 from dsjax.layers.remat import policy
 from dsjax.model import block, transformer
 from dsjax.ops import rope
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding
 from tests.train.small_run import MODEL
 
@@ -105,7 +105,7 @@ def setting(is_interleaved=False):
     layout = ParallelConfig(expert=2, interleave=is_interleaved)
     run = RunConfig(name="overlap", model=CFG, parallel=layout)
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=4, seq_len=8))
-    backend = sharding.on_mesh(run, platform.choose_backend(run), sharding.open_mesh(run))
+    backend = backends.for_run(run, sharding.open_mesh(run))
     p = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0))).moe
     p = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), p)
     return backend, p, jax.ShapeDtypeStruct((4, 8, CFG.d_model), jnp.float32)
@@ -147,10 +147,11 @@ def test_a_barrier_between_them_would_be_seen():
             told.append(y)
             return y, extra
 
-        def linear(x, w, **words):
-            return backend.linear(jax.lax.optimization_barrier((x, told[-1]))[0], w, **words)
+        def gather(w):
+            return jax.lax.optimization_barrier((backend.layout.gather(w), told[-1]))[0]
 
-        return dataclasses.replace(backend, dispatch=dispatch, linear=linear)
+        layout = dataclasses.replace(backend.layout, gather=gather)
+        return dataclasses.replace(backend, dispatch=dispatch, layout=layout)
 
     assert any(what == "shared" and "exchange" in before for what, before in traced("none", joined))
 

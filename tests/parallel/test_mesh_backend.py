@@ -11,7 +11,7 @@ from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.model import transformer
 from dsjax.numerics.scaled import quantize
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding
 from tests.agreement import compiled
 from tests.train.small_run import MODEL
@@ -35,10 +35,10 @@ def logits(p, layout, precision="fp32"):
     run = RunConfig(name="stored", model=CFG, train=TrainConfig(batch_size=4, seq_len=7),
                     precision=PrecisionConfig(precision), parallel=layout)
     mesh = sharding.open_mesh(run)
-    backend = sharding.on_mesh(run, platform.choose_backend(run), mesh)
+    backend = backends.for_run(run, mesh)
     specs = transformer.specs(CFG)
     return np.asarray(compiled(lambda p, tokens: transformer.logits(
-        backend.place(p, specs), tokens, CFG, backend=backend))(p, TOKENS))
+        backend.layout.gather_params(p, specs), tokens, CFG, backend=backend))(p, TOKENS))
 
 
 @pytest.mark.parametrize("layout", [ParallelConfig(expert=2), ParallelConfig(fsdp=2, expert=2)],

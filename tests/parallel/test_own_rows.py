@@ -15,7 +15,8 @@ from dsjax.layers import backend as backends
 from dsjax.numerics import codes, gemm
 from dsjax.parallel import mesh_backend
 from dsjax.parallel.mesh import AXES, make_mesh
-from dsjax.runtime import platform
+from dsjax.runtime import backend as chosen
+from dsjax.runtime import precision as runtime_precision
 from dsjax.train import sharding
 from tests.kernels import operands
 
@@ -69,10 +70,10 @@ def test_a_backend_on_a_mesh_gives_its_linears_a_device_s_own_rows(name):
     run = dataclasses.replace(equal_layouts.RUN, parallel=ParallelConfig(data=2, fsdp=2, expert=2))
     mesh = sharding.open_mesh(run)
     backend = backends.single(gemm.precision(gemm.V3_1, tiles.machine(kernel)))
-    product = getattr(sharding.on_mesh(run, backend, mesh), name)
+    product = getattr(chosen.over(backend, run.model, run.parallel, mesh), name)
 
     def pulled(x, w, dy):
-        y, pull = jax.vjp(product, x, w)
+        y, pull = jax.vjp(lambda x, w: product(x, w, 1), x, w)
         return y, pull(dy)
 
     jax.eval_shape(pulled, *(jax.ShapeDtypeStruct(shape, np.float32)
@@ -95,7 +96,7 @@ def test_a_whole_step_by_a_kernel_is_its_twin_s_on_eight_devices(monkeypatch):
     layout, results = ParallelConfig(data=2, fsdp=2, expert=2), []
     for machine in (codes.MATMUL, tiles.machine(kernel)):
         precision = gemm.precision(recipe, machine)
-        monkeypatch.setattr(platform, "fp8_products", lambda _, precision=precision: precision)
+        monkeypatch.setattr(runtime_precision, "fp8", lambda _, precision=precision: precision)
         results.append(equal_layouts.Stepper(layout, 1, run).take("packed"))
     (state_a, a), (state_b, b) = results
     assert {len(shape) for shape in calls} == {3}

@@ -26,11 +26,12 @@ from dsjax.model import transformer
 from dsjax.numerics import gemm
 from dsjax.numerics import precision as numerics
 from dsjax.ops import attention
-from dsjax.parallel import exchange, mesh, mesh_backend
+from dsjax.parallel import mesh, mesh_backend
 from dsjax.parallel.mesh import AXES, PIPE
 from dsjax.pipeline import executor
 from dsjax.pipeline.instructions import compile_table
 from dsjax.pipeline.schedules.build import NAMES, build, latest, lockstep
+from dsjax.runtime.backend import for_rank
 from dsjax.train import step
 
 MODEL = ModelConfig(
@@ -110,8 +111,7 @@ def alone(run, layout=None):
     backend, where = single(PRODUCTS[run.precision.matmul]), None
     if layout.devices > 1:
         devices = mesh.make_mesh(layout)
-        wire = exchange.WIRES[run.precision.matmul]
-        backend = mesh_backend.on_mesh(backend, devices, layout, run.model, wire)
+        backend = mesh_backend.on_mesh(backend, devices, layout, run.model)
         where = mesh.sharding(devices, AXES)
 
     def take(p, batch):
@@ -129,13 +129,9 @@ def piped(case, attend=None):
     if case.ranks == 1:
         devices = jax.make_mesh((1,) * 5, (PIPE, *AXES), devices=jax.devices()[:1],
                                 axis_types=(jax.sharding.AxisType.Auto,) * 5)
-    backend = single(PRODUCTS[case.precision])
+    backend = for_rank(single(PRODUCTS[case.precision]), MODEL, layout)
     backend = dataclasses.replace(backend, attend=attend or backend.attend,
                                   remat=policy(case.remat))
-    if layout.expert > 1:
-        backend = dataclasses.replace(backend, dispatch=functools.partial(
-            mesh_backend.dispatch_here, backend=backend, layout=layout, moe=MODEL.moe,
-            wire=exchange.WIRES[case.precision]))
     pipe = executor.Pipeline(program, devices, run.model, backend, case.is_unrolled)
     specs = transformer.specs(run.model)
 

@@ -14,7 +14,7 @@ from dsjax.parallel import mesh as meshes
 from dsjax.plan import memory
 from dsjax.plan.ahead import Refused, _refused
 from dsjax.plan.memory import KINDS, WORKING, Memory
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding
 
 LAYOUT = ["--parallel.data", "2", "--parallel.fsdp", "2", "--parallel.expert", "2",
@@ -29,7 +29,7 @@ def run():
 def measured(run, total=10**8):
     mesh = meshes.make_mesh(run.parallel)
     state = sharding.abstract(run, mesh)
-    backend = sharding.on_mesh(run, platform.choose_backend(run), mesh)
+    backend = backends.for_run(run, mesh)
     return memory.measure(
         total, 10**9, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)}, (),
         transformer.specs(run.model), mesh, backend.precision)

@@ -12,7 +12,8 @@ from dsjax.config import load
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import MachineConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.model.loss import from_rows
-from dsjax.runtime import needs, platform
+from dsjax.runtime import backend as backends
+from dsjax.runtime import needs
 from dsjax.train import sharding
 
 MODEL = ModelConfig(vocab=300, d_model=32, layers=3, dense_layers=1, dense_dim=64, mtp_depth=1,
@@ -38,7 +39,7 @@ RUNS = {
 def test_what_is_counted_is_less_than_what_the_compiler_asks_for_and_not_much(name):
     """At most five times less: that much are a layer's temporaries at these sizes."""
     run = RUNS[name]
-    backend = platform.choose_backend(run)
+    backend = backends.for_run(run)
     shape = (run.train.batch_size, run.train.seq_len + 1)
     dtypes = {"tokens": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
     batch = from_rows({key: jax.ShapeDtypeStruct(shape, d) for key, d in dtypes.items()})

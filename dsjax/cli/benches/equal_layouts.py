@@ -30,7 +30,7 @@ from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import OptimizerConfig, RunConfig, TrainConfig
 from dsjax.model import transformer
 from dsjax.report import metrics
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding
 from dsjax.train.state import TrainState
 from dsjax.train.step import StepMetrics
@@ -133,7 +133,7 @@ class Stepper:
                  base: RunConfig | None = None) -> None:
         self.run = configured(layout, microbatches, base or RUN)
         self.mesh = sharding.open_mesh(self.run)
-        backend = sharding.on_mesh(self.run, platform.choose_backend(self.run), self.mesh)
+        backend = backends.for_run(self.run, self.mesh)
         self._step = sharding.compile_step(self.run, backend, self.mesh)
 
     def take(self, kind: str) -> tuple[TrainState, StepMetrics]:

@@ -80,17 +80,18 @@ def compare(m: int, k: int, n: int, rounds: int, calls: int) -> dict[str, Any]:
     from dsjax.config.run import MachineConfig
     from dsjax.numerics import gemm as emulated
     from dsjax.numerics.precision import BF16, Precision, contract
-    from dsjax.runtime import platform
+    from dsjax.runtime import header
+    from dsjax.runtime import precision as runtime
 
     device = jax.devices()[0]
-    operands = platform.fp8_operands(MachineConfig(), device)
+    operands = runtime.fp8_operands(MachineConfig(), device)
     x = jax.random.normal(jax.random.key(0), (m, k), jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (k, n), jnp.bfloat16) / k**0.5
 
     def form(of: Precision) -> tuple[Callable[..., Any], Any, Any]:
         return jax.jit(of.fprop), jax.jit(of.quantize_for_fprop)(x), jax.jit(of.quantize_weight)(w)
 
-    mine, exact = form(platform.fp8_products(operands)), form(emulated.FP8)
+    mine, exact = form(runtime.fp8(operands)), form(emulated.FP8)
     forms = {BFLOAT16: form(BF16), f"FP8 ({operands})": mine}
     if operands != "values":
         forms["FP8, no scales"] = (jax.jit(lambda a, b: contract(a, b, 1, 2)), mine[1].codes,
@@ -104,7 +105,7 @@ def compare(m: int, k: int, n: int, rounds: int, calls: int) -> dict[str, Any]:
         "forms": {name: rates(2.0 * m * k * n, taken, seconds[BFLOAT16])
                   for name, taken in seconds.items()},
         "difference": float(jnp.abs(y - expected).max() / jnp.abs(expected).max()),
-        "versions": platform.versions(),
+        "versions": header.versions(),
     }
 
 

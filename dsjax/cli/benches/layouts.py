@@ -99,8 +99,8 @@ def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str
 
     from dsjax.config import load
     from dsjax.layers.router import open_groups
+    from dsjax.numerics.wire import FP8_WIRE
     from dsjax.parallel import comm_volume as links
-    from dsjax.parallel.exchange import WIRES
 
     model = load.load(config).model
     if model.moe is None or model.moe.experts % devices or devices % nodes:
@@ -111,7 +111,7 @@ def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str
     rows = []
     for hops in (1, 2):
         found = links.count(np.asarray(chosen[0]), model.moe.experts, devices, nodes, hops)
-        size = found.bytes(WIRES["fp8"], model.d_model, model.moe.experts_per_token, 2)
+        size = found.bytes(FP8_WIRE, model.d_model, model.moe.experts_per_token, 2)
         rows.append({"hops": hops, "most_nodes": found.most_nodes, "slow_copies": found.slow,
                      "fast_copies": found.fast, "slow_bytes": size["slow"],
                      "fast_bytes": size["fast"]})

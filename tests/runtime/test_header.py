@@ -13,7 +13,8 @@ from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import MachineConfig, PrecisionConfig
 from dsjax.errors import UserError
 from dsjax.numerics.scaled import Scaled
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
+from dsjax.runtime import header, precision
 
 
 def run_with(**machine):
@@ -35,28 +36,28 @@ def a_device(platform, kind="", capability=None):
     (a_device("cpu", "cpu"), "values"),
 ])
 def test_codes_are_multiplied_by_machines_that_can_unless_told_otherwise(device, operands):
-    assert platform.fp8_operands(MachineConfig(), device) == operands
+    assert precision.fp8_operands(MachineConfig(), device) == operands
     for told in ("codes", "values"):
-        assert platform.fp8_operands(MachineConfig(fp8_matmul=told), device) == told
+        assert precision.fp8_operands(MachineConfig(fp8_matmul=told), device) == told
 
 
 @pytest.mark.parametrize("device", [a_device("cpu", "cpu"), a_device("gpu", "NVIDIA B200", "10.0"),
                                     a_device("tpu", "TPU v5p")], ids=lambda d: d.device_kind)
 def test_the_kernel_is_refused_by_machines_it_is_not_for(device):
     with pytest.raises(UserError, match=f"Hopper.*{device.device_kind}; use auto"):
-        platform.fp8_operands(MachineConfig(fp8_matmul="kernel"), device)
+        precision.fp8_operands(MachineConfig(fp8_matmul="kernel"), device)
 
 
 def test_a_backend_is_chosen_for_the_device_it_is_asked_for():
-    hopper = platform.choose_backend(run_with(), a_device("gpu", "NVIDIA H200", "9.0"))
-    assert hopper.precision is platform.fp8_products("hopper")
-    assert platform.choose_backend(run_with()).precision is platform.fp8_products("values")
+    hopper = backends.for_run(run_with(), device=a_device("gpu", "NVIDIA H200", "9.0"))
+    assert hopper.precision is precision.fp8("hopper")
+    assert backends.for_run(run_with()).precision is precision.fp8("values")
 
 
 def test_the_header_tells_of_experts_where_there_are_some_and_what_is_dropped():
     def said(model):
         run = dataclasses.replace(equal_layouts.RUN, model=model)
-        return platform.describe(run, platform.choose_backend(run))
+        return header.describe(run, backends.for_run(run))
 
     model = equal_layouts.RUN.model
     assert said(model)["experts"].startswith("dropless")
@@ -69,9 +70,9 @@ def test_the_header_tells_of_experts_where_there_are_some_and_what_is_dropped():
 def test_the_header_and_the_products_are_of_what_was_chosen():
     for told, kind, words in (("codes", Scaled, "8-bit codes"), ("values", jax.Array, "emulated")):
         run = run_with(fp8_matmul=told)
-        backend = platform.choose_backend(run)
+        backend = backends.for_run(run)
         assert isinstance(backend.precision.quantize_weight(jnp.ones((256, 128))), kind)
-        assert words in platform.describe(run, backend)["fp8"]
+        assert words in header.describe(run, backend)["fp8"]
 
 
 def test_a_step_of_codes_is_the_emulated_one_but_for_the_order_of_sums():

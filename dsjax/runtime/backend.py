@@ -1,0 +1,69 @@
+"""The one place where a Backend is chosen: from a precision, a layout, a mesh and a device.
+
+Training, inference and everything else are handed the Backend that comes out and never build one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dsjax.config.model import ModelConfig
+from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig
+from dsjax.layers import remat
+from dsjax.layers.backend import Backend, single
+from dsjax.parallel import mesh_backend, overlap
+from dsjax.runtime import precision
+
+FORWARD = MachineConfig()
+"""For programs without a gradient: nothing is made again, as nothing waits."""
+
+
+def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelConfig | None = None,
+                mesh: Mesh | None = None, *, machine: MachineConfig | None = None,
+                device: jax.Device | None = None) -> Backend:
+    """The backend of a model in a precision, on one device or over the mesh of a layout.
+
+    `device` stands for the machine; None takes the first of the mesh, or of this
+    process. `machine` says what recomputation keeps; None is for programs without a gradient.
+    """
+    if device is None:
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    machine = machine or FORWARD
+    products = precision.precision_of(numerics.matmul, machine, device)
+    backend = dataclasses.replace(single(products, jnp.dtype(numerics.activations)),
+                                  remat=remat.policy(machine.remat), unroll=machine.unroll)
+    return backend if layout is None else over(backend, model, layout, mesh)
+
+
+def for_run(run: RunConfig, mesh: Mesh | None = None, device: jax.Device | None = None) -> Backend:
+    """The backend of a run, on its mesh where it has one."""
+    return backend_for(run.model, run.precision, run.parallel, mesh, machine=run.machine,
+                       device=device)
+
+
+def over(backend: Backend, model: ModelConfig, layout: ParallelConfig,
+         mesh: Mesh | None) -> Backend:
+    """A single device's backend over the mesh of a layout; as it is without one."""
+    if mesh is None:
+        return backend
+    backend = mesh_backend.on_mesh(backend, mesh, layout, model)
+    if not layout.interleave:
+        return backend
+    halves = functools.partial(overlap.interleave, constrain=backend.layout.constrain)
+    return dataclasses.replace(backend, interleave=halves)
+
+
+def for_rank(backend: Backend, model: ModelConfig, layout: ParallelConfig) -> Backend:
+    """The backend of one rank of a pipeline, whose code is manual over the whole mesh."""
+    inside = dataclasses.replace(single(backend.precision, backend.dtype), remat=backend.remat)
+    if model.moe is None or layout.expert == 1:
+        return inside
+    dispatch = functools.partial(mesh_backend.dispatch_here, backend=inside, layout=layout,
+                                 moe=model.moe)
+    return dataclasses.replace(inside, dispatch=dispatch)
