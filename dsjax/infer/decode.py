@@ -25,8 +25,9 @@ from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.layers.cache import Cache, Kept
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import ModelCache, TransformerParams
-from dsjax.numerics.precision import Precision, value
-from dsjax.ops import grouped_decode
+from dsjax.numerics.precision import value
+from dsjax.ops import experts_few
+from dsjax.ops.expert_mlp import ExpertMLP
 
 
 @struct.dataclass
@@ -64,7 +65,7 @@ def decoding(backend: Backend) -> Backend:
     """The backend with experts written out where a batch holds few assignments."""
     return dataclasses.replace(
         backend,
-        dispatch=functools.partial(_dispatch, many=backend.dispatch, precision=backend.precision),
+        dispatch=functools.partial(_dispatch, many=backend.dispatch),
     )
 
 
@@ -75,13 +76,12 @@ def default_backend() -> Backend:
 
 
 def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any,
-              *, many: Dispatch, precision: Precision) -> tuple[Array, Array]:
-    if grouped_decode.is_few(experts.size, value(w_down).shape[0]):
-        y = grouped_decode.experts_few(
-            x, experts, weights, w_gate_up, w_down, precision=precision
-        )
+              mlp: ExpertMLP, *, many: Dispatch) -> tuple[Array, Array]:
+    if experts_few.is_few(experts.size, value(w_down).shape[0]):
+        y = experts_few.experts_few(x, experts, weights, w_gate_up, w_down,
+                                    precision=mlp.precision)
         return y, jnp.zeros(())
-    return many(x, experts, weights, w_gate_up, w_down)
+    return many(x, experts, weights, w_gate_up, w_down, mlp)
 
 
 def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend: Backend,

@@ -18,7 +18,9 @@ from dsjax.layers.cache import Cache, MakeCache, contiguous
 from dsjax.layers.remat import Rematerialize, keep_all
 from dsjax.numerics.precision import FP32, Matrix, Precision
 from dsjax.numerics.wide import wide
-from dsjax.ops import attention, grouped
+from dsjax.ops import attention, expert_mlp
+from dsjax.ops import experts as op
+from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.ops.linear import linear
 from dsjax.params import Tree
 
@@ -31,12 +33,14 @@ AttendCached = Callable[[tuple[Array, ...], Cache, Array, float], Array]
 
 
 class Dispatch(Protocol):
-    """x [T, D], experts [T, K], weights [T, K] -> the weighted sum [T, D], and [] rounds of
-    exchange beyond the first.
+    """Tokens to the devices of their experts and back: the outer two of permute, MLP, combine.
+
+    x [T, D], experts and weights [T, K] -> the weighted sums [T, D], and rounds of exchange beyond
+    the first []. `mlp` multiplies where the experts are.
     """
 
     def __call__(self, x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
-                 w_down: Matrix) -> tuple[Array, Array]:
+                 w_down: Matrix, mlp: ExpertMLP) -> tuple[Array, Array]:
         """Send tokens to their experts and add up what comes back."""
         ...
 
@@ -88,6 +92,7 @@ class Backend:
 
     precision: Precision
     attend: Attend  # the expanded form, over rows
+    expert_mlp: ExpertMLP
     dispatch: Dispatch
     layout: Layout = ONE_DEVICE
     dtype: jnp.dtype = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
@@ -98,6 +103,7 @@ class Backend:
     unroll: int = 1  # layers that a scan writes out at a time
     attend_cached: AttendCached = attend_read  # the absorbed form, over a cache
     make_cache: MakeCache = contiguous
+    keep_routes: bool = False  # hand out each token's experts, in the router's statistics
 
     def linear(self, x: Array, w: Matrix, contract: int = 1) -> Array:
         """Sum the last `contract` dims of x [..., K] against the first of w [K, ...]."""
@@ -126,7 +132,8 @@ def single(precision: Precision = FP32, dtype: jnp.dtype | type = jnp.float32) -
     return Backend(
         precision=precision,
         attend=functools.partial(_attend, is_low=precision.operand_dtype is not None),
-        dispatch=functools.partial(_dispatch, precision=precision),
+        expert_mlp=expert_mlp.batched(precision),
+        dispatch=dispatch,
         dtype=jnp.dtype(dtype),
     )
 
@@ -135,7 +142,8 @@ def _attend(q: Array, k: Array, v: Array, segments: Array, scale: float, is_low:
     return attention.attend(q, k, v, segments, scale, 128, is_low)
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix, *,
-              precision: Precision) -> tuple[Array, Array]:
-    y = grouped.experts_batched(x, experts, weights, w_gate_up, w_down, precision=precision)
+def dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+             mlp: ExpertMLP) -> tuple[Array, Array]:
+    """The single device's `Dispatch`: all experts are here."""
+    y = op.experts_batched(x, experts, weights, w_gate_up, w_down, mlp=mlp)
     return y, jnp.zeros(())

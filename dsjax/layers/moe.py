@@ -39,14 +39,21 @@ def moe_specs(d_model: int, cfg: MoEConfig) -> MoEParams:
     return MoEParams(router.router_specs(d_model, cfg), experts, shared)
 
 
-def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
-        backend: Backend) -> tuple[Array, RouterStats]:
-    """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D]."""
-    def choose(p: RouterParams, x: Array, is_real: Array) -> tuple[Routing, RouterStats]:
-        routing = router.route(p, x, cfg)
+def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend,
+        routes: Array | None = None) -> tuple[Array, RouterStats]:
+    """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D].
+
+    `routes` [B, T, K] are experts to take instead of the router's own choice; `keep_routes` of the
+    backend hands out the choice in the statistics.
+    """
+    def choose(p: RouterParams, x: Array, is_real: Array,
+               routes: Array | None) -> tuple[Routing, RouterStats]:
+        routing = router.route(p, x, cfg, routes)
         return routing, router.stats(routing, is_real, cfg)
 
-    routing, stats = backend.layout.map_rows(choose, p.router, x, is_real)
+    routing, stats = backend.layout.map_rows(choose, p.router, x, is_real, routes)
+    if backend.keep_routes:
+        stats = dataclasses.replace(stats, experts=routing.experts)
     if cfg.capacity_factor is not None:
         routing = limit_capacity(routing, is_real, cfg)
     tokens = x.reshape(-1, x.shape[-1])
@@ -57,6 +64,7 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig,
         routing.weights.reshape(-1, per_token).astype(x.dtype),
         p.experts.w_gate_up,
         p.experts.w_down,
+        backend.expert_mlp,
     )
     y = y.reshape(x.shape)
     if p.shared is not None:

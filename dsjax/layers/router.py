@@ -47,6 +47,7 @@ class RouterStats:
     affinity: Array  # [B, E] P_i: mean over real tokens of affinity over its sum
     group_share: Array  # [B, G] share of real tokens that chose an expert of the group
     extra_rounds: Array | None = None  # [] of the experts' exchange over devices, see parallel
+    experts: Array | None = None  # [B, T, K] the choice itself, where it is asked for
 
 
 def joined(stats: Sequence[RouterStats]) -> RouterStats | None:
@@ -63,21 +64,34 @@ def router_specs(d_model: int, cfg: MoEConfig) -> RouterParams:
     return RouterParams(spec((d_model, cfg.experts), ("embed", None), role="router"), bias)
 
 
-def route(p: RouterParams, x: Array, cfg: MoEConfig) -> Routing:
-    """Choose K experts per token, from the best groups only. x [B, T, D]."""
+def route(p: RouterParams, x: Array, cfg: MoEConfig, experts: Array | None = None) -> Routing:
+    """Choose K experts per token, from the best groups only. x [B, T, D].
+
+    Given experts [B, T, K] are taken instead of a choice, weighted as if they had been chosen: so
+    a training step can follow the routes that an engine took.
+    """
     dtype = wide(x.dtype)
     scores = jnp.einsum("btd,de->bte", x.astype(dtype), p.centroids.astype(dtype),
                         precision=jax.lax.Precision.HIGHEST)
     affinity = jax.nn.sigmoid(scores) if cfg.score == "sigmoid" else jax.nn.softmax(scores, -1)
-    choice = jax.lax.stop_gradient(affinity)
-    if p.bias is not None:
-        choice = choice + jax.lax.stop_gradient(p.bias).astype(dtype)[None, None]
-    experts = jax.lax.top_k(open_groups(choice, cfg), cfg.experts_per_token)[1]
+    if experts is None:
+        experts = choose(p, affinity, cfg)
     experts = checkpoint_name(experts, "choice")
     weights = jnp.take_along_axis(affinity, experts, axis=-1)
     if cfg.is_normalized:
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
     return Routing(experts, cfg.scale * weights, affinity)
+
+
+def choose(p: RouterParams, affinity: Array, cfg: MoEConfig) -> Array:
+    """The K experts of the highest affinity plus bias (V3 eq. 16). affinity [B, T, E] -> [B, T, K].
+
+    The bias b_i steers this choice and nothing else; no gradient passes.
+    """
+    score = jax.lax.stop_gradient(affinity)
+    if p.bias is not None:
+        score = score + jax.lax.stop_gradient(p.bias).astype(score.dtype)[None, None]
+    return jax.lax.top_k(open_groups(score, cfg), cfg.experts_per_token)[1]
 
 
 def open_groups(choice: Array, cfg: MoEConfig) -> Array:

@@ -61,12 +61,12 @@ def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
     return BlockParams(attn_norm=norm, attn=attn, ffn_norm=norm, ffn=ffn)
 
 
-def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
-          backend: Backend) -> tuple[Array, RouterStats | None, Any]:
+def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig, backend: Backend,
+          routes: Array | None = None) -> tuple[Array, RouterStats | None, Any]:
     """Attention as `mix` does it, then the layer's feed-forward. x [B, T, D], is_real [B, T].
 
-    Returns the new residual stream, the router's statistics (None for a dense layer) and what
-    `mix` cached.
+    `routes` [B, T, K], if given, are each token's experts. Returns the new residual stream, the
+    router's statistics (None for a dense layer) and what `mix` cached.
     """
     with jax.named_scope("attention"):
         mixed, cache = mix(p.attn, rms_norm(x, p.attn_norm, cfg.norm_eps))
@@ -74,7 +74,7 @@ def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig,
     y, stats = rms_norm(x, p.ffn_norm, cfg.norm_eps), None
     if isinstance(p.ffn, MoEParams):
         assert cfg.moe is not None, "a mixture needs a MoEConfig"
-        y, stats = moe.moe(p.ffn, y, is_real, cfg.moe, backend)
+        y, stats = moe.moe(p.ffn, y, is_real, cfg.moe, backend, routes)
     else:
         y = swiglu.swiglu(p.ffn, y, backend)
     return backend.layout.constrain(x + y, ("batch", None, None)), stats, cache

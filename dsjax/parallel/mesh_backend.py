@@ -29,7 +29,8 @@ from dsjax.layers.moe import moe_specs
 from dsjax.numerics.precision import Matrix, Operand, Precision, Weight
 from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.wire import WireFormat
-from dsjax.ops import grouped
+from dsjax.ops import experts as op
+from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.parallel import expert, rules
 from dsjax.parallel.exchange import Lane
 from dsjax.parallel.expert import Hop, Inner
@@ -42,8 +43,7 @@ def on_mesh(backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelCo
     """The backend with everything that varies with a mesh replaced."""
     dispatch = backend.dispatch
     if model.moe is not None:
-        dispatch = functools.partial(_dispatch, backend=backend, mesh=mesh, layout=layout,
-                                     model=model, moe=model.moe)
+        dispatch = functools.partial(_dispatch, mesh=mesh, layout=layout, model=model)
     moves = Layout(
         constrain=functools.partial(_constrain, mesh=mesh),
         gather=functools.partial(_gathered, mesh=mesh),
@@ -186,25 +186,26 @@ def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
 
 
 def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
-             backend: Backend, assignments: int) -> tuple[Array, Array]:
+             mlp: ExpertMLP, assignments: int) -> tuple[Array, Array]:
     """The experts of this device on the rows that arrived."""
     pair = [_together(m, h) for m, h in zip(masters, held, strict=True)]
     here = min(assignments, experts.size)
-    y = grouped.experts_batched(x, experts, weights, *pair, precision=backend.precision,
-                                assignments=here)
+    y = op.experts_batched(x, experts, weights, *pair, mlp=mlp, assignments=here)
     return y, jnp.zeros(())
 
 
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix, *,
-              backend: Backend, mesh: Mesh, layout: ParallelConfig, model: ModelConfig,
-              moe: MoEConfig) -> tuple[Array, Array]:
+def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+              mlp: ExpertMLP, *, mesh: Mesh, layout: ParallelConfig,
+              model: ModelConfig) -> tuple[Array, Array]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
-    masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
+    masters, held = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
+    moe = model.moe
+    assert moe is not None, "only a mixture dispatches"
     specs = moe_specs(model.d_model, moe).experts
     used = tuple(rules.used_layer(s) for s in (specs.w_gate_up, specs.w_down))
     tokens = x.shape[0] // layout.row_devices
-    work = functools.partial(_experts, backend=backend, assignments=tokens * experts.shape[1])
-    hop = hops(tokens, work, layout, moe, backend.precision.wire)
+    work = functools.partial(_experts, mlp=mlp, assignments=tokens * experts.shape[1])
+    hop = hops(tokens, work, layout, moe, mlp.precision.wire)
 
     def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
@@ -219,16 +220,16 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
 
 
 def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
-                  *, backend: Backend, layout: ParallelConfig,
+                  mlp: ExpertMLP, *, layout: ParallelConfig,
                   moe: MoEConfig) -> tuple[Array, Array]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
-    masters, held = zip(*(_apart(w, backend) for w in (w_gate_up, w_down)), strict=True)
-    work = functools.partial(_experts, backend=backend, assignments=experts.size)
-    hop = hops(x.shape[0], work, layout, moe, backend.precision.wire)
+    masters, held = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
+    work = functools.partial(_experts, mlp=mlp, assignments=experts.size)
+    hop = hops(x.shape[0], work, layout, moe, mlp.precision.wire)
     return expert.routed(hop, x, experts, weights, masters, held)
 
 
-def _apart(w: Matrix, backend: Backend) -> tuple[Array | None, Any]:
+def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
     """What receives a gradient, and what travels beside it: held, or a matrix at rest in 8 bits.
 
     A Scaled has no gradient. Its held form is made here, where all its tiles are whole.
@@ -236,7 +237,7 @@ def _apart(w: Matrix, backend: Backend) -> tuple[Array | None, Any]:
     master, held = (w.master, w.held) if isinstance(w, Weight) else (w, None)
     if not isinstance(master, Scaled):
         return master, held
-    return None, Weight(master, backend.precision.from_codes(master) if held is None else held)
+    return None, Weight(master, precision.from_codes(master) if held is None else held)
 
 
 def _together(master: Array | None, held: Any) -> Matrix:

@@ -64,6 +64,5 @@ def for_rank(backend: Backend, model: ModelConfig, layout: ParallelConfig) -> Ba
     inside = dataclasses.replace(single(backend.precision, backend.dtype), remat=backend.remat)
     if model.moe is None or layout.expert == 1:
         return inside
-    dispatch = functools.partial(mesh_backend.dispatch_here, backend=inside, layout=layout,
-                                 moe=model.moe)
+    dispatch = functools.partial(mesh_backend.dispatch_here, layout=layout, moe=model.moe)
     return dataclasses.replace(inside, dispatch=dispatch)

@@ -30,7 +30,7 @@ from dsjax.model import transformer
 from dsjax.numerics import codes, gemm
 from dsjax.numerics import precision as numerics
 from dsjax.numerics.precision import Precision
-from dsjax.ops.grouped import HEADROOM
+from dsjax.ops.experts import HEADROOM
 from dsjax.train import state
 from experiments.common import command
 from experiments.common.command import Asked

@@ -8,7 +8,8 @@ import pytest
 from dsjax.numerics import codes, gemm, scaled
 from dsjax.numerics.precision import Weight
 from dsjax.numerics.scaled import Scaled
-from dsjax.ops.grouped import experts_batched
+from dsjax.ops.expert_mlp import batched as products_of
+from dsjax.ops.experts import experts_batched
 from dsjax.ops.linear import linear
 from tests.agreement import compiled
 
@@ -51,7 +52,7 @@ def test_experts_with_gate_and_up_apart_are_the_emulated_ones(hidden):
         def f(x, gate_up, down, precision=precision):
             held = (Weight(gate_up, precision.quantize_weight(gate_up.reshape(2, 136, -1), 2)),
                     Weight(down, precision.quantize_weight(down)))
-            return experts_batched(x, experts, weights, *held, precision=precision)
+            return experts_batched(x, experts, weights, *held, mlp=products_of(precision))
 
         def pulled(dy, f=f):
             y, pull = jax.vjp(f, x, gate_up, down)

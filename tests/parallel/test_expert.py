@@ -52,7 +52,8 @@ def value_and_grads(backend, args, d_y):
     x, experts, weights, gate_up, down = args
 
     def f(x, weights, gate_up, down):
-        y, extra = backend.dispatch(x, experts, weights, gate_up, down)
+        y, extra = backend.dispatch(x, experts, weights, gate_up, down,
+                                    backend.expert_mlp)
         return (y * d_y).sum(), (y, extra)
 
     (_, (y, extra)), grads = jax.jit(

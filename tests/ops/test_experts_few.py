@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dsjax.numerics.precision import BF16, Weight
-from dsjax.ops.grouped import experts_plain
-from dsjax.ops.grouped_decode import experts_few, is_few
+from dsjax.ops.experts import experts_plain
+from dsjax.ops.experts_few import experts_few, is_few
 from tests.agreement import FP64, close
 
 T, D, E, F = 3, 5, 7, 4

@@ -1,7 +1,7 @@
 """The routed experts' SwiGLU for a handful of tokens (V3 report eq. 12).
 
 Decoding is bound by reading weights. With fewer assignments than experts, the batched form of
-`grouped` reads experts nobody chose and pads each to eight rows; here every assignment is written
+`experts` reads experts nobody chose and pads each to eight rows; here every assignment is written
 out as its own two products, whose slice of the stacked weights the compiler reads in place (inside
 a loop it copies the slice first, which costs as much as the batched form). No gradient.
 

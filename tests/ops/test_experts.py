@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dsjax.numerics.precision import BF16, FP32, Weight
-from dsjax.ops import grouped
-from dsjax.ops.grouped import experts_batched, experts_plain, make_plan
+from dsjax.ops import experts as grouped
+from dsjax.ops.expert_mlp import batched as products_of
+from dsjax.ops.experts import experts_batched, experts_plain, make_plan
 from tests.agreement import FP64, close, compiled, pulled
 from tests.reference import moe
 
@@ -52,7 +53,7 @@ def test_batched_experts_agree_with_the_plain_form_and_the_reference(name):
     experts, operands, cotangent = inputs(name)
 
     def batched(x, weights, gate_up, down):
-        return experts_batched(x, experts, weights, gate_up, down, precision=FP64)
+        return experts_batched(x, experts, weights, gate_up, down, mlp=products_of(FP64))
 
     def plain(x, weights, gate_up, down):
         return experts_plain(x, experts, weights, gate_up, down)
@@ -99,7 +100,7 @@ def test_the_order_of_tokens_does_not_matter():
     weights, *matrices = rest
     experts = np.asarray(experts)
     order = np.random.default_rng(1).permutation(len(x))
-    f = compiled(lambda x, e, w: experts_batched(x, e, w, *matrices, precision=FP64))
+    f = compiled(lambda x, e, w: experts_batched(x, e, w, *matrices, mlp=products_of(FP64)))
     with jax.enable_x64(True):
         y, moved = f(x, experts, weights), f(x[order], experts[order], weights[order])
     close(moved, np.asarray(y)[order], 1e-13)
@@ -113,7 +114,7 @@ def test_lower_precisions_round_operands_only(name, precision):
     eps = 2**-8 if precision is BF16 else 2**-22
 
     def f(x, weights, gate_up, down):
-        return experts_batched(x, experts, weights, gate_up, down, precision=precision)
+        return experts_batched(x, experts, weights, gate_up, down, mlp=products_of(precision))
 
     y, gradients = pulled(f, jnp.asarray(cotangent, jnp.float32), x, weights, gate_up, down)
     with jax.enable_x64(True):
@@ -132,7 +133,7 @@ def test_held_weights_give_the_same_numbers_and_their_masters_the_gradients():
     held = [Weight(w, BF16.quantize_weight(w.reshape(7, w.shape[1], -1))) for w in (gate_up, down)]
 
     def f(x, weights, gate_up, down):
-        return experts_batched(x, experts, weights, gate_up, down, precision=BF16)
+        return experts_batched(x, experts, weights, gate_up, down, mlp=products_of(BF16))
 
     cotangent = jnp.asarray(cotangent, jnp.float32)
     y, gradients = pulled(f, cotangent, x, weights, gate_up, down)
