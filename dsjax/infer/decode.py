@@ -109,7 +109,7 @@ def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend
             backend.make_cache(kept, max_len)
             for kept in _kept_by_modules(p, tokens, segments, main.x, cfg, backend, depth)),
     )
-    return state, backend.constrain(first, (None,))
+    return state, backend.layout.constrain(first, (None,))
 
 
 def _kept_by_modules(p: TransformerParams, tokens: Array, segments: Array, previous: Array,

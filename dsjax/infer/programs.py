@@ -36,7 +36,7 @@ def advance(p: TransformerParams, state: State, *, cfg: ModelConfig, backend: Ba
         return one(p, state, cfg, backend)
 
     state, emitted = lax.scan(body, state, length=steps)
-    return state, jax.tree.map(lambda a: backend.constrain(a, (None,) * a.ndim), emitted)
+    return state, jax.tree.map(lambda a: backend.layout.constrain(a, (None,) * a.ndim), emitted)
 
 
 prefill = jax.jit(decode.prefill, static_argnames=("cfg", "backend", "max_len", "depth"))

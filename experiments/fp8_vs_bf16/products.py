@@ -16,13 +16,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from dsjax.runtime.platform import Operands, fp8_products
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.cli.benches.gemm import V3_COLUMNS, V3_SHAPES
 from dsjax.numerics.precision import Precision
 from dsjax.plan import target
 from dsjax.plan.target import Target
+from dsjax.runtime.precision import Operands, fp8
 from experiments.common import command, machines
 from experiments.common.command import Asked
 from experiments.fp8_vs_bf16 import STUDY
@@ -68,7 +68,7 @@ def row(machine: Target, form: Operands, m: int, k: int, n: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         for name, value in (("TO", folder), ("PTX", "1"), ("PTXAS", "1")):
             os.environ[f"MOSAIC_GPU_DUMP_{name}"] = value
-        outside, temporaries, seconds = compiled(machine, fp8_products(form), m, k, n)
+        outside, temporaries, seconds = compiled(machine, fp8(form), m, k, n)
         return [machine.kind, f"{m:,} x {k:,} x {n:,}", named, f"{outside:,.0f}",
                 f"{temporaries:,.0f}", f"{seconds:.1f}", *assembled(Path(folder))]
 

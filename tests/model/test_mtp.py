@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsjax.layers.backend import single
 from dsjax.model import mtp, transformer
 from tests.agreement import (
     TINY,
@@ -53,7 +54,7 @@ def test_hidden_states_of_three_depths_agree_with_the_reference():
 def test_the_embedding_is_the_first_half_of_the_joined_input():
     rng = np.random.default_rng(0)
     previous, embedded = (jnp.asarray(a, jnp.float32) for a in rng.standard_normal((2, 1, 3, D)))
-    backend = double()
+    backend = single()
     p = mtp.module(draw(transformer.specs(DEEP).mtp, 1, jnp.float32), 0)
     no_hidden = p.replace(w_proj=p.w_proj.at[D:].set(0))
     no_embedding = p.replace(w_proj=p.w_proj.at[:D].set(0))

@@ -12,7 +12,7 @@ percent of the speed of steps in bfloat16 and FP8.)
 Patience: virtual devices of one process share its cores, and XLA ends the process where one waits
 40 seconds for the others in a collective, which a busy machine reaches; they may wait ten minutes.
 
-Runs say in their header what was chosen (dsjax.runtime.platform).
+Runs say in their header what was chosen (dsjax.runtime.header).
 """
 
 import os
