@@ -16,7 +16,7 @@ from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.model import transformer
 from dsjax.ops.token_loss import cross_entropy, logprobs_plain
-from dsjax.runtime import platform
+from dsjax.runtime import backend as backends
 from dsjax.train import sharding, step
 from tests.agreement import compiled, double
 
@@ -58,7 +58,7 @@ def gradient(layout, microbatches):
     """Loss and gradient by the step; its first moment is the gradient, as beta1 is 0."""
     run = equal_layouts.configured(layout, microbatches)
     mesh = sharding.open_mesh(run)
-    backend = sharding.on_mesh(run, platform.choose_backend(run), mesh)
+    backend = backends.for_run(run, mesh)
     take = sharding.compile_step(run, backend, mesh, clipped_ratio)
     where = None if mesh is None else sharding.state_shardings(run, mesh)
     state, metrics = take(jax.device_put(equal_layouts.start(), where),
