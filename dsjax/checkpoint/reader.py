@@ -108,8 +108,8 @@ class _AsDtype:
         for name, spec in self._specs.items():
             there = weights.leaves.get(name)
             wanted = dtype or (there.dtype if there else WIDTHS["bfloat16"])
-            if dtype and not spec.is_trainable:
-                # The router's bias is added to affinities that differ by less than bfloat16 keeps.
+            if dtype and spec.role == "router_bias":
+                # It is added to affinities that differ by less than bfloat16 keeps.
                 wanted = WIDTHS["float32"]
             chunk = there.chunk if there else _chunk(spec, spec.shape, wanted)
             self.leaves[name] = Leaf(spec.shape, wanted, chunk)

@@ -33,6 +33,7 @@ from dsjax.checkpoint.manifest import Manifest
 from dsjax.checkpoint.orbax_quiet import orbax
 from dsjax.checkpoint.plain import plain
 from dsjax.errors import UserError
+from dsjax.params import Spec
 
 Tree = Any
 Say = Callable[[str], None]
@@ -48,12 +49,16 @@ class StoreError(UserError):
 class Store:
     """The checkpoints of one run in one folder; the newest `keep` stay."""
 
-    def __init__(self, folder: Path | str, keep: int) -> None:
-        """Open a folder, which need not exist, and remove what an interrupted save left in it."""
+    def __init__(self, folder: Path | str, keep: int, specs: Tree | None = None) -> None:
+        """Open a folder, which need not exist, and remove what an interrupted save left in it.
+
+        specs: of the parameters in the state, which say what is stacked, see `_chunked`.
+        """
         if keep < 1:
             raise ValueError(f"keep={keep} would leave no checkpoint; choose at least 1")
         self.folder = Path(folder).absolute()
         self.keep = keep
+        self._specs: dict[str, Spec] = {} if specs is None else dict(trees.paths(specs))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._is_first = jax.process_index() == 0
@@ -80,7 +85,7 @@ class Store:
             multihost.meet()
             _want_room(self.folder, sum(a.nbytes for a in flat.values()))
             host = {k: np.array(a) if _is_host(a) else a for k, a in flat.items()}
-            with _chunked():
+            with _chunked(self._specs):
                 written = orbax().save_async(plain / partial.name / ARRAYS, host)
         except Exception as error:
             raise self._failed(step, partial, error) from error
@@ -150,20 +155,23 @@ class Store:
         )
 
 
-def _chunked() -> Any:
-    """Arrays in chunks of one layer's matrix, one expert's: read alone, nothing else is in memory.
+def _chunked(specs: dict[str, Spec]) -> Any:
+    """Context in which orbax stores stacked arrays in chunks of one matrix, which are read alone.
 
-    An array of one chunk is read whole, however little of it is wanted.
+    A leaf whose name ends in a parameter's, as its moments' do, is stacked as the parameter is. An
+    array of one chunk is read whole, however little of it is wanted.
     """
     options = orbax().options.ArrayOptions
 
     def by_matrix(path: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        stacked = (0, 1) if "experts" in name.split(".") else (0,)
-        if leaf.ndim < len(stacked) + 2:
+        parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        names = (".".join(parts[i:]) for i in range(len(parts)))
+        stacked = next((specs[name].batch_dims for name in names if name in specs), 0)
+        if not stacked or leaf.ndim < stacked + 2:
             return None
-        size = max(CHUNK, leaf.nbytes // math.prod(leaf.shape[: len(stacked)]))
-        return options.Saving.StorageOptions(chunk_byte_size=size, shard_axes=stacked)
+        size = max(CHUNK, leaf.nbytes // math.prod(leaf.shape[:stacked]))
+        return options.Saving.StorageOptions(chunk_byte_size=size,
+                                             shard_axes=tuple(range(stacked)))
 
     saving = options.Saving(scoped_storage_options_creator=by_matrix)
     return orbax().Context(array_options=options(saving=saving))

@@ -108,7 +108,7 @@ def outputs(cfg: ModelConfig, leaves: Mapping[str, Leaf], form: Form) -> Iterato
         wanted = WIDTHS[form.dtype] if form.dtype else own
         if form.dtype is None and form.is_fp8 and not is_kept:
             wanted = BFLOAT16
-        if not specs[place.leaf].is_trainable:  # the router's bias is never narrowed
+        if specs[place.leaf].role == "router_bias":  # never narrowed
             wanted = own if own.itemsize < 4 and form.dtype is None else WIDTHS["float32"]
         yield Output(place.name, place.shape, wanted, place)
 

@@ -29,6 +29,7 @@ from dsjax.errors import say
 from dsjax.evaluate import heldout
 from dsjax.evaluate.heldout import Heldout, HeldoutStep
 from dsjax.layers.backend import Backend
+from dsjax.model import transformer
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
 from dsjax.report import metrics, pace, profile
@@ -153,7 +154,7 @@ def _closing(s: Session) -> Iterator[None]:
 def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mesh | None,
           console: Console) -> Session:
     """Start a run, or restore it."""
-    store = Store(out / "checkpoints", run.output.keep)
+    store = Store(out / "checkpoints", run.output.keep, transformer.specs(run.model))
     stream = RowStream(
         corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
     )

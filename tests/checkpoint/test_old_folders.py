@@ -57,6 +57,6 @@ def test_an_old_run_goes_on_to_the_losses_of_its_time(old):
 
 def test_an_old_run_says_what_it_said(old, capsys):
     flags = ["--prompt", "the ship", "--temperature", "0", "--json"]
-    assert main.main(["generate", "old", *flags, "--max-new", "12"]) == 0
+    assert main.main(["generate", "old", *flags, "--max-new-tokens", "12"]) == 0
     said = json.loads(capsys.readouterr().out)["completions"][0]["text"]
     assert said == json.loads((old / "expected.json").read_text())["text"]

@@ -23,6 +23,7 @@ from dsjax.config.loss import LossConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.errors import UserError
+from dsjax.model import transformer
 from dsjax.released import convert as conversion
 from dsjax.released import hf
 from tests.released.test_hf import CFG, LITE, PARAMS, draw, same, same_files
@@ -194,7 +195,7 @@ def test_the_wrong_direction_is_said(source, tmp_path, capsys):
 def test_a_matrix_of_a_trained_run_is_read_alone(tmp_path, monkeypatch):
     """So that memory is bounded by a tensor, not by all layers and experts of one."""
     monkeypatch.setattr(store, "CHUNK", 1)
-    kept = store.Store(tmp_path / "checkpoints", 1)
+    kept = store.Store(tmp_path / "checkpoints", 1, transformer.specs(CFG))
     kept.save(3, {"train": {"params": PARAMS, "mu": PARAMS}}, {})
     kept.close()
     stored = Arrays(tmp_path / "checkpoints" / "step-00000003" / "arrays")
