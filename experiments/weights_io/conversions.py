@@ -49,15 +49,37 @@ if len(sys.argv) > 2:
     hf.save(sys.argv[2], cfg, params)
 held = sum(a.nbytes for a in jax.tree.leaves(params))
 """
+PLACED = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import dataclasses
+from configs import tiny
+from dsjax import weights
+from dsjax.config.parallel import ParallelConfig
+from dsjax.train import sharding
+run = dataclasses.replace(tiny.config(), model=weights.model(sys.argv[1]),
+                          parallel=ParallelConfig(data=2, fsdp=2, expert=2))
+where = sharding.state_shardings(run, sharding.open_mesh(run)).params
+params = weights.load(sys.argv[1], "float32", where)
+jax.block_until_ready(params)
+by_device = {}
+for array in jax.tree.leaves(params):
+    for shard in array.addressable_shards:
+        by_device[shard.device] = by_device.get(shard.device, 0) + shard.data.nbytes
+held = sum(by_device.values())
+print("DEVICE", max(by_device.values()))
+"""
 TRAIN = """
 import dataclasses, pathlib, sys
 from configs import tiny
 from dsjax.released import hf
 from dsjax.checkpoint.store import Store
+from dsjax.model import transformer
 from dsjax.config.stored import run_to_json
 cfg, params = hf.load(sys.argv[1], dtype="stored")
 folder = pathlib.Path(sys.argv[2])
-store = Store(folder / "checkpoints", 1)
+store = Store(folder / "checkpoints", 1, transformer.specs(cfg))
 store.save(1, {"train": {"params": params}}, {})
 store.close()
 run_to_json(dataclasses.replace(tiny.config(), model=cfg), folder / "config.json")
@@ -98,15 +120,19 @@ def synthesize(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     return total, largest
 
 
-def measured(code: str, *args: Path | str, held: str = "0") -> tuple[int, int, float]:
-    """Run code in a process of its own; returns peak bytes, bytes held on purpose, and seconds."""
+def measured(code: str, *args: Path | str, held: str = "0") -> tuple[int, int, float, int]:
+    """Run code in a process of its own.
+
+    Returns its peak bytes, bytes held on purpose, seconds, and the most that a device holds.
+    """
     began = time.monotonic()
     text = code + PEAK.replace("HELD", held)
     done = subprocess.run([sys.executable, "-c", text, *map(str, args)], capture_output=True,
                           text=True, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    line = next(x for x in done.stdout.splitlines() if x.startswith("PEAK"))
-    peak, kept = map(int, line.split()[1:])
-    return peak, kept, time.monotonic() - began
+    said = {words[0]: words[1:] for line in done.stdout.splitlines() if (words := line.split())}
+    peak, kept = map(int, said["PEAK"])
+    device = int(said.get("DEVICE", ["0"])[0])
+    return peak, kept, time.monotonic() - began, device
 
 
 def convert(*words: Path | str) -> str:
@@ -184,6 +210,8 @@ def main(asked: Asked) -> None:
             "saving a trained run": (TRAIN, (at / "source", at / "trained"), "0"),
             "dsjax-to-hf of a trained run":
                 (convert("dsjax-to-hf", at / "trained", at / "other"), (), "0"),
+            "--init-from a released folder, 8 devices": (PLACED, (at / "source",), "held"),
+            "--init-from a run folder, 8 devices": (PLACED, (at / "trained",), "held"),
             "hf.load": (IN_MEMORY, (at / "source",), "held"),
             "hf.load, hf.save": (IN_MEMORY, (at / "source", at / "again"), "held"),
         }
@@ -195,22 +223,24 @@ def main(asked: Asked) -> None:
                 cleared(at, keep={"source", "run", "trained"})
                 measured_before[name] = measured(code, *words, held=held)
                 disk.write_json(kept_at, measured_before)
-            peak, kept, took = measured_before[name]
+            peak, kept, took, device = measured_before[name]
             if code == TRAIN:
                 continue
             rows.append([name, f"{peak / 1e9:.2f}", f"{(peak - kept) / 1e9:.2f}",
-                         f"{bound / 1e9:.2f}", f"{took:.0f}"])
-            seconds[name] = {"peak": peak, "held": kept, "seconds": took}
+                         f"{bound / 1e9:.2f}", f"{device / 1e9:.2f}" if device else "",
+                         f"{took:.0f}"])
+            seconds[name] = {"peak": peak, "held": kept, "seconds": took, "device": device}
             print(*rows[-1], flush=True)
         if not asked.is_quick:  # which is over before it is half-way
             cleared(at, keep={"source", "run"})
             share, took = restart(at / "source", at / "second", at / "run")
-            rows.append([f"hf-to-dsjax, killed half-way ({share}), again", "", "", "",
+            rows.append([f"hf-to-dsjax, killed half-way ({share}), again", "", "", "", "",
                          f"{took:.0f}"])
     asked.write(
         "memory",
         "peak host memory of conversions stays under the largest tensor x 4 plus 1 GB",
-        ["what", "peak GB", "without the parameters held", "bound GB", "seconds"],
+        ["what", "peak GB", "without the parameters held", "bound GB", "most on a device GB",
+         "seconds"],
         rows, measured=seconds,
         checkpoint={"bytes": total, "largest_tensor": largest, "config": config},
     )

@@ -6,11 +6,15 @@ The processes are real and talk over localhost; Open MPI and Slurm start them wh
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from dsjax.config.parallel import ParallelConfig
+from dsjax.model import transformer
+from dsjax.released import hf
 from tests.train import crew, one_node
 
 STEPS = 4
@@ -54,6 +58,23 @@ def test_a_run_moves_from_one_process_to_two_and_back(folder, alone):
     assert "resuming after step 1" in said[0]
     assert "resuming after step 3" in crew.here(run)
     same_curve(run, alone(run.model))
+
+
+@pytest.mark.slow
+def test_two_processes_begin_from_a_released_folder_as_one_does(folder, alone):
+    """In FP8 codes, each process reading what its devices hold."""
+    words = Path(alone(crew.MIXTURE).output.folder) / "tokenizer.json"
+    drawn = transformer.init(crew.MIXTURE, jax.random.key(3))
+    hf.save(folder / "released", crew.MIXTURE, drawn, fp8=True)
+    shutil.copy(words, folder / "released")
+    one = dataclasses.replace(crew.run_on(folder, "begun_alone", ParallelConfig(), 2),
+                              init_from=str(folder / "released"))
+    crew.here(one)
+    two = dataclasses.replace(
+        crew.run_on(folder, "begun", ParallelConfig(data=2, expert=2), 2),
+        init_from=str(folder / "released"))
+    assert "starting from the parameters of" in crew.finish(crew.start(two, 2))[0]
+    same_curve(two, one)
 
 
 @pytest.mark.slow
