@@ -44,11 +44,13 @@ class Batch:
     weights: Array  # [B, T+1] float32, how much each token counts as a target
     extra: dict[str, Array] = struct.field(default_factory=dict)
     """[B, T+1] each: what a token loss reads of every token, by name (its advantage, say)."""
+    routes: Array | None = None
+    """[B, L, T+1, K]: experts that tokens take in mixture layers, if not the choice of routers."""
 
 
 def from_rows(rows: dict[str, Any]) -> Batch:
     """Rows as the host reads them, by name; NumPy arrays move to the device with the step."""
-    own = {name: rows[name] for name in ("tokens", "segments", "weights")}
+    own = {name: rows[name] for name in ("tokens", "segments", "weights", "routes") if name in rows}
     return Batch(**own, extra={name: a for name, a in rows.items() if name not in own})
 
 
@@ -114,12 +116,15 @@ def count(batch: Batch) -> Totals:
 
 
 def token_logprobs(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfig,
-                   backend: Backend) -> Array:
+                   backend: Backend, routes: Array | None = None) -> Array:
     """Log-probability of each token given those before it in its document, in float32.
 
-    tokens, segments [B, T] -> [B, T]; 0 for the first token of a document and for padding.
+    tokens, segments [B, T] -> [B, T]; 0 for the first token of a document and for padding. `routes`
+    [L, B, T, K] are the experts that each token takes, if not the router's choice.
     """
-    x = transformer.hidden(p, tokens[:, :-1], segments[:, :-1], cfg, backend).x
+    if routes is not None:
+        routes = routes[:, :, :-1]
+    x = transformer.hidden(p, tokens[:, :-1], segments[:, :-1], cfg, backend, routes=routes).x
     found, _ = token_losses.logprobs(x, p.head, tokens[:, 1:], backend.loss_chunk,
                                      backend.loss_dtype)
     is_target = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
@@ -131,7 +136,8 @@ def loss(p: TransformerParams, batch: Batch, objective: Objective, cfg: ModelCon
     """The step's loss for one part of its batch, and the sums it was made from."""
     length = batch.tokens.shape[1] - 1
     tokens, segments = batch.tokens[:, :length], batch.segments[:, :length]
-    main = transformer.hidden(p, tokens, segments, cfg, backend)
+    routes = None if batch.routes is None else jnp.moveaxis(batch.routes[:, :, :length], 1, 0)
+    main = transformer.hidden(p, tokens, segments, cfg, backend, routes=routes)
     return after_layers(p, main.x, main.stats, batch, objective, cfg, backend)
 
 

@@ -97,25 +97,34 @@ def init(cfg: ModelConfig, key: Array) -> TransformerParams:
 
 
 def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfig,
-           backend: Backend, *, is_kept: bool = False) -> Hidden:
-    """Run every layer over whole rows. tokens, segments [B, T] int32 (segment 0 is padding)."""
+           backend: Backend, *, is_kept: bool = False, routes: Array | None = None) -> Hidden:
+    """Run every layer over whole rows. tokens, segments [B, T] int32 (segment 0 is padding).
+
+    `routes` [L, B, T, K] are experts that each mixture layer's tokens take instead of the router's
+    choice: `stats.experts` of a pass whose backend keeps routes, or what an engine handed out.
+    """
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
 
-    def layer(p: BlockParams, x: Array, segments: Array) -> tuple[Array, Any, Kept | None]:
+    def layer(p: BlockParams, x: Array, segments: Array,
+              routes: Array | None = None) -> tuple[Array, Any, Kept | None]:
         mix = blocks.expanded(angles, segments, cfg, backend)
-        x, stats, kept = blocks.block(p, x, mix, segments != 0, cfg, backend)
+        x, stats, kept = blocks.block(p, x, mix, segments != 0, cfg, backend, routes)
         return x, stats, kept if is_kept else None
 
     layer = backend.remat(layer)
 
-    def body(x: Array, p: BlockParams) -> tuple[Array, Any]:
-        x, stats, kept = backend.interleave(layer, p, x, segments)
+    def body(x: Array, of_layer: tuple[BlockParams, Array | None]) -> tuple[Array, Any]:
+        p, *given = (part for part in of_layer if part is not None)
+        x, stats, kept = backend.interleave(layer, p, x, segments, *given)
         return x, (stats, kept)
 
-    x, stats, keeps = embed(p, tokens, backend), [], {}
+    x, stats, keeps, first = embed(p, tokens, backend), [], {}, 0
     for stack in cfg.stacks:
+        given = None
+        if stack.is_moe and routes is not None:
+            given, first = routes[first : first + stack.count], first + stack.count
         x, (found, keeps[stack.name]) = lax.scan(
-            body, x, p.stacks[stack.name], unroll=min(backend.unroll, stack.count))
+            body, x, (p.stacks[stack.name], given), unroll=min(backend.unroll, stack.count))
         stats += [found] if stack.is_moe else []
     return Hidden(rms_norm(x, p.norm, cfg.norm_eps), router.joined(stats), keeps)
 
