@@ -64,7 +64,7 @@ def size(tree: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def measure(run: RunConfig, how: Precision) -> dict[str, int]:
+def measure(run: RunConfig, how: Form) -> dict[str, int]:
     """Bytes that a step of `run` holds."""
     run = dataclasses.replace(
         run, model=dataclasses.replace(run.model, mtp_depth=0),
@@ -84,7 +84,7 @@ def measure(run: RunConfig, how: Precision) -> dict[str, int]:
     }
 
 
-def residuals(run: RunConfig, how: Precision, p: Any, operands: Any) -> list[jax.ShapeDtypeStruct]:
+def residuals(run: RunConfig, how: Form, p: Any, operands: Any) -> list[jax.ShapeDtypeStruct]:
     """Arrays that the layers' backward pass keeps besides parameters and operands."""
     cfg, specs = run.model, transformer.specs(run.model)
     tokens = jnp.zeros((run.train.batch_size, run.train.seq_len), jnp.int32)
@@ -117,7 +117,7 @@ def cached(run: RunConfig) -> list[tuple[int, ...]]:
 
 
 def split(kept: list[jax.ShapeDtypeStruct], run: RunConfig,
-          how: Precision) -> tuple[list[jax.ShapeDtypeStruct], list[jax.ShapeDtypeStruct]]:
+          how: Form) -> tuple[list[jax.ShapeDtypeStruct], list[jax.ShapeDtypeStruct]]:
     """Split saved arrays: those cached in 8 bits where a precision has them, and the rest."""
     open_ = collections.Counter((shape, how.operand) for shape in cached(run))
     if how.scale:
@@ -132,7 +132,7 @@ def split(kept: list[jax.ShapeDtypeStruct], run: RunConfig,
     return low, others
 
 
-def arithmetic(run: RunConfig, how: Precision) -> dict[str, float]:
+def arithmetic(run: RunConfig, how: Form) -> dict[str, float]:
     """The same bytes from the config alone."""
     cfg = dataclasses.replace(run.model, mtp_depth=0)
     a, tokens = cfg.attention, run.train.batch_size * run.train.seq_len

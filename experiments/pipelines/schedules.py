@@ -66,7 +66,7 @@ def main(asked: Asked) -> None:
             name, schedule.ranks, schedule.stages, FORMULAS[name],
             f"{formula_bubble(schedule, timeline.times):g}", f"{timeline.bubble:g}",
             f"{timeline.bubble / timeline.makespan:.1%}", f"{schedule.chunks} / {schedule.stages}",
-            formula_activations(schedule), peak, program.activations])
+            formula_activations(schedule), peak, program.buffers_b])
     asked.write(
         "schedules",
         "bubbles and activations of seven schedules are those of the report's closed forms",
