@@ -20,7 +20,7 @@ PATIENCE = ("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
             "--xla_cpu_collective_call_terminate_timeout_seconds=600")
 # Two thirds of a test's time is compiling what runs once or twice: LLVM's level 0, and XLA's older
 # way to write loops, which gives LLVM less to translate. The same tests hold of programs that are
-# compiled as users' are: `make test COMPILE=full`, as CI and `make test-all` do.
+# compiled as users' are: `make test COMPILE=full`, as `make test-all` does.
 FAST = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
         "--xla_cpu_use_fusion_emitters=false")
 OWN = FAST if os.environ.get("DSJAX_TESTS_COMPILE", "fast") == "fast" else ""
