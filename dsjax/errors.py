@@ -8,8 +8,10 @@ dsjax.terminal.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
+from typing import TextIO
 
 # Controls but newline and tab, marks that turn the direction of writing, halves of surrogate pairs.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -29,5 +31,13 @@ def say(sentence: object) -> None:
     """Print a sentence as one line on standard error; one that nobody can read any more is lost."""
     line = printable(sentence).replace("\n", "\\n")
     if sys.stderr is not None:  # it is None where a process was started without one
-        with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that left, closed
+        try:
             print(line, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # a full disk, a reader that left, closed
+            drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """Send to nowhere what a stream still holds, so that the process ends with its own status."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -22,7 +22,7 @@ from typing import get_type_hints
 from dsjax.cli.process import arguments, interrupt, streams
 from dsjax.cli.process.tune import tune_process
 from dsjax.disk import cause
-from dsjax.errors import UserError, say
+from dsjax.errors import UserError, drop, say
 from dsjax.runtime import program_cache
 
 TRACEBACK = "DSJAX_TRACEBACK"
@@ -75,7 +75,7 @@ def _answer(argv: list[str], is_process: bool) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said to it
-        streams.drop_stdout()
+        drop(sys.stdout)
         return 141
     except KeyboardInterrupt:
         return interrupt.tell()
@@ -83,7 +83,7 @@ def _answer(argv: list[str], is_process: bool) -> int:
         return _refused(error, f"{error}")
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         if isinstance(error, OSError) and error.filename == streams.OUTPUT:
-            streams.drop_stdout()
+            drop(sys.stdout)
         if interrupt.was_received():
             return interrupt.tell()
         return _refused(error, f"{_unforeseen(error)}; {TRACEBACK}=1 shows where")

@@ -7,7 +7,6 @@ A stream may also be of an encoding that lacks most letters (ASCII in a bare con
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
@@ -43,9 +42,3 @@ def prepare() -> None:
         file = io.BufferedWriter(Output(sys.stdout.fileno(), "w", closefd=False))
         sys.stdout = io.TextIOWrapper(file, sys.stdout.encoding, errors="replace",
                                       line_buffering=sys.stdout.line_buffering)
-
-
-def drop_stdout() -> None:
-    """Send to nowhere what is still to be written, so that the end of the process is quiet."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,10 +13,14 @@ QUICK = ("import sys; from dsjax.cli import main as m; m._run = lambda argv, is_
 
 
 def shell(redirected: str, does: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command whose work is the expression `does`, under a shell's redirections."""
+    """Run a command whose work is the expression `does`, under a shell's redirections.
+
+    What is written stays in a buffer until it is flushed, as for most users.
+    """
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", QUICK.format(does)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, timeout=60,
+        cwd=ROOT, env=buffered | environment, capture_output=True, timeout=60,
     )
 
 
