@@ -35,7 +35,7 @@ from dsjax.numerics import scaled
 from dsjax.numerics.layout import row_major
 from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.wide import wide
-from dsjax.numerics.wire import EXACT_WIRE, WireFormat
+from dsjax.numerics.wire import BF16_WIRE, EXACT_WIRE, WireFormat
 
 Operand = Any  # an operand as a precision keeps it: an array, or codes with scales
 
@@ -100,20 +100,24 @@ def contract(a: Array, b: Array, sum_a: int, sum_b: int,
 def plain_precision(name: str, dtype: jnp.dtype) -> Precision:
     """Products whose operands are arrays of one dtype and whose sums are float32."""
 
-    def quantize_weights(x: Array, parts: int = 1) -> Array:
+    def cast(x: Array, parts: int = 1) -> Array:
         return x.astype(dtype)
 
+    is_narrow = wide(dtype) != dtype
     return Precision(
         name=name,
-        quantize_input=quantize_weights,
-        quantize_weight=quantize_weights,
-        quantize_grad=quantize_weights,
+        quantize_input=cast,
+        quantize_weight=cast,
+        quantize_grad=cast,
         fprop=lambda x, w: contract(x, w, 1, 2),
         dgrad=lambda dy, w: contract(dy, w, 1, 1),
         wgrad=lambda x, dy: contract(x, dy, 2, 2),
         from_codes=lambda q: decoded(q, dtype),
-        quantize_for_fprop=quantize_weights,
-        quantize_for_wgrad=quantize_weights,
+        quantize_for_fprop=cast,
+        quantize_for_wgrad=cast,
+        operand_dtype=dtype if is_narrow else None,
+        casts_weights=is_narrow,
+        wire=BF16_WIRE if is_narrow else EXACT_WIRE,
     )
 
 
