@@ -167,7 +167,6 @@ def decode(args: Bench) -> dict[str, Any]:
     """Time greedy decoding from a latent cache of `seq` tokens."""
 
     from dsjax.infer.bench import Load, decode_bench
-    from dsjax.infer.decode import decoding
     from dsjax.model import transformer
     from dsjax.params import key_of
     from dsjax.runtime import backend as backends
@@ -176,7 +175,7 @@ def decode(args: Bench) -> dict[str, Any]:
     run_config = shape_run(args)
     params = transformer.init(run_config.model, key_of(args.seed))
     batch, context = args.batch_size or 1, args.seq_len or 512
-    backend = decoding(backends.for_run(run_config))
+    backend = backends.decoding(backends.for_run(run_config))
     found = decode_bench(params, run_config.model, Load(batch, context, args.steps or 64), backend)
     return _result("decode", args, batch, context) | found | {
         "peak_rss_mib": _peak_rss(),

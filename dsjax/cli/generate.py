@@ -1,9 +1,11 @@
-"""`dsjax generate RUN`: let a trained model continue prompts, as text appears."""
+"""`dsjax generate FOLDER`: let a model continue prompts, as text appears."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,27 +13,32 @@ from dsjax import disk
 from dsjax.cli.process import devices
 from dsjax.config.commandline import Mark, Word
 from dsjax.config.fields import seed_in_range
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.refusal import typed_as
 from dsjax.config.typed import Text
 from dsjax.disk import to_json
-from dsjax.errors import UserError, printable, say
+from dsjax.errors import UserError, printable
 from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # jax costs a second to import
-    from dsjax.config.run import RunConfig
     from dsjax.data.tokenizers.tokenizer import Tokenizer
-    from dsjax.infer import Completion, Report, Sampling
-    from dsjax.model.transformer import TransformerParams
+    from dsjax.infer import Completion, Generation, Model, Options, Report, Sampling
 
 MAX_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue prompts with the newest checkpoint of a run, decoding from the latent cache."""
+    """Continue prompts with the newest checkpoint of a run, or a released one.
 
-    run: Annotated[str, Word("RUN")]
-    """Folder that `dsjax train` or `dsjax demo` wrote."""
+      dsjax generate runs/tiny --prompt 'To be' --draft
+      dsjax generate runs/tiny --prompt 'To be' --precision bf16
+      dsjax generate runs/tiny --parallel.fsdp 2 --parallel.expert 4 --devices 8
+      dsjax generate DeepSeek-V2-Lite --prompt 'To be' --parallel.expert 8
+    """
+
+    folder: Annotated[str, Word("FOLDER")]
+    """What `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
     prompt: Annotated[tuple[Text, ...], Mark.REPEATED] = ()
     """Text to continue; give it again for more rows of a batch. None, or an empty one, starts a new
     text. Names of the tokenizer's added tokens in it, as <|fim_begin|>, are those tokens."""
@@ -48,120 +55,118 @@ class Generate:
     draft: bool = False
     """Speculate with the model's MTP modules: the same distribution in fewer passes."""
     bos: Literal["auto", "yes", "no"] = "auto"
-    """The begin token before each prompt: as the files of the run's tokenizer say (a converted
+    """The begin token before each prompt: as the files beside the tokenizer say (a released
     checkpoint's, as transformers reads them; none where they say nothing), surely, or none."""
     end_token: str | None = None
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
     context: int | None = None
-    """Positions a row may take; by default the row length of the training."""
+    """Positions a row may take; by default the row length of the training, or a released
+    checkpoint's context."""
+    precision: Literal["fp32", "bf16", "fp8"] | None = None
+    """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    devices: int | None = None
+    """Make so many virtual devices of the CPU, to try a layout on."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Number of this process, from 0."""
     json: bool = False
     """Print one JSON object at the end instead of text as it comes."""
     cache: bool = True
     """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a run folder holds for generation."""
-
-    run: RunConfig
-    params: TransformerParams
-    words: Tokenizer
-    is_begun: bool | None = None
-    """Whether a begin token stands before prompts; None is as the tokenizer's files say."""
-
-
 def main(args: Generate) -> int:
     """Run the command; returns the exit status."""
-    from dsjax.infer import Sampling
+    from dsjax.parallel import launch
 
     seed_in_range(args.seed, "--seed ")
     if args.context is not None and args.context < 2:
         raise UserError(f"--context {args.context} has no room for a prompt and a new token; it "
                         "must be at least 2")
     texts = _prompts(args)
+    if args.devices is not None:
+        devices.make(args.devices)
+    launch.join(launch.find(os.environ, args.coordinator, args.processes, args.process))
     devices.require()
-    model = load(args.run, args.end_token, {"auto": None, "yes": True, "no": False}[args.bos])
-    context = model.run.train.seq_len if args.context is None else args.context
-    longest = max(len(_ids(model, text)) for text in texts)
-    console = None if args.json else Console(highlight=False)
+    with _console() as console:
+        _generate(args, texts, console)
+    return 0
+
+
+@contextlib.contextmanager
+def _console() -> Iterator[Console]:
+    """The console of the first process; the others write nothing."""
+    import jax
+
+    if jax.process_index() == 0:
+        yield Console(highlight=False)
+        return
+    with open(os.devnull, "w") as nowhere:
+        yield Console(file=nowhere, highlight=False)
+
+
+def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
+    """Load the model, and continue its prompts in the form that was asked for."""
+    from dsjax import infer
+
+    model = infer.load(args.folder, infer.Choice(args.precision, args.parallel, args.end_token))
+    prompts = _ids(model.tokenizer, texts, {"auto": None, "yes": True, "no": False}[args.bos])
+    context = model.context if args.context is None else args.context
+    longest = max(map(len, prompts))
+    new_tokens = args.max_new_tokens
     with typed_as("temperature", "top_p", "max_new_tokens"):
-        sampling = Sampling(
+        sampling = infer.Sampling(
             temperature=args.temperature,
             top_p=args.top_p,
-            max_new_tokens=(_new_tokens(context, longest) if args.max_new_tokens is None
-                            else args.max_new_tokens),
-            stop_ids=model.words.end_ids,
+            max_new_tokens=_new_tokens(context, longest) if new_tokens is None else new_tokens,
+            stop_ids=model.tokenizer.end_ids,
             seed=args.seed,
-            vocab=model.words.vocab,
+            vocab=model.tokenizer.vocab,
         )
-        completions, report = write(model, texts, sampling, console, context, args.draft)
+        options = infer.Options(model.backend, model.mesh, args.draft, context)
+        request = Request(texts, prompts, sampling)
+        made = write(model, request, options, None if args.json else console)
     if args.json:
-        print(to_json(_summary(model.words, texts, completions, report)))
-    return 0
+        console.out(to_json(_summary(model.tokenizer, texts, made.completions, made.report)))
 
 
 def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = False) -> Report:
     """Continue one prompt by a run's newest checkpoint, in full view."""
-    from dsjax.infer import Sampling
+    from dsjax import infer
 
-    model = load(run)
-    context = model.run.train.seq_len
-    sampling = Sampling(
+    model = infer.load(run)
+    prompts = _ids(model.tokenizer, [prompt], None)
+    sampling = infer.Sampling(
         temperature=0.8,
-        max_new_tokens=_new_tokens(context, len(_ids(model, prompt))),
-        stop_ids=model.words.end_ids,
-        vocab=model.words.vocab,
+        max_new_tokens=_new_tokens(model.context, len(prompts[0])),
+        stop_ids=model.tokenizer.end_ids,
+        vocab=model.tokenizer.vocab,
     )
-    return write(model, [prompt], sampling, console, context, is_drafting)[1]
+    options = infer.Options(model.backend, model.mesh, is_drafting, model.context)
+    return write(model, Request([prompt], prompts, sampling), options, console).report
 
 
-def load(run: str | Path, end: str | None = None, is_begun: bool | None = None) -> Model:
-    """Read a run folder: its config, its tokenizer and its newest readable checkpoint.
+@dataclass(frozen=True)
+class Request:
+    """Prompts as text and as ids, and how they are continued."""
 
-    end: the name of its end token, where its files do not say it. is_begun: as in `Model`.
-    """
-    from dsjax import weights
-    from dsjax.config.stored import run_from_json
-    from dsjax.data.tokenizers import tokenizer
-
-    folder = Path(run)
-    if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "is not a folder"
-        raise UserError(f"{run} {what}; give the folder that `dsjax train` wrote, as runs/tiny")
-    config = run_from_json(folder / "config.json")
-    words = tokenizer.load(folder / "tokenizer.json", end=end)
-    _hold(words, folder, config.model.vocab)
-    params = weights.load(folder, "dequantized", say=say)
-    return Model(config, params, words, is_begun)
+    texts: Sequence[str]
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
 
 
-def _hold(words: Tokenizer, folder: Path, vocab: int) -> None:
-    """Refuse a tokenizer that the weights of a run do not belong to."""
-    from dsjax.checkpoint import store
-
-    kept = store.tokenizer_of(folder)
-    if kept is not None and not words.has_fingerprint(kept):
-        raise UserError(
-            f"{folder / 'tokenizer.json'} is not the tokenizer that the weights of {folder} belong "
-            f"to (fingerprint {words.fingerprint}, not {kept}), so its ids mean other words; put "
-            "that one back")
-    if words.vocab > vocab:
-        raise UserError(
-            f"{folder / 'tokenizer.json'} has {words.vocab:,} ids, but the model knows {vocab:,}; "
-            "put back the tokenizer it was trained with")
-
-
-def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Console | None,
-          context: int, is_drafting: bool) -> tuple[list[Completion], Report]:
-    """Continue `texts`; to a console, the first as it is decoded, the others after it."""
+def write(model: Model, request: Request, options: Options, console: Console | None) -> Generation:
+    """Continue prompts; to a console, the first as it is decoded, the others after it."""
     from dsjax.data.tokenizers.tokenizer import StreamDecoder
-    from dsjax.infer import Options, check, generate
+    from dsjax.infer import check, generate
 
-    prompts = [_ids(model, text) for text in texts]
-    options = Options(draft=is_drafting, context=context)
-    check(model.run.model, prompts, [sampling] * len(prompts), options)
-    decoders = [StreamDecoder(model.words) for _ in texts]
+    texts, prompts, sampling = request.texts, request.prompts, request.sampling
+    check(model.cfg, prompts, [sampling] * len(prompts), options)
+    decoders = [StreamDecoder(model.tokenizer) for _ in texts]
     later = ["" for _ in texts]
     page = None if console is None else Page(console)
 
@@ -174,7 +179,7 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
 
     if page is not None:
         page.write(texts[0], style="bold")
-    completions, report = generate(model.params, model.run.model, prompts, sampling, options, show)
+    made = generate(model.params, model.cfg, prompts, sampling, options, show)
     if page is not None:
         for row, decoder in enumerate(decoders):
             if row:
@@ -182,8 +187,8 @@ def write(model: Model, texts: Sequence[str], sampling: Sampling, console: Conso
                 page.write(texts[row], style="bold")
             page.write(later[row] + decoder.finish())
         page.write("\n\n")
-        page.write(line(report) + "\n", style="dim")
-    return completions, report
+        page.write(line(made.report) + "\n", style="dim")
+    return made
 
 
 def line(report: Report) -> str:
@@ -242,9 +247,9 @@ def _prompts(args: Generate) -> list[str]:
     return texts or [""]
 
 
-def _ids(model: Model, text: str) -> list[int]:
-    """Ids of a prompt; an empty one is the end of the text before."""
-    return model.words.prompt(text, is_begun=model.is_begun) or [model.words.end_id]
+def _ids(words: Tokenizer, texts: Sequence[str], is_begun: bool | None) -> list[list[int]]:
+    """Ids of prompts; an empty one is the end of the text before. is_begun: as in `prompt`."""
+    return [words.prompt(text, is_begun=is_begun) or [words.end_id] for text in texts]
 
 
 def _new_tokens(context: int, longest: int) -> int:

@@ -2,19 +2,23 @@
 
 Reading order: sample (logits -> a distribution -> a token), decode (prefill in the expanded form,
 steps in the absorbed form), speculative (rounds drafted by the MTP modules), programs (what is
-compiled), inputs (what the host asks for, as arrays), generate (prompts -> completions), bench (how
-fast).
+compiled), inputs (what the host asks for, as arrays), generate (prompts -> completions), model (the
+weights of a folder on the devices there are), bench (how fast).
 """
 
 from dsjax.infer.bench import Load, decode_bench
-from dsjax.infer.decode import cache_bytes_per_token, decoding, default_backend
+from dsjax.infer.decode import cache_bytes_per_token
 from dsjax.infer.generate import Completion, Generation, Options, Report, check, generate
+from dsjax.infer.model import Choice, Model, load
 from dsjax.infer.sample import Sampling, SamplingParams
+from dsjax.runtime.backend import decoding, default_backend
 
 __all__ = [
+    "Choice",
     "Completion",
     "Generation",
     "Load",
+    "Model",
     "Options",
     "Report",
     "Sampling",
@@ -25,4 +29,5 @@ __all__ = [
     "decoding",
     "default_backend",
     "generate",
+    "load",
 ]

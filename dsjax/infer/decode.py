@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,10 @@ from jax import Array
 
 from dsjax.config.model import ModelConfig
 from dsjax.infer.sample import SamplingParams, probs, sample
-from dsjax.layers.backend import Backend, Dispatch, single
+from dsjax.layers.backend import Backend
 from dsjax.layers.cache import Cache, Kept
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import ModelCache, TransformerParams
-from dsjax.numerics.precision import value
-from dsjax.ops import experts_few
-from dsjax.ops.expert_mlp import ExpertMLP
 
 
 @struct.dataclass
@@ -59,29 +55,6 @@ class Emitted:
 
     tokens: Array  # [B, J+1]
     count: Array  # [B], from 1 to J+1
-
-
-def decoding(backend: Backend) -> Backend:
-    """The backend with experts written out where a batch holds few assignments."""
-    return dataclasses.replace(
-        backend,
-        dispatch=functools.partial(_dispatch, many=backend.dispatch),
-    )
-
-
-@functools.cache
-def default_backend() -> Backend:
-    """One device in float32; one object, so that programs compiled for it are found again."""
-    return decoding(single())
-
-
-def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Any, w_down: Any,
-              mlp: ExpertMLP, *, many: Dispatch) -> tuple[Array, Array]:
-    if experts_few.is_few(experts.size, value(w_down).shape[0]):
-        y = experts_few.experts_few(x, experts, weights, w_gate_up, w_down,
-                                    precision=mlp.precision)
-        return y, jnp.zeros(())
-    return many(x, experts, weights, w_gate_up, w_down, mlp)
 
 
 def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend: Backend,

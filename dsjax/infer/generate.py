@@ -8,10 +8,11 @@ its neighbors.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,13 +21,14 @@ from jax.sharding import Mesh
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.errors import UserError
 from dsjax.infer import inputs, programs
-from dsjax.infer.decode import State, cache_bytes_per_token, default_backend
+from dsjax.infer.decode import State, cache_bytes_per_token
 from dsjax.infer.sample import NONE, Sampling
-from dsjax.layers.backend import Backend
+from dsjax.layers.backend import ONE_DEVICE, Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics import precision as numerics
 from dsjax.runtime import fit
+from dsjax.runtime.backend import default_backend
 
 STEPS = 8  # passes of one program: a terminal still looks live, and dispatch is paid once
 CACHE_LEN = 64  # caches are multiples of this many positions, so that few programs are compiled
@@ -110,9 +112,10 @@ def generate(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequ
     backend, depth = options.backend, cfg.mtp_depth if options.draft else 0
     longest = max(len(p) + row.max_new_tokens for p, row in zip(prompts, rows, strict=True))
     max_len = -(-(longest + depth) // CACHE_LEN) * CACHE_LEN
-    held = len(prompts) * max_len * cache_bytes_per_token(cfg, backend, depth)
+    held = inputs.rows_here(len(prompts), options.mesh)
     what = f"continuing {len(prompts)} prompts in {max_len:,} positions each"
-    with fit.refusing(what, {"cache": held, "logits": len(prompts) * cfg.vocab * 4}, REMEDY):
+    with fit.refusing(what, {"cache": held * max_len * cache_bytes_per_token(cfg, backend, depth),
+                             "logits": held * cfg.vocab * 4}, REMEDY):
         return _continue(params, cfg, prompts, _Rows(rows, depth, on_tokens), max_len, options)
 
 
@@ -160,9 +163,16 @@ def ready(params: TransformerParams, cfg: ModelConfig,
     cfg = dropless(cfg)
     if backend.precision.casts_weights:
         specs = transformer.specs(cfg)
-        held = numerics.quantize_weights(params, specs, backend.precision)
+        quantize = functools.partial(quantized, specs=specs, backend=backend)
+        held = (quantize if backend.layout is ONE_DEVICE else jax.jit(quantize))(params)
         params = numerics.attach(params, held, specs)
     return params, cfg
+
+
+def quantized(params: TransformerParams, specs: TransformerParams, backend: Backend) -> Any:
+    """Quantize the matrices of every product, where a step uses them."""
+    held = numerics.quantize_weights(params, specs, backend.precision)
+    return backend.layout.gather_params(held, specs)
 
 
 class _Rows:

@@ -25,7 +25,7 @@ def of_prompts(prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling],
 
     Rows are filled up to a multiple of the devices with prompts of one token, continued greedily.
     """
-    fill = 0 if mesh is None else -len(prompts) % mesh.size
+    fill = _up(len(prompts), mesh) - len(prompts)
     prompts, sampling = [*prompts, *[[0]] * fill], [*sampling, *[Sampling(temperature=0)] * fill]
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), max(LEAST, 1 << (int(lengths.max()) - 1).bit_length())),
@@ -35,6 +35,19 @@ def of_prompts(prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling],
     keys = _keys([row.seed for row in sampling])
     here = Prompts(jnp.asarray(tokens), jnp.asarray(lengths), keys, sampling_params(sampling))
     return here if mesh is None else jax.tree.map(lambda a: _cut(a, mesh), here)
+
+
+def rows_here(count: int, mesh: Mesh | None) -> int:
+    """Rows of a batch in the memory of this process's first device; its CPU devices share one."""
+    if mesh is None:
+        return count
+    local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return _up(count, mesh) // mesh.size * (len(local) if local[0].platform == "cpu" else 1)
+
+
+def _up(count: int, mesh: Mesh | None) -> int:
+    """Rows up to a multiple of the devices."""
+    return count if mesh is None else -(-count // mesh.size) * mesh.size
 
 
 def _keys(seeds: Sequence[int]) -> Array:

@@ -111,7 +111,7 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     a = _mla_config(cfg)
     q_nope, q_rope = queries(p, x, angles, cfg, backend)
     cache = cache.append(latents(p, x, angles, cfg, backend), positions)
-    w_ukv = value(p.w_ukv).astype(x.dtype).reshape(a.kv_rank, a.heads, -1)
+    w_ukv = value(backend.layout.gather(p.w_ukv)).astype(x.dtype).reshape(a.kv_rank, a.heads, -1)
     w_uk, w_uv = w_ukv[..., : a.nope_dim], w_ukv[..., a.nope_dim :]
     q_latent = jnp.einsum("bthn,chn->bthc", q_nope, w_uk)
     scale = softmax_scale(cfg.rope, a.qk_dim)

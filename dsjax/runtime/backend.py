@@ -10,13 +10,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import Mesh
 
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig
 from dsjax.layers import remat
-from dsjax.layers.backend import Backend, single
+from dsjax.layers.backend import Backend, Dispatch, single
+from dsjax.numerics.precision import Matrix, value
+from dsjax.ops import experts_few
+from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.parallel import mesh_backend, overlap
 from dsjax.runtime import precision
 
@@ -57,6 +61,35 @@ def over(backend: Backend, model: ModelConfig, layout: ParallelConfig,
         return backend
     halves = functools.partial(overlap.interleave, constrain=backend.layout.constrain)
     return dataclasses.replace(backend, interleave=halves)
+
+
+def for_decoding(model: ModelConfig, numerics: PrecisionConfig,
+                 layout: ParallelConfig | None = None, mesh: Mesh | None = None, *,
+                 machine: MachineConfig | None = None) -> Backend:
+    """The backend of a model that decodes; on one device `decoding` it."""
+    backend = backend_for(model, numerics, layout, mesh, machine=machine)
+    return backend if mesh is not None else decoding(backend)
+
+
+def decoding(backend: Backend) -> Backend:
+    """One device's backend with experts written out where a batch holds few assignments."""
+    return dataclasses.replace(
+        backend, dispatch=functools.partial(_dispatch_few, many=backend.dispatch))
+
+
+@functools.cache
+def default_backend() -> Backend:
+    """Decoding on one device in float32; one object, so that its programs are found again."""
+    return decoding(single())
+
+
+def _dispatch_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                  mlp: ExpertMLP, *, many: Dispatch) -> tuple[Array, Array]:
+    if experts_few.is_few(experts.size, value(w_down).shape[0]):
+        y = experts_few.experts_few(x, experts, weights, w_gate_up, w_down,
+                                    precision=mlp.precision)
+        return y, jnp.zeros(())
+    return many(x, experts, weights, w_gate_up, w_down, mlp)
 
 
 def for_rank(backend: Backend, model: ModelConfig, layout: ParallelConfig) -> Backend:

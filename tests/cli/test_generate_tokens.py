@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Library
 from dsjax.cli import generate as command
 from dsjax.cli.main import main
 from dsjax.config.model import MLAConfig, ModelConfig
-from dsjax.infer import Sampling, generate
+from dsjax.infer import Sampling, generate, load
 from dsjax.model import transformer
 from dsjax.released import hf
 from tests import agreement
@@ -42,23 +42,28 @@ def said(capsys, run, *flags):
 
 
 def test_a_prompt_begins_as_the_checkpoints_own_tokenizer_begins_it(run, capsys):
-    model = command.load(run)
+    model = load(run)
     own = Library.from_file(str(run / "tokenizer.json")).encode(PROMPT).ids
-    sampling = Sampling(temperature=0, max_new_tokens=8, stop_ids=(1, 2), vocab=model.words.vocab)
+    sampling = Sampling(temperature=0, max_new_tokens=8, stop_ids=(1, 2),
+                        vocab=model.tokenizer.vocab)
     texts = {}
     for flags, ids in [((), [0, *own]), (("--bos", "yes"), [0, *own]), (("--bos", "no"), own)]:
-        tokens = generate(model.params, model.run.model, [ids], sampling).completions[0].tokens
-        texts[flags] = model.words.decode([t for t in tokens if t not in (1, 2)])
+        tokens = generate(model.params, model.cfg, [ids], sampling).completions[0].tokens
+        texts[flags] = model.tokenizer.decode([t for t in tokens if t not in (1, 2)])
         assert said(capsys, run, *flags)["text"] == texts[flags]
     assert texts["--bos", "no"] != texts[()]
 
 
+def test_a_released_folder_is_read_as_the_run_made_of_it(run, capsys):
+    assert said(capsys, run.parent / "src") == said(capsys, run)
+
+
 def test_every_end_of_the_checkpoint_ends_a_text(run, capsys, monkeypatch):
-    model = command.load(run)
-    assert model.words.end_ids == (1, 2)
+    model = load(run)
+    assert model.tokenizer.end_ids == (1, 2)
     seen = []
-    monkeypatch.setattr(command, "write", lambda model, texts, sampling, *rest: seen.append(
-        sampling.stop_ids) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(command, "write", lambda model, request, *rest: seen.append(
+        request.sampling.stop_ids) or (_ for _ in ()).throw(KeyboardInterrupt))
     for flags in ([], ["--end-token", "[PAUSE]"]):
         with pytest.raises(KeyboardInterrupt):
             command.main(command.Generate(str(run), end_token=flags[1] if flags else None))

@@ -13,7 +13,7 @@ from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.config.stored import run_to_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.errors import printable
-from dsjax.infer import Options, Sampling, generate
+from dsjax.infer import Options, Sampling, generate, load
 from dsjax.model import transformer
 from dsjax.terminal import Console
 from tests import agreement
@@ -52,16 +52,16 @@ def test_json_holds_the_text_that_the_library_makes(run, capsys):
     flags = ["--prompt", "that is", "--prompt", "", "--temperature", "0", "--draft", "--json"]
     assert main(["generate", str(run), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
-    model = command.load(run)
-    ids = [model.words.encode("that is"), [model.words.end_id]]
+    model = load(run)
+    ids = [model.tokenizer.encode("that is"), [model.tokenizer.end_id]]
     # The longest prompt leaves so much of the context of 40.
     sampling = Sampling(temperature=0, max_new_tokens=40 - max(map(len, ids)),
-                        vocab=model.words.vocab, stop_ids=(model.words.end_id,))
-    expected = generate(model.params, model.run.model, ids, sampling,
+                        vocab=model.tokenizer.vocab, stop_ids=(model.tokenizer.end_id,))
+    expected = generate(model.params, model.cfg, ids, sampling,
                         Options(draft=True)).completions
     for row, done in zip(found["completions"], expected, strict=True):
-        kept = [t for t in done.tokens if t != model.words.end_id]
-        assert row["text"] == model.words.decode(kept)
+        kept = [t for t in done.tokens if t != model.tokenizer.end_id]
+        assert row["text"] == model.tokenizer.decode(kept)
         assert row["tokens"] == len(done.tokens)
         assert row["finish_reason"] == done.finish_reason
     assert len(found["acceptance"]) == 1
@@ -72,14 +72,14 @@ def test_json_holds_the_text_that_the_library_makes(run, capsys):
 def test_what_streams_is_the_whole_text_and_no_control_code_passes(run):
     written = io.StringIO()
     report = command.speak(run, "the mind", Console(file=written, width=20), is_drafting=True)
-    model = command.load(run)
-    ids = model.words.encode("the mind")
-    sampling = Sampling(temperature=0.8, max_new_tokens=40 - len(ids), vocab=model.words.vocab,
-                        stop_ids=(model.words.end_id,))
+    model = load(run)
+    ids = model.tokenizer.encode("the mind")
+    sampling = Sampling(temperature=0.8, max_new_tokens=40 - len(ids), vocab=model.tokenizer.vocab,
+                        stop_ids=(model.tokenizer.end_id,))
     options = Options(draft=True)
-    done = generate(model.params, model.run.model, [ids], sampling, options).completions[0]
-    kept = [t for t in done.tokens if t != model.words.end_id]
-    text = printable(model.words.decode(ids + kept).replace("\r", "\n"))
+    done = generate(model.params, model.cfg, [ids], sampling, options).completions[0]
+    kept = [t for t in done.tokens if t != model.tokenizer.end_id]
+    text = printable(model.tokenizer.decode(ids + kept).replace("\r", "\n"))
     assert written.getvalue().startswith(text)
     assert command.line(report) in written.getvalue()
     assert "\x1b" not in written.getvalue()
@@ -89,19 +89,24 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
     binary = tmp_path / "prompt.txt"
     binary.write_bytes(b"\xff\xfe")
     for argv, sentence in [
-        ([str(tmp_path / "nowhere")], "is not a folder; give the folder that `dsjax train` wrote"),
+        ([str(tmp_path / "nowhere")], "is not a folder; give the folder of a released checkpoint"),
         ([str(tmp_path)], "has no config.json"),
         ([str(run), "--prompt-file", str(binary)], "give a UTF-8 text file"),
         ([str(run), "--max-new-tokens", "0"], "--max-new-tokens 0 generates nothing"),
         ([str(run), "--max-new-tokens", "50"], "lower --max-new-tokens or raise --context"),
         ([str(run), "--max-new", "9"], "--max-new has another name now; use --max-new-tokens"),
+        ([str(run), "--parallel.pipe", "2"], "--parallel.pipe 2 orders the work of a training"),
+        ([str(run), "--parallel.interleave"], "use --parallel.data"),
+        ([str(run), "--parallel.fsdp", "3"], "does not divide over --parallel.fsdp 3"),
+        ([str(run), "--parallel.expert", "2"], "no experts to share"),
+        ([str(run), "--parallel.data", "99"], "needs 99 devices"),
         ([str(run), "--context", "0"], "--context 0 has no room"),
         ([str(run), "--context", "1"], "at least 2"),
         ([str(run), "--temperature", "nan"], "--temperature nan is not a number from 0 on; use 0"),
         ([str(run), "--temperature", "-1"], "--temperature -1.0 is not a number from 0 on; use 0"),
         ([str(run), "--temperature", "hot"], "--temperature takes FLOAT, not 'hot'; see --help"),
         ([str(run), "--tempera", "1"], "there is no flag --tempera, did you mean --temperature;"),
-        ([], "give RUN; see --help"),
+        ([], "give FOLDER; see --help"),
         ([str(run), "--top-p", "0"], "--top-p 0.0"),
     ]:
         assert main(["generate", *argv]) == 2
@@ -126,7 +131,7 @@ def test_a_prompt_that_is_no_text_is_refused_and_a_file_is_read_as_training_read
     assert "is not UTF-8" in capsys.readouterr().err
     text = tmp_path / "prompt.txt"
     text.write_bytes(b"\xef\xbb\xbfriver\r\nstone")
-    args = command.Generate(run=str(run), prompt=("a",), prompt_file=text)
+    args = command.Generate(folder=str(run), prompt=("a",), prompt_file=text)
     assert command._prompts(args) == ["a", "river\r\nstone"]
     for wrong, words in ((tmp_path, "is a folder"), (tmp_path / "none", "is missing")):
         assert main(["generate", str(run), "--prompt-file", str(wrong)]) == 2

@@ -1,0 +1,132 @@
+"""A model that can be asked: the weights of a folder on the devices there are, with a tokenizer.
+
+    model = infer.load("runs/tiny")
+    model = infer.load("DeepSeek-V2-Lite", Choice("bf16", ParallelConfig(expert=8)))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from dsjax import disk, weights
+from dsjax.checkpoint import store
+from dsjax.config.model import ModelConfig
+from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import MachineConfig, PrecisionConfig
+from dsjax.config.stored import run_from_json
+from dsjax.data.tokenizers import tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
+from dsjax.errors import UserError, say
+from dsjax.layers.backend import Backend
+from dsjax.model import transformer
+from dsjax.model.transformer import TransformerParams
+from dsjax.parallel import mesh as meshes
+from dsjax.parallel import rules
+from dsjax.runtime import backend as backends
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model is run; None is as the run in its folder was."""
+
+    precision: Literal["fp32", "bf16", "fp8"] | None = None
+    """Operands of the matrix products; float32 for a released checkpoint."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """The devices that share the rows, the matrices and the experts."""
+    end_token: str | None = None
+    """Name of the token that ends a text, where no file beside the tokenizer names it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights on their devices, what computes with them, and the tokenizer they belong to."""
+
+    cfg: ModelConfig
+    params: TransformerParams
+    tokenizer: Tokenizer
+    context: int
+    """Positions a row takes by default."""
+    backend: Backend
+    mesh: Mesh | None
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The config of a folder, before any weight is read."""
+
+    cfg: ModelConfig
+    context: int
+    precision: PrecisionConfig
+    machine: MachineConfig
+
+
+def load(folder: Path | str, choice: Choice = Choice(),
+         say: Callable[[str], None] = say) -> Model:
+    """Read a run folder or a released one; each number goes onto the devices that use it."""
+    folder = Path(folder)
+    said = _described(folder)
+    words = tokenizer.load(folder / "tokenizer.json", end=choice.end_token)
+    _hold(words, folder, said.cfg.vocab)
+    mesh = _mesh(choice.parallel, said.cfg)
+    precision = said.precision
+    if choice.precision is not None:
+        precision = dataclasses.replace(precision, matmul=choice.precision)
+    backend = backends.for_decoding(said.cfg, precision, choice.parallel, mesh,
+                                    machine=said.machine)
+    where = None if mesh is None else rules.used_shardings(transformer.specs(said.cfg), mesh)
+    dtype = "stored" if precision.matmul == "fp8" else "dequantized"
+    params = weights.load(folder, dtype, where, choice=weights.Choice(model=said.cfg), say=say)
+    return Model(said.cfg, params, words, said.context, backend, mesh)
+
+
+def _described(folder: Path) -> _Folder:
+    """Read what a folder says of its model."""
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "has no config.json" if folder.is_dir() else "is not a folder"
+        raise UserError(f"{folder} {what}; {weights.REMEDY}")
+    if weights.is_released(folder):
+        context: Any = disk.read_object(path, weights.REMEDY).get("max_position_embeddings")
+        return _Folder(weights.model(folder), context if isinstance(context, int) else DEFAULT,
+                       PrecisionConfig(), MachineConfig())
+    run = run_from_json(path)
+    return _Folder(run.model, run.train.seq_len, run.precision,
+                   MachineConfig(fp8_matmul=run.machine.fp8_matmul))
+
+
+DEFAULT = 4096
+"""Context of a released checkpoint whose config names none."""
+
+
+def _mesh(layout: ParallelConfig, cfg: ModelConfig) -> Mesh | None:
+    """The mesh of a layout, refused where decoding cannot lie on it."""
+    if layout.pipe > 1 or layout.interleave:
+        flag = f"pipe {layout.pipe}" if layout.pipe > 1 else "interleave"
+        raise UserError(f"--parallel.{flag} orders the work of a training step, and decoding has "
+                        "none; leave it out, and use --parallel.data, --parallel.fsdp and "
+                        "--parallel.expert")
+    meshes.check(layout, cfg, [layout.row_devices], 1)
+    if layout.devices == 1 and jax.process_count() == 1:
+        return None
+    return meshes.make_mesh(layout)
+
+
+def _hold(words: Tokenizer, folder: Path, vocab: int) -> None:
+    """Refuse a tokenizer that the weights of a folder do not belong to."""
+    kept = None if weights.is_released(folder) else store.tokenizer_of(folder)
+    if kept is not None and not words.has_fingerprint(kept):
+        raise UserError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer that the weights of {folder} belong "
+            f"to (fingerprint {words.fingerprint}, not {kept}), so its ids mean other words; put "
+            "that one back")
+    if words.vocab > vocab:
+        raise UserError(
+            f"{folder / 'tokenizer.json'} has {words.vocab:,} ids, but the model knows {vocab:,}; "
+            "put back the tokenizer it was trained with")
