@@ -103,8 +103,8 @@ def generate(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequ
              on_tokens: OnTokens | None = None) -> Generation:
     """Continue each prompt; rows may have unequal lengths and do not influence each other.
 
-    `sampling` is of all rows, or one a row; no program depends on it. On a mesh the parameters lie
-    as `rules.used_shardings` says, and every process calls with the same arguments.
+    `sampling` is of all rows, or one a row; programs depend on its `Work` alone. On a mesh the
+    parameters lie as `rules.used_shardings` says, and every process calls with the same arguments.
     """
     options = Options() if options is None else options
     rows = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)

@@ -3,8 +3,9 @@
 Everything that chooses tokens goes through `probs`, so that speculation verifies drafts against
 exactly the distribution that plain decoding draws from. Greedy is the one-hot distribution of the
 best token (the lowest id among equals). What a row asks for is a number in an array, not a part of
-the program: another temperature compiles nothing, and greedy and sampled rows share a batch. Work
-that no row of a batch asks for (a sort for top_p, draws) is not done.
+the program: another temperature compiles nothing, and greedy and sampled rows share a batch. Only
+the kind of work is compiled: a batch that is greedy throughout has no draws in its program, and one
+without a top_p below 1 no sort.
 
 Axes: B rows, V vocabulary.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +66,23 @@ class Sampling:
             raise UserError(f"vocab={self.vocab} leaves no token to choose; use at least 1")
 
 
+Work = Literal["greedy", "softmax", "nucleus"]
+"""The most that a row of a batch asks for; each can do what those before it do."""
+
+
 @struct.dataclass
 class SamplingParams:
-    """How each row's distribution is made of its logits."""
+    """Numbers by which each row's distribution is made of its logits."""
 
     temperature: Array  # [B] times `scale`; 0 is greedy
     scale: Array  # [B] a power of two that keeps logits / temperature within their dtype's range
     top_p: Array  # [B]; 1 keeps all
     vocab: Array  # [B] int32
+    work: Work = struct.field(pytree_node=False)  # compiled into programs
 
 
-def sampling_params(rows: Sequence[Sampling]) -> SamplingParams:
-    """Make arrays of what rows ask for.
+def sampling_params(rows: Sequence[Sampling], work: Work | None = None) -> SamplingParams:
+    """Make arrays of what rows ask for; `work` is the most that any of them does, unless given.
 
     Every temperature of float64 is told apart in float32: at 1 and above its exponent, up to 100 of
     it, goes into `scale`. One that float32 still cannot hold is the nearest one that it can; tokens
@@ -89,6 +96,10 @@ def sampling_params(rows: Sequence[Sampling]) -> SamplingParams:
             scale[i] = 2.0 ** -min(max(math.frexp(row.temperature)[1], 0), 100)
             temperature[i] = row.temperature * scale[i]
             temperature[i] = min(max(temperature[i], float(info.smallest_normal)), float(info.max))
+    sampled = [row for row in rows if row.temperature]
+    if work is None:
+        is_cut = any(row.top_p < 1 for row in sampled)
+        work = "nucleus" if is_cut else "softmax" if sampled else "greedy"
     no_limit = np.iinfo(np.int32).max
     return SamplingParams(
         temperature=jnp.asarray(temperature, dtype),
@@ -96,6 +107,7 @@ def sampling_params(rows: Sequence[Sampling]) -> SamplingParams:
         top_p=jnp.asarray([row.top_p for row in rows], dtype),
         vocab=jnp.asarray([no_limit if row.vocab is None else min(row.vocab, no_limit)
                            for row in rows], jnp.int32),
+        work=work,
     )
 
 
@@ -112,17 +124,13 @@ def probs(logits: Array, sampling: SamplingParams) -> Array:
     logits = jnp.where(ids < by_row.vocab, logits, -jnp.inf)
     best = logits.max(axis=-1, keepdims=True)
     exists = ~jnp.isnan(logits).any(axis=-1, keepdims=True) & (best > -jnp.inf)
-    greedy = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
-
-    def softened() -> Array:
+    made = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
+    if sampling.work != "greedy":
         soft = _softmax(logits, best, by_row)
-        cut = lax.cond((sampling.top_p < 1).any(), lambda: nucleus(soft, by_row.top_p),
-                       lambda: soft)
-        return jnp.where(by_row.top_p < 1, cut, soft)
-
-    is_greedy = by_row.temperature == 0
-    soft = lax.cond(is_greedy.all(), lambda: greedy, softened)
-    return jnp.where(exists, jnp.where(is_greedy, greedy, soft), jnp.nan)
+        if sampling.work == "nucleus":
+            soft = jnp.where(by_row.top_p < 1, nucleus(soft, by_row.top_p), soft)
+        made = jnp.where(by_row.temperature == 0, made, soft)
+    return jnp.where(exists, made, jnp.nan)
 
 
 def _softmax(logits: Array, best: Array, by_row: SamplingParams) -> Array:
@@ -177,7 +185,7 @@ def sample(keys: Array, probs: Array, sampling: SamplingParams) -> Array:
     A greedy row takes the only token there is and reads no key. A row of NaN gives NONE.
     """
     best = jnp.argmax(probs, axis=-1).astype(jnp.int32)
-    is_greedy = sampling.temperature == 0
-    drawn = lax.cond(is_greedy.all(), lambda: best, lambda: jax.vmap(draw)(keys, probs))
     best = jnp.where(jnp.isnan(probs).any(axis=-1), NONE, best)
-    return jnp.where(is_greedy, best, drawn)
+    if sampling.work == "greedy":
+        return best
+    return jnp.where(sampling.temperature == 0, best, jax.vmap(draw)(keys, probs))
