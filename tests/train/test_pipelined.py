@@ -15,6 +15,7 @@ from dsjax.cli.benches.equal_layouts import Stepper
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
 from dsjax.report.metrics import read_metrics
+from dsjax.runtime import backend as backends
 from dsjax.train import loop, pipelined, sharding
 from tests.train.small_run import small_run, write_text
 
@@ -89,6 +90,7 @@ def test_a_pipeline_of_cut_matrices_is_refused():
 
 def test_the_header_says_what_the_pipeline_is():
     run = equal_layouts.configured(ParallelConfig(pipe=2, schedule="zb-h1"), 4)
-    said = sharding.describe(run, sharding.open_mesh(run))["pipeline"]
+    mesh = sharding.open_mesh(run)
+    said = sharding.describe(run, backends.for_run(run, mesh), mesh)["pipeline"]
     assert "2 stages of 1 layers" in said
     assert "4 microbatches, 2 activations" in said
