@@ -106,6 +106,8 @@ def read(cls: type, argv: Sequence[str], prog: str, held: Any = None,
     leaves, branches = list(_leaves(tree)), list(_branches(tree))
     known = [flag for leaf in leaves for flag in leaf.flags]
     known += [branch.flag for branch in branches if len(branch.classes) > 1]
+    words = [_in_full(word, known) for word in words]
+    said = {_in_full(flag, known): value for flag, value in said.items()}
     for flag in said:
         if flag.startswith("-") and not typed.NUMBERS[float].fullmatch(flag):
             for branch in branches:
@@ -128,12 +130,17 @@ def read(cls: type, argv: Sequence[str], prog: str, held: Any = None,
 
 
 def _dashed(token: str) -> str:
-    """Write the name of a flag with hyphens, a short one in full."""
+    """Write the name of a flag with hyphens."""
     if not token.startswith("--"):
         return token
     name, equals, value = token.partition("=")
-    name = name.replace("_", "-")
-    return SHORT.get(name, name) + equals + value
+    return name.replace("_", "-") + equals + value
+
+
+def _in_full(word: str, known: Sequence[str]) -> str:
+    """Write a short flag in full, where it is no flag of its own."""
+    name, equals, value = word.partition("=")
+    return word if name in known else SHORT.get(name, name) + equals + value
 
 
 def flags(before: Any, after: Any, flag: str = "--") -> list[str]:

@@ -95,3 +95,13 @@ def test_a_tokenizer_that_the_weights_do_not_belong_to_is_refused(run, tmp_path,
     assert main(["generate", str(copy), "--prompt", "to"]) == 2
     assert re.search(r"not the tokenizer that the weights|has 311 ids.*knows 310",
                      capsys.readouterr().err)
+
+
+def test_the_precision_is_a_flag_of_generate(tmp_path, capsys):
+    """`--precision` is short for a run's field elsewhere; here it is one of its own."""
+    from dsjax.cli import main as command
+
+    assert command.main(["generate", str(tmp_path / "nowhere"), "--precision", "bf16"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert command.main(["generate", str(tmp_path), "--precision", "bogus"]) == 2
+    assert "--precision is 'bogus'" in capsys.readouterr().err
