@@ -1,13 +1,13 @@
 """Expert parallelism: every token to its experts' devices and back, none dropped.
 
-A hop works along one axis of the mesh, whose P devices share some experts. Each token is sent once
-to each device that holds any of its experts, with its choices and weights; there `inner` sums what
-those experts make of it, and the sum comes back to be added to the others. Experts on one device
-are the innermost work; a second hop inside the first is the report's exchange in two steps: once to
-each node over the slow links, to the device of the same place in the node, then within the node
-(V3 report sec. 3.2.2).
+A stage of the exchange works along one axis of the mesh, whose P devices share some experts. Each
+token is sent once to each device that holds any of its experts, with its choices and weights; there
+`inner` sums the outputs of those experts, and the sum comes back to be added to the others. Experts
+on one device are the innermost work; a second stage inside the first is the report's hierarchical
+all-to-all: once to each node over the slow links, to the device of the same place in the node, then
+within the node (V3 report sec. 3.2.2).
 
-Dropless with bounded memory: a hop has room for C rows a pair of devices, a little over what
+Dropless with bounded memory: a stage has room for C rows a pair of devices, a little over what
 balanced routing sends. What exceeds it on any pair travels in another round, until nothing is left.
 The first round keeps what its backward pass reads. Later ones, which balance makes rare, are a
 loop that keeps nothing: the backward pass sends their rows again.
@@ -33,7 +33,7 @@ from jax.ad_checkpoint import checkpoint_name
 from dsjax.numerics.wire import EXACT, WireFormat
 from dsjax.ops import buckets
 from dsjax.parallel import exchange
-from dsjax.parallel.exchange import Lane
+from dsjax.parallel.exchange import MeshAxis
 
 Tree = Any
 
@@ -43,20 +43,21 @@ Inner = Callable[[Array, Array, Array, Tree, Tree], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Hop:
-    """One exchange: along which axis, over how many experts, and what is done at the other end."""
+class ExchangeStage:
+    """One stage of the hierarchical all-to-all, and the work at its other end."""
 
-    lane: Lane
+    axis: MeshAxis
     devices: int  # P
     experts: int  # of all devices of the axis together
     rows: int  # C
     wire: WireFormat
-    inner: Inner | Hop
+    inner: Inner | ExchangeStage
 
 
 class Copies(NamedTuple):
     """Copies of tokens by device: the j-th for device p is assignment order[start[p] + j]."""
 
+    experts: Array  # [T, K] chosen by each token, out of range where elsewhere
     order: Array  # [T*K]
     start: Array  # [P]
     sizes: Array  # [P] copies for each device
@@ -84,32 +85,32 @@ def make_copies(experts: Array, count: int, devices: int) -> Copies:
     row = jnp.where(is_copy.reshape(-1), first + place, total + at)
     order = jnp.zeros(total, jnp.int32).at[row].set(at, unique_indices=True)
     position = jnp.where(is_copy, place.reshape(experts.shape), -1)
-    return Copies(order, start, counts, device.astype(jnp.int32), position)
+    return Copies(experts, order, start, counts, device.astype(jnp.int32), position)
 
 
-def routed(hop: Hop, x: Array, experts: Array, weights: Array, masters: Tree,
+def routed(stage: ExchangeStage, x: Array, experts: Array, weights: Array, masters: Tree,
            held: Tree) -> tuple[Array, Array]:
-    """The work of `hop.inner` for every token, done where its experts are; runs in a shard_map.
+    """The work of `stage.inner` for every token, done where its experts are; runs in a shard_map.
 
     x [T, D], experts and weights [T, K]; masters receive gradients, held do not. Returns [T, D] and
     how many rounds beyond the first were needed, the same number on every device.
     """
-    if hop.devices == 1:
-        return _inner(hop)(x, experts, weights, masters, held)
-    copies = make_copies(experts, hop.experts, hop.devices)
-    rounds = lax.pmax(-(-copies.sizes.max() // hop.rows), hop.lane.everywhere)
-    return _rounds(hop, x, weights, masters, held, experts, copies, rounds)
+    if stage.devices == 1:
+        return _inner(stage)(x, experts, weights, masters, held)
+    copies = make_copies(experts, stage.experts, stage.devices)
+    rounds = lax.pmax(-(-copies.sizes.max() // stage.rows), stage.axis.everywhere)
+    return _rounds(stage, x, weights, masters, held, copies, rounds)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounds(hop: Hop, x: Array, weights: Array, masters: Tree, held: Tree, experts: Array,
+def _rounds(stage: ExchangeStage, x: Array, weights: Array, masters: Tree, held: Tree,
             copies: Copies, rounds: Array) -> tuple[Array, Array]:
-    return _rounds_forward(hop, x, weights, masters, held, experts, copies, rounds)[0]
+    return _rounds_forward(stage, x, weights, masters, held, copies, rounds)[0]
 
 
-def _rounds_forward(hop, x, weights, masters, held, experts, copies, rounds):
+def _rounds_forward(stage, x, weights, masters, held, copies, rounds):
     def run(r, x, weights, masters):
-        return _round(hop, r, x, weights, masters, held, experts, copies)
+        return _round(stage, r, x, weights, masters, held, copies)
 
     y, pull, extra = jax.vjp(functools.partial(run, 0), x, weights, masters, has_aux=True)
 
@@ -119,64 +120,66 @@ def _rounds_forward(hop, x, weights, masters, held, experts, copies, rounds):
         return r + 1, y + more, extra + inner_extra + 1.0
 
     _, y, extra = lax.while_loop(lambda s: s[0] < rounds, another, (jnp.int32(1), y, extra))
-    return (y, extra), (pull, x, weights, masters, held, experts, copies, rounds)
+    return (y, extra), (pull, x, weights, masters, held, copies, rounds)
 
 
-def _rounds_backward(hop, saved, cotangents):
-    pull, x, weights, masters, held, experts, copies, rounds = saved
+def _rounds_backward(stage, saved, cotangents):
+    pull, x, weights, masters, held, copies, rounds = saved
     dy, _ = cotangents
 
     def another(state):
         r, grads = state
 
         def run(x, weights, masters):
-            return _round(hop, r, x, weights, masters, held, experts, copies)
+            return _round(stage, r, x, weights, masters, held, copies)
 
         again = jax.vjp(run, x, weights, masters, has_aux=True)[1]
         return r + 1, jax.tree.map(jnp.add, grads, again(dy))
 
     _, grads = lax.while_loop(lambda s: s[0] < rounds, another, (jnp.int32(1), pull(dy)))
-    return (*grads, None, None, None, None)
+    return (*grads, None, None, None)
 
 
 _rounds.defvjp(_rounds_forward, _rounds_backward)
 
 
-def _round(hop: Hop, r: Array | int, x: Array, weights: Array, masters: Tree, held: Tree,
-           experts: Array, copies: Copies) -> tuple[Array, Array]:
+def _round(stage: ExchangeStage, r: Array | int, x: Array, weights: Array, masters: Tree,
+           held: Tree, copies: Copies) -> tuple[Array, Array]:
     """Rows r C to (r + 1) C of every part: out, worked on, and back."""
-    lane, wire = hop.lane, hop.wire
-    first = jnp.int32(r) * hop.rows
-    sent = jnp.clip(copies.sizes - first, 0, hop.rows)
-    received = exchange.counts(sent, lane)
-    token, slot = _rows(hop, copies, first)
-    x_rows = exchange.carry(lane, wire.out, wire.back, _take(x, token, slot), sent, received)
-    w_rows = exchange.carry(lane, EXACT, EXACT, _take(weights, token, slot),
-                            sent, received)
-    numbers = (experts + 1).at[token].get(mode="fill", fill_value=0)  # an empty row's is 0
-    ids = exchange.move(numbers, sent, received, lane) - 1
-    mine = ids - lax.axis_index(lane.axis) * (hop.experts // hop.devices)
+    axis, wire = stage.axis, stage.wire
+    first = jnp.int32(r) * stage.rows
+    sent = jnp.clip(copies.sizes - first, 0, stage.rows)
+    received = exchange.counts(sent, axis)
+    token, slot = _rows(stage, copies, first)
+    x_rows = _take(x, token, slot)
+    x_rows = exchange.exchange_rows(axis, wire.out, wire.back, x_rows, sent, received)
+    w_rows = _take(weights, token, slot)
+    w_rows = exchange.exchange_rows(axis, EXACT, EXACT, w_rows, sent, received)
+    numbers = (copies.experts + 1).at[token].get(mode="fill", fill_value=0)  # an empty row's is 0
+    ids = exchange.move(numbers, sent, received, axis) - 1
+    mine = ids - lax.axis_index(axis.name) * (stage.experts // stage.devices)
     mine = jnp.where(ids >= 0, mine, -1)
     mine, w_rows = (checkpoint_name(a, "expert_input") for a in (mine, w_rows))
-    y_rows, extra = _inner(hop)(x_rows, mine, w_rows, masters, held)
-    y_rows = exchange.carry(lane, wire.back, wire.out, y_rows, received, sent)
+    y_rows, extra = _inner(stage)(x_rows, mine, w_rows, masters, held)
+    y_rows = exchange.exchange_rows(axis, wire.back, wire.out, y_rows, received, sent)
     return _give(y_rows, token, slot), extra
 
 
-def _inner(hop: Hop) -> Inner:
-    """What is done at the other end of a hop; that of a hop is the next one."""
-    return functools.partial(routed, hop.inner) if isinstance(hop.inner, Hop) else hop.inner
+def _inner(stage: ExchangeStage) -> Inner:
+    """The work at the other end of a stage: the next stage, or the experts."""
+    inner = stage.inner
+    return functools.partial(routed, inner) if isinstance(inner, ExchangeStage) else inner
 
 
-def _rows(hop: Hop, copies: Copies, first: Array) -> tuple[Array, Array]:
+def _rows(stage: ExchangeStage, copies: Copies, first: Array) -> tuple[Array, Array]:
     """Token in each row of a round, [P*C] (T when empty), and row of each copy, [T, K] (P*C)."""
-    at = first + jnp.arange(hop.rows, dtype=jnp.int32)[None]
+    at = first + jnp.arange(stage.rows, dtype=jnp.int32)[None]
     total, per_token = copies.order.size, copies.device.shape[1]
     index = jnp.minimum(copies.start[:, None] + at, total - 1)
     assignment = jnp.where(at < copies.sizes[:, None], copies.order[index], total)
     row = copies.position - first
-    is_now = (copies.position >= 0) & (row >= 0) & (row < hop.rows)
-    slot = jnp.where(is_now, copies.device * hop.rows + row, hop.devices * hop.rows)
+    is_now = (copies.position >= 0) & (row >= 0) & (row < stage.rows)
+    slot = jnp.where(is_now, copies.device * stage.rows + row, stage.devices * stage.rows)
     return (assignment // per_token).reshape(-1), slot
 
 

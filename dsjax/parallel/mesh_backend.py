@@ -32,8 +32,8 @@ from dsjax.numerics.wire import WireFormat
 from dsjax.ops import experts as op
 from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.parallel import expert, rules
-from dsjax.parallel.exchange import Lane
-from dsjax.parallel.expert import Hop, Inner
+from dsjax.parallel.exchange import MeshAxis
+from dsjax.parallel.expert import ExchangeStage, Inner
 from dsjax.parallel.mesh import AXES, DATA, EXPERT, EXPERTS, FSDP, NODE, sharding
 
 Tree = Any
@@ -166,8 +166,8 @@ def rows_of_a_part(tokens: int, choices: float, devices: int, headroom: float) -
     return max(1, min(tokens, math.ceil(balanced * headroom)))
 
 
-def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
-         wire: WireFormat) -> Hop:
+def exchange_stages(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
+                    wire: WireFormat) -> ExchangeStage:
     """The exchange of a layer for `tokens` tokens a device: across nodes, then within one."""
     nodes, devices = layout.expert_nodes, layout.expert // layout.expert_nodes
     is_ragged = layout.exchange == "ragged"
@@ -176,13 +176,14 @@ def hops(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
     arriving = tokens
     if nodes > 1:
         arriving = nodes * rows_of_a_part(tokens, visited, nodes, layout.headroom)
-    within = Hop(
-        Lane(EXPERT, AXES, is_ragged), devices, moe.experts // nodes,
+    within = ExchangeStage(
+        MeshAxis(EXPERT, AXES, is_ragged), devices, moe.experts // nodes,
         rows_of_a_part(arriving, moe.experts_per_token / visited, devices, layout.headroom),
         wire, inner)
     if nodes == 1:
         return within
-    return Hop(Lane(NODE, AXES, is_ragged), nodes, moe.experts, arriving // nodes, wire, within)
+    across = MeshAxis(NODE, AXES, is_ragged)
+    return ExchangeStage(across, nodes, moe.experts, arriving // nodes, wire, within)
 
 
 def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
@@ -205,12 +206,12 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
     used = tuple(rules.used_layer(s) for s in (specs.w_gate_up, specs.w_down))
     tokens = x.shape[0] // layout.row_devices
     work = functools.partial(_experts, mlp=mlp, assignments=tokens * experts.shape[1])
-    hop = hops(tokens, work, layout, moe, mlp.precision.wire)
+    stage = exchange_stages(tokens, work, layout, moe, mlp.precision.wire)
 
     def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
         varying = jax.tree.map(lambda a: lax.pcast(a, (DATA, FSDP), to="varying"), held)
-        return expert.routed(hop, x, experts, weights, whole, varying)
+        return expert.routed(stage, x, experts, weights, whole, varying)
 
     rows = PartitionSpec(AXES)
     return jax.shard_map(
@@ -225,8 +226,8 @@ def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
     masters, held = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
     work = functools.partial(_experts, mlp=mlp, assignments=experts.size)
-    hop = hops(x.shape[0], work, layout, moe, mlp.precision.wire)
-    return expert.routed(hop, x, experts, weights, masters, held)
+    stage = exchange_stages(x.shape[0], work, layout, moe, mlp.precision.wire)
+    return expert.routed(stage, x, experts, weights, masters, held)
 
 
 def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
@@ -258,13 +259,13 @@ def _join(w: Array | None, used: PartitionSpec) -> Array | None:
 def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, wire: WireFormat,
              itemsize: int) -> str:
     """The bound on what a device receives at once, in a sentence for the header of a run."""
-    hop: Any = hops(tokens, _nothing, layout, moe, wire)
+    stage: Any = exchange_stages(tokens, _nothing, layout, moe, wire)
     parts = []
-    while isinstance(hop, Hop):
-        rows = hop.devices * hop.rows
+    while isinstance(stage, ExchangeStage):
+        rows = stage.devices * stage.rows
         size = rows * wire.out.row_bytes(d_model, itemsize) / 2**20
-        parts.append(f"{rows} rows ({size:.1f} MiB) received over {hop.lane.axis}")
-        hop = hop.inner
+        parts.append(f"{rows} rows ({size:.1f} MiB) received over {stage.axis.name}")
+        stage = stage.inner
     kind = "ragged (padded on a CPU)" if layout.exchange == "ragged" else "padded"
     return (f"{kind}, tokens as {wire.out.name}, sums as {wire.back.name}; at most "
             f"{' and '.join(parts)} a round, more rounds for what exceeds it")

@@ -121,9 +121,9 @@ def sent_expected(run: RunConfig) -> int:
     """Bytes a device sends to others in a step whose exchange moves whole buffers, as a CPU's."""
     moe, devices = run.model.moe, run.parallel.expert
     assert moe is not None, "the model of this experiment is a mixture"
-    hop = mesh_backend.hops(TOKENS, mesh_backend._nothing, run.parallel, moe,
-                            backends.for_run(run).precision.wire)
-    return (devices - 1) * hop.rows * sum(row_bytes(run))
+    stage = mesh_backend.exchange_stages(TOKENS, mesh_backend._nothing, run.parallel, moe,
+                                         backends.for_run(run).precision.wire)
+    return (devices - 1) * stage.rows * sum(row_bytes(run))
 
 
 def measure(devices: int, experts: int, precision: str = "fp32") -> dict[str, Any]:

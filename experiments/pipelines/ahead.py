@@ -116,10 +116,11 @@ def branch_paths(text: str) -> dict[str, tuple[tuple[int, int], ...]]:
     return found
 
 
-def where(path: tuple[tuple[int, int], ...], program: Program, is_open: bool) -> tuple[str, int]:
+def where(path: tuple[tuple[int, int], ...], program: Program,
+          is_unrolled: bool) -> tuple[str, int]:
     """The slot a path stands in, and how often the busiest rank runs it."""
     columns, slots = program.instructions.branch, program.steps.slots
-    steady = program.steady_state if is_open else np.zeros(slots, bool)
+    steady = program.steady_state if is_unrolled else np.zeros(slots, bool)
     rest = list(path)
     if steady.any() and rest and rest[0][1] == 2:
         if rest.pop(0)[0] == 1:

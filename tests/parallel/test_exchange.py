@@ -12,7 +12,7 @@ from dsjax.config.parallel import ParallelConfig
 from dsjax.numerics import gemm, scaled
 from dsjax.numerics.wire import BFLOAT16, EXACT, FP8
 from dsjax.parallel import exchange
-from dsjax.parallel.exchange import Lane
+from dsjax.parallel.exchange import MeshAxis
 from dsjax.parallel.mesh import AXES, make_mesh
 
 DEVICES, C, D = 8, 3, 256
@@ -20,11 +20,11 @@ DEVICES, C, D = 8, 3, 256
 
 def exchanged(x, out, back, is_ragged=True):
     """x [8, 8, C, D] with all rows filled -> [8, 8, C, D] as received."""
-    lane = Lane("expert", AXES, is_ragged)
+    axis = MeshAxis("expert", AXES, is_ragged)
 
     def here(x):
         full = jax.lax.pcast(jnp.full(DEVICES, C, jnp.int32), AXES, to="varying")
-        rows = exchange.carry(lane, out, back, x.reshape(DEVICES * C, D), full, full)
+        rows = exchange.exchange_rows(axis, out, back, x.reshape(DEVICES * C, D), full, full)
         return rows.reshape(x.shape)
 
     mesh = make_mesh(ParallelConfig(expert=DEVICES))
