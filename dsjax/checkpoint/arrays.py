@@ -14,16 +14,21 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax
 import numpy as np
-from jax.sharding import Sharding
 
-from dsjax.checkpoint.boxes import Index, bounded
+from dsjax.checkpoint.boxes import Index
 from dsjax.checkpoint.plain import plain
 from dsjax.checkpoint.reader import CHUNK, Leaf
 from dsjax.errors import UserError
+
+
+class Written(Protocol):
+    """A write under way."""
+
+    def result(self) -> Any:
+        """Return when the disk holds it; raises what went wrong."""
 
 
 class Arrays:
@@ -32,7 +37,7 @@ class Arrays:
     def __init__(self, folder: Path) -> None:
         """Open the `arrays` folder of a checkpoint."""
         self._at = _frame(plain(folder))
-        self.is_orbax = (self._at / "manifest.ocdbt").is_file()
+        self._is_orbax = (self._at / "manifest.ocdbt").is_file()
         self.opened = functools.lru_cache(maxsize=8)(self._open)
 
     def read(self, name: str, index: Index) -> np.ndarray:
@@ -45,24 +50,15 @@ class Arrays:
         return Leaf(tuple(array.shape), array.dtype.numpy_dtype,
                     _cut(array.chunk_layout.read_chunk.shape, array.dtype.numpy_dtype.itemsize))
 
-    def load(self, name: str, sharding: Sharding | None) -> np.ndarray | jax.Array:
-        """Return an array on the devices of a sharding, or on the host without one."""
-        shape = tuple(self.opened(name).shape)
-        if sharding is None:
-            return self.read(name, bounded((), shape))
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: self.read(name, bounded(index or (), shape))
-        )
-
     def _open(self, name: str) -> Any:
         """One array; its last chunk is kept, which may hold more than the box that is read."""
         import tensorstore
 
         kvstore: dict[str, Any] = _file(self._at / name)
-        if self.is_orbax:
+        if self._is_orbax:
             kvstore = {"driver": "ocdbt", "base": _file(self._at), "path": f"{name}/"}
         spec = {"driver": "zarr3", "kvstore": kvstore, "recheck_cached_data": "open",
-                "fill_missing_data_reads": not self.is_orbax}
+                "fill_missing_data_reads": not self._is_orbax}
         array = tensorstore.open(spec, open=True).result()
         shape: Any = array.chunk_layout.read_chunk.shape
         chunk = math.prod(shape) * array.dtype.numpy_dtype.itemsize
@@ -95,9 +91,9 @@ class Chunked:
         first = (str(s.start // n) for s, n in zip(index, self._chunk))
         return self._where.joinpath("c", *first).is_file()
 
-    def write(self, index: Index, values: np.ndarray) -> None:
-        """Write a whole chunk, zeros too."""
-        self._array[index].write(values).result()
+    def write(self, index: Index, values: np.ndarray) -> Written:
+        """Begin to write a whole chunk, zeros too; `values` are read until the result is there."""
+        return self._array[index].write(values)
 
 
 def _spec(where: Path) -> dict[str, Any]:

@@ -88,10 +88,8 @@ class OnDevices:
     def __init__(self, cfg: ModelConfig, params: TransformerParams) -> None:
         """Refuse parameters whose names and shapes are not those of the config."""
         self.cfg, self._arrays = cfg, _arrays(cfg, params)
-        specs = dict(trees.paths(transformer.specs(cfg)))
         self.leaves: Mapping[str, Leaf] = {
-            name: Leaf(a.shape, np.dtype(a.dtype), _chunk(_spec_of(specs, name), a.shape, a.dtype))
-            for name, a in self._arrays.items()}
+            name: Leaf(a.shape, np.dtype(a.dtype), a.shape) for name, a in self._arrays.items()}
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Return the numbers in a box, from whichever devices hold them."""
@@ -111,7 +109,7 @@ class _AsDtype:
             if dtype and spec.role == "router_bias":
                 # It is added to affinities that differ by less than bfloat16 keeps.
                 wanted = WIDTHS["float32"]
-            chunk = there.chunk if there else _chunk(spec, spec.shape, wanted)
+            chunk = there.chunk if there else _chunk(spec, wanted)
             self.leaves[name] = Leaf(spec.shape, wanted, chunk)
 
     def read(self, name: str, index: Index) -> np.ndarray:
@@ -251,25 +249,16 @@ def _flat(box: Index, dims: tuple[int, ...]) -> slice:
     return slice(box[0].start * inner, box[0].stop * inner)
 
 
-def _chunk(spec: Spec, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+def _chunk(spec: Spec, dtype: np.dtype) -> tuple[int, ...]:
     """A box of about 16 MB: of one matrix, all that a product sums over, as many columns as fit."""
-    batch = spec.batch_dims
-    columns = min(batch + (spec.contract_dims if len(shape) == len(spec.shape) else 1),
-                  len(shape) - 1)
-    if len(shape) == batch + 1 or not shape:  # a vector
-        return (1,) * batch + shape[batch:]
-    box = [1] * batch + list(shape[batch:])
+    columns = spec.batch_dims + spec.contract_dims
+    box = [1] * spec.batch_dims + list(spec.shape[spec.batch_dims :])
     if spec.parts > 1:
         box[columns], columns = 1, columns + 1
     box[columns] = 1
-    fit = CHUNK // max(1, math.prod(box) * np.dtype(dtype).itemsize)
-    box[columns] = max(1, min(shape[columns], fit))
+    fit = CHUNK // (math.prod(box) * dtype.itemsize)
+    box[columns] = max(1, min(spec.shape[columns], fit))
     return tuple(box)
-
-
-def _spec_of(specs: Mapping[str, Spec], name: str) -> Spec:
-    """The spec of a leaf, of its codes or of its scales."""
-    return specs[name] if name in specs else specs[name.rpartition(".")[0]]
 
 
 def _arrays(cfg: ModelConfig, params: TransformerParams) -> dict[str, Any]:

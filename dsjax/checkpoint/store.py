@@ -28,7 +28,6 @@ import numpy as np
 from dsjax import params as trees
 from dsjax.checkpoint import files, multihost
 from dsjax.checkpoint import manifest as manifests
-from dsjax.checkpoint.arrays import Arrays
 from dsjax.checkpoint.manifest import Manifest
 from dsjax.checkpoint.orbax_quiet import orbax
 from dsjax.checkpoint.plain import plain
@@ -119,7 +118,7 @@ class Store:
         with multihost.agreed(self.folder, say, is_ours=True) as manifest:
             where = self.folder / files.name(manifest.step)
             _match(manifest, wanted, where)
-            flat = _read(where, manifest, wanted)
+            flat = _read(where, wanted)
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), list(flat.values()))
         return manifest.step, state, manifest.extra
 
@@ -245,23 +244,17 @@ def _text(shape: tuple[int, ...], dtype: str) -> str:
     return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
-def _read(where: Path, manifest: Manifest, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Read the wanted leaves, and none of the others, onto the devices they are wanted on."""
+def _read(where: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Read the leaves onto the devices they are wanted on, by default the first."""
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    stored = Arrays(where / ARRAYS)
-    if not stored.is_orbax:
-        return {name: stored.load(name, None if _is_host(leaf)
-                                  else getattr(leaf, "sharding", None) or first)
-                for name, leaf in wanted.items()}
-    ocp = orbax()
-    ask: dict[str, Any] = dict.fromkeys(manifest.leaves, ocp.PLACEHOLDER)
+    ask: dict[str, Any] = {}
     for name, leaf in wanted.items():
         sharding = getattr(leaf, "sharding", None) or first
         ask[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         if _is_host(leaf):
             ask[name] = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
     try:
-        got = ocp.load(plain(where) / ARRAYS, ask)
+        got = orbax().load(plain(where) / ARRAYS, ask)
     except Exception as error:
         raise StoreError(
             f"{where} is as it was written but cannot be read ({_cause(error)}); "

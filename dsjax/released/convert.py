@@ -8,6 +8,7 @@ conversion goes on with the chunks that are not there.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsjax.checkpoint import files, reader, run_weights, store
-from dsjax.checkpoint.arrays import Chunked
+from dsjax.checkpoint.arrays import Chunked, Written
 from dsjax.checkpoint.boxes import Index
 from dsjax.checkpoint.manifest import MANIFEST, hash_of
 from dsjax.checkpoint.plain import plain
@@ -36,6 +37,7 @@ from dsjax.released.write import Export, Form, Template, read_template
 RELEASED, TOKENIZER = "released", "tokenizer.json"
 PREFIX = "params."
 LENGTH = 4096  # tokens a row when training goes on; V3 report sec. 4.2
+WRITING = 4  # chunks on their way to the disk, which takes a while to say that it has one
 Say = Callable[[str], None]
 
 
@@ -142,10 +144,15 @@ def write_arrays(weights: Weights, folder: Path, progress: Progress) -> None:
                 if not opened[name].has(index):
                     yield name, index
 
+    writing: collections.deque[Written] = collections.deque()
     for name, index, values in reader.read_ahead(weights, missing()):
-        opened[name].write(index, values)
+        writing.append(opened[name].write(index, values))
         done += values.nbytes
+        if len(writing) > WRITING:
+            writing.popleft().result()
         progress(done, total)
+    for written in writing:
+        written.result()
     progress(total, total)
 
 

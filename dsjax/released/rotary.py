@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dsjax.config.model import RopeConfig, YarnConfig
 from dsjax.errors import UserError
-from dsjax.released.attributes import Json, Reader, Row
+from dsjax.released.attributes import NONE, Json, Reader, Row
 
 YARN = (
     Row("factor", "factor", float, float("-inf")),
     Row("original_max_position_embeddings", "original_length"),
-    Row("beta_fast", "beta_fast", float, 0, 32.0, 32.0),
-    Row("beta_slow", "beta_slow", float, 0, 1.0, 1.0),
+    Row("beta_fast", "beta_fast", float, 0, v3=32.0),
+    Row("beta_slow", "beta_slow", float, 0, v3=1.0),
 )
 """Lines of the table for one scaling; its mscales depend on each other."""
 MSCALES = ("mscale", "mscale_all_dim")
@@ -66,7 +66,8 @@ def refuse(rope: RopeConfig) -> str | None:
 def _yarn(r: Reader) -> YarnConfig | None:
     """The numbers of one scaling; only YaRN and none are in released models."""
     r.data = {k: v for k, v in r.data.items() if v is not None and k != "rope_theta"}
-    r.defaults = {"type": "default", "beta_fast": 32.0, "beta_slow": 1.0}
+    r.defaults = {"type": "default"} | {
+        row.attribute: row.v3 for row in YARN if row.v3 is not NONE}
     kind = r.word("rope_type" if "rope_type" in r.data else "type")
     names = {k: v for k, v in r.data.items() if k not in ("rope_type", "type")}
     if r.data.get("type", kind) != kind:
