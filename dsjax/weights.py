@@ -48,7 +48,7 @@ class Choice:
 
 
 def is_released(folder: Path | str) -> bool:
-    """Whether a folder's config.json is a released checkpoint's."""
+    """True if a folder's config.json is a released checkpoint's."""
     config = Path(folder) / files.CONFIG
     return config.is_file() and "model_type" in disk.read_object(config, REMEDY)
 

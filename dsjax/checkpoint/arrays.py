@@ -87,7 +87,7 @@ class Chunked:
         self._array = tensorstore.open(spec, open=True, create=True).result()
 
     def has(self, index: Index) -> bool:
-        """Whether a chunk is written."""
+        """True if a chunk is written."""
         first = (str(s.start // n) for s, n in zip(index, self._chunk))
         return self._where.joinpath("c", *first).is_file()
 

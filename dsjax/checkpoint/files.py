@@ -1,4 +1,4 @@
-"""What makes a checkpoint's folder whole: one manifest of every file, one rename.
+"""A checkpoint's folder is whole or not there: one manifest of every file, one rename.
 
 A checkpoint is written under a hidden name, then listed in its `manifest`, flushed to the disk, and
 renamed. The rename is the only moment at which it comes into being, so that a process killed before
@@ -54,7 +54,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def is_replacing(folder: Path) -> bool:
-    """Whether a checkpoint is just being replaced by one of the same step."""
+    """True while a checkpoint is being replaced by one of the same step."""
     return any(folder.glob(f"{REPLACED}*"))
 
 
@@ -147,7 +147,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _is_at(path: Path, handle: int) -> bool:
-    """Whether an open folder is still the one of that name."""
+    """True if an open folder is still the one of that name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except OSError:

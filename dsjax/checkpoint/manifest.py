@@ -32,12 +32,12 @@ LARGEST = 2**60  # bytes of a leaf, and more than a step is
 
 
 class Damaged(Exception):  # noqa: N818 (a state of a checkpoint, always caught)
-    """Why a checkpoint cannot be trusted, in words that follow `is damaged:`."""
+    """The reason not to trust a checkpoint, in words that follow `is damaged:`."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds; `files` are all its others, relative to its folder."""
+    """The contents of a checkpoint; `files` are all its others, relative to its folder."""
 
     step: int
     leaves: dict[str, tuple[tuple[int, ...], str]]  # dotted name -> shape, dtype
@@ -110,7 +110,7 @@ def _is_leaves(value: Any) -> bool:
 
 
 def _is_leaf(value: Any) -> bool:
-    """Whether a value is a shape and a dtype, of an array that a machine may hold."""
+    """True for a shape and a dtype of an array that a machine may hold."""
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], list):
         return False
     shape, dtype = value
@@ -129,7 +129,7 @@ def _is_files(value: Any) -> bool:
 
 
 def _is_file(name: str, value: Any) -> bool:
-    """Whether these are a path inside the folder, its bytes and their hash."""
+    """True for a path inside the folder, its bytes and their hash."""
     if len(name) > 1000 or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         return False
     if not isinstance(value, list) or len(value) != 2:

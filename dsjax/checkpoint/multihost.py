@@ -1,4 +1,4 @@
-"""Which checkpoint to read: found by one process, and the same for all that run together."""
+"""The checkpoint to read: found by one process, the same for all that run together."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(folder: Path, say: Say, use: Callable[[Manifest, Path], T]) -> T:
 
 
 def _is_still(where: Path, manifest: Manifest) -> bool:
-    """Whether a checkpoint is there, and not removed or replaced meanwhile."""
+    """True if a checkpoint is there, and was not removed or replaced meanwhile."""
     try:
         return manifests.read(where) == manifest
     except Damaged:

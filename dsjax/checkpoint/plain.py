@@ -24,7 +24,7 @@ _links: dict[str, Path] = {}
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether a folder's path is taken by every library as it stands."""
+    """True if every library takes a folder's path as it stands."""
     text = os.path.abspath(folder)
     return _PLAIN.fullmatch(text) is not None and len(text) < _LONGEST
 

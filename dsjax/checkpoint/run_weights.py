@@ -41,7 +41,7 @@ class RunWeights:
             raise self._unreadable(error) from error
 
     def _leaf(self, name: str) -> Leaf:
-        """What the manifest says of an array, and the box it is stored in."""
+        """Shape and dtype of an array by the manifest, and the box it is stored in."""
         shape, dtype = self.manifest.leaves[name]
         try:
             chunk = self._arrays.leaf(name).chunk

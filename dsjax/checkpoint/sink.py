@@ -159,7 +159,7 @@ def _sharding_of(weights: Weights, shardings: Shardings) -> Callable[[str], Shar
 
 
 def _at_rest(sharding: Sharding, spec: Spec, shape: tuple[int, ...]) -> Sharding:
-    """Where the codes or scales of a matrix lie when the matrix lies by this sharding.
+    """The sharding of the codes or scales of a matrix that has this one.
 
     Stacked dims are cut as the matrix's, K as its first dim, N as the first dim of its columns,
     where they divide.

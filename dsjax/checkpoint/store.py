@@ -177,7 +177,7 @@ def _chunked(specs: dict[str, Spec]) -> Any:
 
 
 def extra(run_dir: Path | str, remedy: str | None = None) -> dict[str, Any]:
-    """What a run's newest checkpoint keeps beside its arrays, none of which is read.
+    """Return the data that a run's newest checkpoint keeps beside its arrays, which are not read.
 
     remedy: what to do where none is as written, if it is not to give another run.
     """

@@ -205,11 +205,11 @@ class Reader:
         return Reader(dict(value or {}), f"{self.where} ({name})")
 
     def is_null(self, name: str) -> bool:
-        """Whether an attribute is there as null."""
+        """True if an attribute is there as null."""
         return name in self.data and self.data[name] is None
 
     def has(self, name: str) -> bool:
-        """Whether an attribute is there and is not null."""
+        """True if an attribute is there and is not null."""
         return self.data.get(name) is not None
 
     def wrong(self, what: str) -> UserError:

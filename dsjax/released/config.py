@@ -46,7 +46,7 @@ NO_MIXTURE: Json = {
 
 @dataclass(frozen=True)
 class Released:
-    """What a config.json says."""
+    """The model and the losses that a config.json describes."""
 
     model: ModelConfig
     loss: LossConfig

@@ -209,7 +209,7 @@ def _released_before(run: Path, config: RunConfig, say: Say) -> Path | None:
 
 
 def _joined(run: Path, template: Template, own: Template | None, say: Say) -> Template:
-    """What a released checkpoint is besides its weights; only the rest if the tokenizer is new."""
+    """Everything but weights of the checkpoint to be made; with a new tokenizer, its own ids."""
     words = run / TOKENIZER
     if own is None or not words.is_file():
         return template

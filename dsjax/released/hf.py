@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from dsjax.checkpoint import sink
 from dsjax.checkpoint.reader import OnDevices
@@ -50,18 +51,18 @@ def load(path: Path | str, dtype: str = "float32", *, shardings: Shardings = Non
     return opened.weights.cfg, sink.load(opened.weights, shardings, progress)
 
 
-def save(path: Path | str, cfg: ModelConfig, params: TransformerParams, fp8: bool = False, *,
-         dtype: str | None = None, ue8m0: bool = False, like: Path | str | None = None,
-         loss: LossConfig | None = None) -> None:
+def save(path: Path | str, cfg: ModelConfig, params: TransformerParams,
+         fp8: bool | Literal["ue8m0"] = False, *, dtype: str | None = None,
+         like: Path | str | None = None, loss: LossConfig | None = None) -> None:
     """Write parameters as a released checkpoint that transformers, vLLM and SGLang load.
 
-    fp8: matrices become E4M3 with one scale a 128x128 block (powers of two with `ue8m0`, as V3.1),
+    fp8: matrices become E4M3 with one scale a 128x128 block ("ue8m0": a power of two, as V3.1),
     `Scaled` leaves are written as they are, and the rest is bfloat16. Otherwise arrays keep their
     dtype, or get `dtype`, and `Scaled` leaves are dequantized to bfloat16. `like` is a released
     checkpoint whose token ids, context length and tokenizer files are taken over. `loss` gives
     aux_loss_alpha, with which others train on; without it, that of `like`.
     """
-    form = Form(fp8, ue8m0, dtype)
+    form = Form(bool(fp8), fp8 == "ue8m0", dtype)
     weights = OnDevices(cfg, params)
     template = read_template(Path(like)) if like is not None else None
     Export(weights, form, template, loss).write(Target(Path(path), None), lambda done, total: None)

@@ -94,7 +94,7 @@ MTP_COPIES = (("embed_tokens.weight", TOP[0]), ("shared_head.head.weight", TOP[2
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one released tensor lies: `leaf[(*at, ...)]`, transposed or not."""
+    """The place of one released tensor: `leaf[(*at, ...)]`, transposed or not."""
 
     name: str
     shape: tuple[int, ...]  # released

@@ -254,7 +254,7 @@ def _drop_mtp(tensors: dict[str, Tensor], released: ModelConfig) -> None:
 
 
 def _is_frequencies(name: str, tensor: Tensor, cfg: ModelConfig) -> bool:
-    """Whether a tensor without a place may be left: rotary frequencies, which say nothing new."""
+    """True for the one tensor without a place that may be left: rotary frequencies."""
     if not name.endswith("rotary_emb.inv_freq") or not isinstance(cfg.attention, MLAConfig):
         return False
     expected = rope.frequencies(cfg.rope, cfg.attention.rope_dim)

@@ -22,7 +22,7 @@ REMEDY = "put a copy of the right file there, or remove it"
 
 
 def extra_files(folder: Path) -> list[Path]:
-    """What a checkpoint has beside config and weights: tokenizer, generation settings, code."""
+    """Return the files beside config and weights: tokenizer, generation settings, code."""
     own = (files.CONFIG, files.INDEX)
     try:
         names = sorted(os.listdir(folder))

@@ -92,13 +92,13 @@ class Target:
         raise UserError(f"{self.named} is already there; move it away or {REMEDY}")
 
     def _state(self) -> dict[str, Any]:
-        """What an earlier conversion wrote about itself; nothing where that is damaged."""
+        """The state that an earlier conversion wrote; empty where that is damaged."""
         with contextlib.suppress(UserError):
             return disk.read_object(self.partial / STATE, "")
         return {}
 
     def _moved(self) -> list[str]:
-        """What an earlier conversion of the same source was moving up when it was stopped."""
+        """Names that an earlier conversion of the same source was moving up when it was stopped."""
         state = self._state()
         names = state.get("moved")
         if self._key is None or state.get("key") != self._key or not isinstance(names, list):

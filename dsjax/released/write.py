@@ -57,7 +57,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Template:
-    """What a released checkpoint is besides its weights."""
+    """A released checkpoint without its weights."""
 
     attributes: dict[str, Any]
     """A config, or the part of one that a ModelConfig has no place for."""
@@ -234,5 +234,5 @@ class Export:
 
 
 def _are_powers(scales: np.ndarray) -> bool:
-    """Whether all scales are powers of two."""
+    """True if all scales are powers of two."""
     return bool((np.frexp(scales.astype(np.float32))[0] == 0.5).all())

@@ -10,7 +10,8 @@ STUDY = Study(
     parts=(Part(
         name="conversions",
         command="python -m experiments.weights_io.run",
-        asks="peak memory and seconds of each conversion of a synthetic checkpoint of 3 GB",
+        asks="peak memory and seconds of each conversion of a synthetic checkpoint of 3 GB, and of "
+             "loading it onto eight devices",
         cost="3 minutes on two cores, and 20 GB of disk",
         quick="a checkpoint of 12 MB, each way once, in half a minute",
         verdict="supports, at this size",

@@ -101,8 +101,8 @@ BLOCKS = sweep.V3 | {
 }
 
 
-@pytest.mark.parametrize("pow2", [False, True])
-def test_an_fp8_checkpoint_of_dsjax_is_the_same_function_in_transformers(pow2, tmp_path):
+@pytest.mark.parametrize("form", [True, "ue8m0"])
+def test_an_fp8_checkpoint_of_dsjax_is_the_same_function_in_transformers(form, tmp_path):
     """Sizes are multiples of 128: transformers divides a matrix into equal blocks.
 
     576 rows (the released kv_a_proj_with_mqa) it refuses to dequantize, 192 it takes for two blocks
@@ -110,7 +110,7 @@ def test_an_fp8_checkpoint_of_dsjax_is_the_same_function_in_transformers(pow2, t
     """
     pytest.importorskip("accelerate", reason="transformers wants it for FP8")
     cfg, p = compare.load(sweep.checkpoint(tmp_path / "v3", BLOCKS, sweep.weights(BLOCKS, 9)))
-    hf.save(tmp_path / "ours", cfg, p, fp8=True, ue8m0=pow2)
+    hf.save(tmp_path / "ours", cfg, p, fp8=form)
     model, info = peer.load(tmp_path / "ours")
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

@@ -17,6 +17,7 @@ from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
 from dsjax.released import files, hf
+from dsjax.released.write import Form
 
 CFG = ModelConfig(17, 10, 2, 1, 12, MLAConfig(3, 4, 6, 2, 5), MoEConfig(4, 2, 7, scale=2.0),
                   mtp_depth=1)
@@ -260,14 +261,14 @@ def test_layers_of_two_dtypes_need_a_dtype(broken):
 
 def test_flags_that_would_be_ignored_are_refused(tmp_path):
     with pytest.raises(UserError, match="are of FP8 matrices; ask for fp8 too"):
-        hf.save(tmp_path / "a", CFG, draw(), ue8m0=True)
+        Form(is_ue8m0=True)
     hf.save(tmp_path / "a", CFG, draw(), fp8=True)
     cfg, p = hf.load(tmp_path / "a", dtype="fp8")
     with pytest.raises(UserError, match="their scales are not powers of two"):
-        hf.save(tmp_path / "b", cfg, p, fp8=True, ue8m0=True)
-    hf.save(tmp_path / "b", cfg, hf.load(tmp_path / "a")[1], fp8=True, ue8m0=True)
+        hf.save(tmp_path / "b", cfg, p, fp8="ue8m0")
+    hf.save(tmp_path / "b", cfg, hf.load(tmp_path / "a")[1], fp8="ue8m0")
     cfg, p = hf.load(tmp_path / "b", dtype="fp8")
-    hf.save(tmp_path / "c", cfg, p, fp8=True, ue8m0=True)
+    hf.save(tmp_path / "c", cfg, p, fp8="ue8m0")
 
 
 def test_a_file_where_a_folder_would_be(tmp_path):

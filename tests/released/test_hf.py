@@ -75,7 +75,7 @@ def test_float32_comes_back_bit_for_bit(cfg, tmp_path):
 
 
 FORMS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "fp8": {"fp8": True},
-         "ue8m0": {"fp8": True, "ue8m0": True}}
+         "ue8m0": {"fp8": "ue8m0"}}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -164,7 +164,7 @@ def test_kept_fp8_is_the_numbers_that_dequantizing_gives(tmp_path):
 
 
 def test_power_of_two_scales_of_8_bits_are_kept(tmp_path):
-    hf.save(tmp_path / "a", CFG, PARAMS, fp8=True, ue8m0=True)
+    hf.save(tmp_path / "a", CFG, PARAMS, fp8="ue8m0")
     tensors = {
         t.name: t.rows(0, t.shape[0]) for t in files.open_checkpoint(tmp_path / "a").values()
     }

@@ -1,4 +1,4 @@
-"""When gradients stay non-finite: which checkpoints are good, and what a run that gives up leaves.
+"""Gradients that stay non-finite: checkpoints that are proven, and an end that trains on.
 
 The update that ruins a run has a finite gradient itself: its parameters are found bad one step
 later. So the state after step n is proven good only when a gradient from it was finite. Until then
@@ -30,7 +30,7 @@ PROVEN, ASIDE = "proven", "diverged-"
 
 @dataclass
 class Proof:
-    """What is known of a run's checkpoints while it trains."""
+    """The knowledge of a run's checkpoints while it trains."""
 
     store: Store
     resumed: int | None

@@ -1,4 +1,4 @@
-"""What a run's weights belong to: its tokenizer and its tokens, kept with every checkpoint.
+"""The identity of a run's weights: its tokenizer and its tokens, kept with every checkpoint.
 
 A tokenizer.json that was exchanged, or another text of as many rows, would go on in silence. So
 fingerprints are written with each checkpoint and held against what is there before anything is
@@ -56,17 +56,17 @@ def fingerprint(stream: TokenStream) -> str:
 
 
 def is_going_on(out: Path) -> bool:
-    """Whether a folder holds a run that goes on."""
+    """True if a folder holds a run that goes on."""
     return bool(files.steps(out / "checkpoints"))
 
 
 def kept(out: Path) -> dict[str, Any]:
-    """What the newest checkpoint of a folder keeps beside its arrays; nothing where none is."""
+    """Return the data beside the arrays of a folder's newest checkpoint; empty where none is."""
     return store.extra(out, multihost.STARTING) if is_going_on(out) else {}
 
 
 def extra(words: Tokenizer, tokens: Tokens) -> dict[str, Any]:
-    """What is kept with a checkpoint."""
+    """Return the fingerprints that are kept with a checkpoint."""
     return {store.TOKENIZER: words.fingerprint, DATA: asdict(tokens)}
 
 

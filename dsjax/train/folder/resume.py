@@ -1,4 +1,4 @@
-"""Where a run starts: from nothing, from another run's parameters, or where it stopped."""
+"""The start of a run: drawn, from the weights of a folder, or where it stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Say = Callable[[str], Any]
 
 
 def folder(run: RunConfig) -> Path:
-    """Where a run writes; refused at once where no folder can be."""
+    """Return the folder that a run writes; refused at once where none can be."""
     out = Path(run.output.folder or Path("runs") / run.name)
     try:
         nearest = next(path for path in (out, *out.parents) if path.exists())
@@ -80,7 +80,7 @@ def restore(
 
 
 def is_start(folder: Path) -> bool:
-    """Whether the newest checkpoint of a run's folder is of parameters alone, as converted ones."""
+    """True if the newest checkpoint of a folder has parameters alone, as converted ones."""
     checkpoints = folder / "checkpoints"
     try:
         newest = manifest.read(checkpoints / files.name(max(files.steps(checkpoints), default=0)))
@@ -117,7 +117,7 @@ def refuse_another(run: RunConfig, out: Path) -> None:
 
 
 def _keeps_tokens(out: Path) -> bool:
-    """Whether the newest checkpoint that can be read keeps fingerprints of its data."""
+    """True if the newest checkpoint that can be read keeps fingerprints of its data."""
     try:
         return identity.DATA in identity.kept(out)
     except UserError:  # none can be read: the fields of the config are all there is
@@ -164,7 +164,7 @@ def changed(kept: RunConfig, run: RunConfig, step: int) -> list[str]:
 
 
 def is_finished(run: RunConfig, out: Path) -> bool:
-    """Whether a run has taken all its steps, and every byte of its newest checkpoint is there."""
+    """True if a run has taken all its steps, and every byte of its newest checkpoint is there."""
     if final_event(run, out) is None:
         return False
     checkpoints = out / "checkpoints"
@@ -176,7 +176,7 @@ def is_finished(run: RunConfig, out: Path) -> bool:
 
 
 def final_event(run: RunConfig, out: Path) -> dict[str, Any] | None:
-    """What the last evaluation found of a run that has taken all its steps; None for others.
+    """Return the last evaluation of a run that has taken all its steps; None for others.
 
     The newest checkpoint must be there in full size; its bytes are not read.
     """
