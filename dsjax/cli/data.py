@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dsjax import disk
-from dsjax.config.commandline import Word
 from dsjax.config.fields import seed_in_range
+from dsjax.config.flag_tree import Word
 from dsjax.config.refusal import typed_as
 from dsjax.data import pack, shards, sources
 from dsjax.data.tokenizers import tokenizer

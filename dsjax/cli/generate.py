@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
 from dsjax.cli.process import devices
-from dsjax.config.commandline import Mark, Word
 from dsjax.config.fields import seed_in_range
+from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.refusal import typed_as
 from dsjax.config.typed import Text

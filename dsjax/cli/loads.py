@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from dsjax import disk
-from dsjax.config.commandline import Word
 from dsjax.config.fields import counted
+from dsjax.config.flag_tree import Word
 from dsjax.disk import to_json
 from dsjax.errors import UserError, say
 from dsjax.parallel import eplb

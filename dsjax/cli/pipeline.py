@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from rich.table import Table
 
-from dsjax.config.commandline import Word
+from dsjax.config.flag_tree import Word
 from dsjax.config.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
 from dsjax.config import commandline, load
-from dsjax.config.commandline import Mark, Word
+from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError, say
 

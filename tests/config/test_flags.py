@@ -9,7 +9,8 @@ import pytest
 
 from dsjax.cli.main import available, main
 from dsjax.config import commandline, load
-from dsjax.config.commandline import Mark, Word, read
+from dsjax.config.commandline import read
+from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.typed import Text
 from dsjax.errors import UserError
 

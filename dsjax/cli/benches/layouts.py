@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from dsjax.cli.process import devices
-from dsjax.config.commandline import Word
 from dsjax.config.fields import counted
+from dsjax.config.flag_tree import Word
 from dsjax.disk import to_json
 from dsjax.errors import UserError
 
