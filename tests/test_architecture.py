@@ -138,6 +138,36 @@ def test_files_stay_within_350_lines() -> None:
     assert not long, long
 
 
+def test_a_package_has_at_most_twelve_files() -> None:
+    folders = {path.parent for path in python_files("dsjax")}
+    counts = {relative(f): sum(p.stem != "__init__" for p in f.glob("*.py")) for f in folders}
+    assert not {name: n for name, n in counts.items() if n > 12}
+
+
+WIDE = {
+    "dsjax/params.py: spec",  # the fields of a Spec, by keyword
+    "dsjax/optim/adamw.py: adamw",  # the numbers of the rule, by keyword, as optax has them
+    "dsjax/ops/attention.py: _backward_unrolled",  # residuals of attention, one form
+    "dsjax/ops/attention.py: _backward_scanned",  # and the other
+    "dsjax/parallel/mesh_backend.py: _dispatch",  # the six of a Dispatch, and where it is
+    "dsjax/parallel/mesh_backend.py: dispatch_here",  # the same
+    "dsjax/kernels/hopper.py: _promote",  # references of a kernel
+}
+"""Functions of more than seven parameters, each with its reason."""
+
+
+def test_functions_have_at_most_seven_parameters() -> None:
+    wide = set()
+    for path in python_files("dsjax"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                names = {a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+                if len(names - {"self", "cls"}) > 7:
+                    wide.add(f"{relative(path)}: {node.name}")
+    assert wide == WIDE
+
+
 def test_public_functions_have_types_on_every_parameter_and_the_result() -> None:
     bare = []
     for path in python_files("dsjax", "configs"):
