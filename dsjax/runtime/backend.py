@@ -20,7 +20,7 @@ from dsjax.layers import remat
 from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.numerics.precision import Matrix, value
 from dsjax.ops import experts_few
-from dsjax.ops.expert_mlp import ExpertMLP
+from dsjax.ops.expert_mlp import ExpertMLP, batched
 from dsjax.parallel import mesh_backend, overlap
 from dsjax.runtime import precision
 
@@ -33,8 +33,8 @@ def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelC
                 device: jax.Device | None = None) -> Backend:
     """The backend of a model in a precision, on one device or over the mesh of a layout.
 
-    `device` stands for the machine; None takes the first of the mesh, or of this
-    process. `machine` says what recomputation keeps; None is for programs without a gradient.
+    `device` stands for the machine; None takes the first of the mesh, or of this process.
+    `machine` says what recomputation keeps; None is for programs without a gradient.
     """
     if device is None:
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
@@ -85,7 +85,8 @@ def default_backend() -> Backend:
 
 def _dispatch_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
                   mlp: ExpertMLP, *, many: Dispatch) -> tuple[Array, Array]:
-    if experts_few.is_few(experts.size, value(w_down).shape[0]):
+    is_ours = mlp is batched(mlp.precision)  # a foreign one multiplies however few there are
+    if is_ours and experts_few.is_few(experts.size, value(w_down).shape[0]):
         y = experts_few.experts_few(x, experts, weights, w_gate_up, w_down,
                                     precision=mlp.precision)
         return y, jnp.zeros(())
@@ -93,9 +94,14 @@ def _dispatch_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w
 
 
 def for_rank(backend: Backend, model: ModelConfig, layout: ParallelConfig) -> Backend:
-    """The backend of one rank of a pipeline, whose code is manual over the whole mesh."""
-    inside = dataclasses.replace(single(backend.precision, backend.dtype), remat=backend.remat)
-    if model.moe is None or layout.expert == 1:
-        return inside
-    dispatch = functools.partial(mesh_backend.dispatch_here, layout=layout, moe=model.moe)
-    return dataclasses.replace(inside, dispatch=dispatch)
+    """The backend of one rank of a pipeline, whose code is manual over the whole mesh.
+
+    Only what moves between devices is another one: attention, the experts' products and all else
+    that was handed in stay.
+    """
+    alone = single(backend.precision, backend.dtype)
+    own: Dispatch = alone.dispatch
+    if model.moe is not None and layout.expert > 1:
+        own = functools.partial(mesh_backend.dispatch_here, layout=layout, moe=model.moe)
+    return dataclasses.replace(backend, dispatch=own, layout=alone.layout,
+                               interleave=alone.interleave)
