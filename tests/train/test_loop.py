@@ -29,6 +29,7 @@ from dsjax.errors import UserError
 from dsjax.report.metrics import read_metrics
 from dsjax.train import loop
 from dsjax.train import state as states
+from dsjax.train.folder import resume
 from tests.train import crew
 from tests.train.small_run import numbers, small_run, write_text
 
@@ -177,6 +178,20 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
     # bfloat16 moves weights by 2^-9 of their size; an untrained model is above log(300) = 5.7
     final = read_metrics(Path(source.output.folder) / "metrics.jsonl", "final")[0]
     assert outcome.heldout.nll == pytest.approx(final["nll"], rel=0.01)
+
+
+def test_weights_made_with_other_settings_of_equal_shapes_are_spoken_of(tmp_path, text,
+                                                                        uninterrupted):
+    """Shapes agree where another rotary base or another choice of experts means other numbers."""
+    source, _ = uninterrupted
+    said = []
+    run = dataclasses.replace(small_run(tmp_path / "out", text), init_from=source.output.folder)
+    resume.begin(run, said.append)
+    assert not any("settings" in sentence for sentence in said)
+    rope = dataclasses.replace(run.model.rope, theta=500.0)
+    resume.begin(dataclasses.replace(run, model=dataclasses.replace(run.model, rope=rope)),
+                 said.append)
+    assert f"model.rope.theta {run.model.rope.theta} -> 500.0" in said[-1]
 
 
 def test_another_models_parameters_are_no_start(tmp_path, text, uninterrupted):

@@ -59,6 +59,11 @@ def begin(run: RunConfig, say: Say, mesh: Mesh | None = None) -> TrainState:
     start = weights.load(run.init_from, "float32", where, say=say,
                          choice=weights.Choice(model=run.model))
     say(f"starting from the parameters of {run.init_from}")
+    if (Path(run.init_from) / "config.json").is_file():
+        others = changes(weights.model(run.init_from), run.model, "model")
+        if others:
+            say(f"{run.init_from} was made with other settings than this run's "
+                f"({', '.join(others)}): shapes agree, the numbers may mean something else")
     return sharding.begin(run, start, mesh)
 
 
