@@ -39,5 +39,5 @@ def say(sentence: object) -> None:
 
 def drop(stream: TextIO) -> None:
     """Send to nowhere what a stream still holds, so that the process ends with its own status."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
