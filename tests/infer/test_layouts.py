@@ -43,7 +43,10 @@ def alone():
             for draft in (False, True)]
 
 
-@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize("name", [
+    "data 2 x fsdp 2 x expert 2",
+    pytest.param("expert 8 over 2 nodes", marks=pytest.mark.exhaustive),
+    pytest.param("data 4", marks=pytest.mark.exhaustive)])
 def test_texts_are_those_of_one_device_greedy_and_sampled_plain_and_drafted(name, alone):
     placed, options = on(LAYOUTS[name], "fp32")
     for draft, wanted in zip((False, True), alone, strict=True):
@@ -51,7 +54,8 @@ def test_texts_are_those_of_one_device_greedy_and_sampled_plain_and_drafted(name
         assert generate(placed, CFG, PROMPTS, ASKED, options).completions == wanted
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", [
+    "bf16", pytest.param("fp8", marks=pytest.mark.exhaustive)])
 def test_other_precisions_decode_on_a_mesh_what_they_decode_on_one_device(precision):
     """Seeds without ties: operands are quantized a row at a time, so that sums differ by float32's
     rounding alone."""

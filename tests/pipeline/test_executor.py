@@ -171,7 +171,7 @@ def check(case, attend=None):
     assert executor.executed_work(program, out.executed) == program.steps.work
 
 
-SAMPLE = [Case("1f1b", 2), Case("zb-v", 2), Case("dualpipe", 2, is_unrolled=True)]
+SAMPLE = [Case("zb-v", 2), Case("dualpipe", 2, is_unrolled=True)]
 EVERY = [Case(name, ranks) for name in NAMES for ranks in (2, 4, 8)]
 FORMS = [
     Case("dualpipe", 2, ParallelConfig(data=2, expert=2)),

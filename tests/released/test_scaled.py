@@ -40,7 +40,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(params=["v3", "v2"])
+@pytest.fixture(params=["v3", pytest.param("v2", marks=pytest.mark.exhaustive)])
 def released(request, tmp_path):
     """The config of an FP8 checkpoint; its parameters kept, and dequantized to float32."""
     cfg = SMALL[request.param]

@@ -75,6 +75,7 @@ def test_the_header_and_the_products_are_of_what_was_chosen():
         assert words in header.describe(run, backend)["fp8"]
 
 
+@pytest.mark.exhaustive  # every product of it is held in tests/numerics/test_codes.py
 def test_a_step_of_codes_is_the_emulated_one_but_for_the_order_of_sums():
     (state_a, a), (state_b, b) = (
         equal_layouts.Stepper(ParallelConfig(), 1, run_with(fp8_matmul=told)).take("packed")

@@ -21,7 +21,8 @@ from tests.train.small_run import small_run, write_text
 
 LAYOUTS = [
     ParallelConfig(pipe=2, schedule="dualpipe", data=2, expert=2),
-    ParallelConfig(pipe=4, schedule="1f1b", expert=2),
+    pytest.param(ParallelConfig(pipe=4, schedule="1f1b", expert=2),
+                 marks=pytest.mark.exhaustive),
 ]
 
 

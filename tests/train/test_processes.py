@@ -79,7 +79,7 @@ def test_two_processes_begin_from_a_released_folder_as_one_does(folder, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout", "model"), [
-    ("dense", ParallelConfig(data=4), crew.DENSE),
+    pytest.param("dense", ParallelConfig(data=4), crew.DENSE, marks=pytest.mark.exhaustive),
     pytest.param("mixture", ParallelConfig(data=2, expert=2), crew.MIXTURE,
                  marks=pytest.mark.exhaustive),
 ])

@@ -22,8 +22,8 @@ from tests.agreement import compiled, double
 
 MODEL = equal_layouts.MODEL
 LAYOUTS = [
-    (ParallelConfig(), 4),
-    (ParallelConfig(data=2, fsdp=2, expert=2), 2),
+    pytest.param(ParallelConfig(), 4, marks=pytest.mark.exhaustive),
+    pytest.param(ParallelConfig(data=2, fsdp=2, expert=2), 2, marks=pytest.mark.exhaustive),
     (ParallelConfig(pipe=2, schedule="dualpipe", data=2, expert=2), 4),
 ]
 

@@ -20,7 +20,8 @@ from dsjax.train import sharding, state
 
 SAMPLE = [
     (ParallelConfig(data=2, fsdp=2, expert=2), 2),
-    (ParallelConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1),
+    pytest.param(ParallelConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1,
+                 marks=pytest.mark.exhaustive),  # the last one has nodes too
     (ParallelConfig(data=4, expert=2, use_zero=False), 4),
     (ParallelConfig(data=2, expert=4, expert_nodes=2, headroom=0.6, interleave=True), 2),
 ]
@@ -52,7 +53,8 @@ def test_a_step_is_the_same_on_every_layout(layout, microbatches, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", [
+    pytest.param("bf16", marks=pytest.mark.exhaustive), "fp8"])
 def test_low_precision_and_recomputation_run_on_a_mesh(precision):
     base = dataclasses.replace(
         equal_layouts.RUN,
