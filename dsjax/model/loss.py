@@ -243,6 +243,11 @@ def _by_group(a: Array, groups: int) -> Array:
 def bias_step(loads: Array, speed: Array | float) -> Array:
     """What the balance rule adds to a selection bias: speed * sign(mean load - load). [..., E].
 
-    Called once an optimizer step with the loads of the whole batch (V3 report sec. 2.1.2).
+    Called once an optimizer step with the loads of the whole batch (V3 report sec. 2.1.2), counts
+    whose sum is below 2^31. The mean is kept as quotient and remainder: a rounded mean is no load,
+    and a program that multiplies and subtracts in one rounding would move a balanced expert.
     """
-    return speed * jnp.sign(loads.mean(axis=-1, keepdims=True) - loads)
+    counts = loads.astype(jnp.int32)
+    total = counts.sum(axis=-1, keepdims=True)
+    quotient, remainder = total // loads.shape[-1], total % loads.shape[-1]
+    return speed * jnp.sign(2 * (quotient - counts) + jnp.sign(remainder)).astype(loads.dtype)

@@ -260,6 +260,20 @@ def test_bias_step_moves_against_the_load_of_each_layer():
     np.testing.assert_array_equal(step[0], expected)
 
 
+@pytest.mark.parametrize("experts", [3, 6, 10, 16, 160, 256, 384])
+def test_bias_step_compares_with_the_mean_as_a_fraction(experts):
+    """A load at the mean stays, beside 1 more or less, at counts up to whole pods' batches."""
+    draw = np.random.default_rng(experts)
+    mean = draw.integers(1, min(2**22, 2**31 // experts - 9), (200, 1))
+    loads = mean + np.zeros((1, experts), np.int64)
+    loads[:, 1:3] += np.outer(draw.integers(-1, 2, 200), [1, -1])  # the mean stays
+    loads[::3, 0] += draw.integers(-1, 2, 67)  # the mean lies between counts
+    loads = np.maximum(loads, 0)
+    excess = experts * loads - loads.sum(axis=1, keepdims=True)
+    step = compiled(lambda loads: losses.bias_step(loads, 1.0))(loads.astype(np.float32))
+    np.testing.assert_array_equal(step, -np.sign(excess))
+
+
 def test_even_routing_gives_balance_losses_of_one_and_collapse_the_derived_excess():
     cfg = dataclasses.replace(TINY, moe=dataclasses.replace(V2_MOE, groups=2, groups_per_token=2))
     names = ["sequence_balance", "expert_balance", "device_balance", "communication_balance"]
