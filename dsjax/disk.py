@@ -49,7 +49,7 @@ class UnreadableError(UserError):
 
 
 def is_absence(error: Exception) -> bool:
-    """Whether a failure says that nothing of that name is or can be there."""
+    """Return True if a failure says that nothing of that name is or can be there."""
     return not isinstance(error, OSError) or error.errno in (
         errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -288,7 +288,7 @@ def _write_beat(handle: int, count: int) -> None:
 
 
 def _holder(file: Path) -> dict[str, Any]:
-    """What the last holder wrote; nothing when it ended well or was never there."""
+    """Read what the last holder wrote; nothing when it ended well or was never there."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         with file.open("rb") as opened:
             found = json.loads(opened.read(4096))

@@ -25,7 +25,7 @@ Tree = Any  # a tree of parameter classes; leaves are Spec, Array or jax.ShapeDt
 Start = Literal["normal", "ones", "zeros"]
 Role = Literal["", "embedding", "head", "norm", "attention", "ffn", "expert", "shared_expert",
                "router", "router_bias", "mtp_proj"]
-"""What a parameter is for, so that nobody reads it from its name; "" until it is said."""
+"""Purpose of a parameter, so that nobody reads it from its name; "" until it is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Spec:
 
     @property
     def is_decayed(self) -> bool:
-        """Whether weight decay applies: matrices, not gains and biases."""
+        """True if weight decay applies: to matrices, not gains and biases."""
         return len(self.shape) - self.batch_dims >= 2
 
 
@@ -65,7 +65,7 @@ def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Start = "no
 
 
 def is_spec(leaf: Any) -> bool:
-    """Whether a tree leaf is a Spec."""
+    """Return True if a tree leaf is a Spec."""
     return isinstance(leaf, Spec)
 
 

@@ -38,7 +38,7 @@ class Generate:
     """
 
     folder: Annotated[str, Word("FOLDER")]
-    """What `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
+    """Folder that `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
     prompt: Annotated[tuple[Text, ...], Mark.REPEATED] = ()
     """Text to continue; give it again for more rows of a batch. None, or an empty one, starts a new
     text. Names of the tokenizer's added tokens in it, as <|fim_begin|>, are those tokens."""
@@ -70,7 +70,7 @@ class Generate:
     coordinator: str | None = None
     """HOST:PORT of the first of several processes."""
     processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process: int | None = None
     """Number of this process, from 0."""
     json: bool = False
@@ -192,7 +192,7 @@ def write(model: Model, request: Request, options: Options, console: Console | N
 
 
 def line(report: Report) -> str:
-    """How a generation went, in one line."""
+    """Sum up a generation in one line."""
     parts = [
         f"{report.new_tokens} tokens",
         f"{report.tokens_per_s:,.0f} tokens/s",

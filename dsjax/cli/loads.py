@@ -42,7 +42,7 @@ class Asked:
     groups: int | None = None
     """Groups of experts; by default the run's, and 1 for a JSON file."""
     out: Path | None = None
-    """Where to draw; by default eplb.png in the run's folder, or beside the file."""
+    """File to draw into; by default eplb.png in the run's folder, or beside the file."""
     json: bool = False
     """Print one JSON object: a row a layer, and `placement`, the expert in each slot."""
 

@@ -41,7 +41,7 @@ class Pipeline:
     chunks: int | None = None
     """Stages a rank, of interleaved only (2 by default)."""
     times: Times = field(default_factory=Times)
-    """How long the operations on one stage take, in any unit."""
+    """Durations of the operations on one stage, in any unit."""
     svg: Path | None = None
     """File to draw the timeline into."""
     json: bool = False

@@ -86,7 +86,7 @@ def table(name: str, sizes: Count) -> Table:
 
 
 FORMS = {"float32": "float32", "bfloat16": "bfloat16", "fp8": "bfloat16"}
-"""How weights are held, and the cache beside them."""
+"""Forms of the weights, each with the dtype of the cache beside it."""
 
 
 def training(run: RunConfig) -> dict[str, int]:

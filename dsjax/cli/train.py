@@ -48,7 +48,7 @@ class Train:
     coordinator: str | None = None
     """HOST:PORT of the first of several processes."""
     processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process: int | None = None
     """Number of this process, from 0."""
     cache: bool = True

@@ -166,13 +166,13 @@ class MoEConfig:
     groups_per_token: int = 1
     """M: groups a token may choose experts from."""
     group_score: Literal["top2", "max"] = "top2"
-    """How a group is ranked: V3 sums its two best biased affinities, V2 takes the best one."""
+    """Score of a group: the sum of its two best biased affinities (V3), or the best one (V2)."""
     is_normalized: bool = True
-    """Whether the chosen affinities are divided by their sum (V3) before scaling."""
+    """Divide the chosen affinities by their sum (V3) before scaling."""
     scale: float = 1.0
     """Factor on the routed experts' weights (V3 2.5, V2 16)."""
     has_bias: bool = True
-    """Whether a selection bias steers the choice (auxiliary-loss-free balancing)."""
+    """Steer the choice by a selection bias (auxiliary-loss-free balancing)."""
     capacity_factor: float | None = None
     """None drops no token (V3); in training a number keeps ceil(factor * T * K / E) of a
     microbatch's T tokens an expert, the heaviest first, and drops the rest (V2, for ablations: the
@@ -245,7 +245,7 @@ class Stack:
     count: int
     """Layers."""
     is_moe: bool
-    """Whether their feed-forward is a mixture of experts."""
+    """True if their feed-forward is a mixture of experts."""
 
 
 @dataclass(frozen=True)

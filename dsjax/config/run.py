@@ -236,14 +236,14 @@ class MachineConfig:
     """Fit of a step to a machine: memory against time, never what is computed."""
 
     remat: Literal["none", "v3", "full"] = "none"
-    """What the backward pass computes again: `v3` norms, MLA up-projections and SwiGLU outputs;
-    `full` all of a block but its tokens' choice of experts."""
+    """Activations that the backward pass computes again: `v3` norms, MLA up-projections and SwiGLU
+    outputs; `full` all of a block but its tokens' choice of experts."""
     fp8_matmul: Literal["auto", "kernel", "codes", "values"] = "auto"
-    """How FP8 products are computed: of the 8-bit `codes`, by machines that multiply them (Hopper
-    and Blackwell GPUs, TPU7x), or exactly of the `values` they stand for, in bfloat16. `kernel`: of
-    codes, by a Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that
-    the machine has. They differ by roundings of float32 sums. A CPU can be told `codes` to check
-    them; it has no instruction for them and is slow."""
+    """Operands of FP8 products: the 8-bit `codes`, on machines that multiply them (Hopper and
+    Blackwell GPUs, TPU7x), or the exact `values` they stand for, in bfloat16. `kernel`: codes, by a
+    Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that the machine
+    has. They differ by roundings of float32 sums. A CPU can be told `codes` to check them; it has
+    no instruction for them and is slow."""
     unroll: int = 1
     """Layers written out per scan iteration: longer compile, fewer copies."""
 

@@ -73,7 +73,7 @@ class StepDecay:
     cuts: tuple[float, ...] = ()
     """Steps before which the rate is cut, or shares of the run; V2 cuts at 0.6 and 0.9."""
     factor: float = 0.316
-    """What a cut leaves of the rate."""
+    """Share of the rate that a cut leaves."""
 
     def __post_init__(self) -> None:
         """Refuse rates that are not positive and cuts that are out of order."""

@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 def _build(hint: Any, data: Any, where: str) -> Any:
-    """What JSON gave for a field of type `hint`, with dicts made classes and lists made tuples.
+    """Build a field of type `hint` from what JSON gave: dicts become classes and lists tuples.
 
     Values of another type are left as they are, for the class that holds them to refuse.
     """

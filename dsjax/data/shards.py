@@ -56,7 +56,7 @@ class Shards:
     files: tuple[np.ndarray, ...]
     document_starts: tuple[np.ndarray, ...]
     made: str | None = None
-    """What shards that were exchanged together have in common."""
+    """Mark that shards exchanged together have in common."""
 
     def __len__(self) -> int:
         return sum(map(len, self.files))

@@ -43,7 +43,7 @@ class HeldoutSums:
 
 @dataclass(frozen=True)
 class Heldout:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     nll: float  # negative log-likelihood in nats a target
     bits_per_byte: float
@@ -53,7 +53,7 @@ class Heldout:
 
 
 def remark(found: Heldout) -> str | None:
-    """What is to be said of an evaluation that could not tell what it should."""
+    """Say what an evaluation could not measure, and why; None if it measured everything."""
     if not found.targets:
         return "the held-out text has no token to predict: there is no held-out loss; give more"
     if not math.isfinite(found.nll):
@@ -75,7 +75,7 @@ def values(found: Heldout) -> dict[str, float]:
 
 
 def recorded(event: Mapping[str, Any]) -> tuple[Heldout, Heldout | None]:
-    """What a "final" event of metrics.jsonl tells of a run, and of its average where it has one."""
+    """Read the result of a run, and its average's if any, from a "final" event of metrics.jsonl."""
     def number(name: str) -> float:
         return math.nan if event.get(name) is None else event[name]
 

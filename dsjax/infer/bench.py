@@ -1,4 +1,4 @@
-"""How fast decoding is at a given batch and context; the content of the cache does not matter."""
+"""Speed of decoding at a given batch and context; the content of the cache does not matter."""
 
 from __future__ import annotations
 

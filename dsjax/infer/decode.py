@@ -28,7 +28,7 @@ from dsjax.model.transformer import ModelCache, TransformerParams
 
 @struct.dataclass
 class Prompts:
-    """What is asked of the rows of a batch."""
+    """Prompts of a batch, one a row, and how each is continued."""
 
     tokens: Array  # [B, T], padded on the right
     lengths: Array  # [B]
@@ -51,7 +51,7 @@ class State:
 
 @struct.dataclass
 class Emitted:
-    """What one pass of the main model gave each row: the first `count` of `tokens`."""
+    """Output of one pass of the main model for each row: the first `count` of `tokens`."""
 
     tokens: Array  # [B, J+1]
     count: Array  # [B], from 1 to J+1

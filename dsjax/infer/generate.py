@@ -39,14 +39,14 @@ OnTokens = Callable[[int, list[int]], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How prompts are continued, whatever their rows ask for."""
+    """Settings of a generation that all its rows share."""
 
     backend: Backend = field(default_factory=default_backend)
     """Precision and placement; one device in float32 by default."""
     mesh: Mesh | None = None
     """The devices that the backend and the parameters lie on; None is one device."""
     draft: bool = False
-    """Whether every MTP module of the model drafts."""
+    """Draft with every MTP module of the model."""
     context: int | None = None
     """Positions a row may take at most."""
     steps: int = STEPS
@@ -55,17 +55,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Completion:
-    """What one prompt became."""
+    """Continuation of one prompt."""
 
     tokens: tuple[int, ...]
     """The new tokens; the stop id, if one came, is the last."""
     finish_reason: Literal["stop", "length"]
-    """Whether a stop id or `max_new_tokens` ended the row."""
+    """Cause of the row's end: a stop id, or `max_new_tokens`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a generation went; compilation is in `compile_s` alone."""
+    """Counts and times of a generation; compilation is in `compile_s` alone."""
 
     prompt_tokens: int
     new_tokens: int
@@ -191,7 +191,7 @@ class _Rows:
         return None in self.reasons
 
     def completions(self) -> list[Completion]:
-        """What rows have become, all of them ended."""
+        """Return the completion of each row; all of them have ended."""
         return [Completion(tuple(t), r or "length") for t, r in zip(self.tokens, self.reasons)]
 
     def take_first(self, first: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What the host asks for, as arrays where the programs read them."""
+"""Requests of the host, as arrays where the programs read them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from dsjax.runtime import backend as backends
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model is run; None is as the run in its folder was."""
+    """Settings to run a model with; None is as the run in its folder was."""
 
     precision: Literal["fp32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; float32 for a released checkpoint."""

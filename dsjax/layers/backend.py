@@ -1,4 +1,4 @@
-"""What varies with the machine, handed to layers as functions (never as a string or a flag).
+"""Functions that vary with the machine, handed to layers (never a string or a flag).
 
 `Precision` says how operands are quantized and multiplied, `Layout` where arrays lie and how they
 move; `attend` and `dispatch` are functions a kernel or a mesh replaces. No layer changes.
@@ -66,7 +66,7 @@ def _all_rows(f: Callable[..., Tree], whole: Tree, *rows: Tree) -> Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays lie, and how they move between devices. On one device nothing moves."""
+    """Placement of arrays and their moves between devices. On one device nothing moves."""
 
     constrain: Constrain = _same
     gather: Callable[[Matrix], Matrix] = _same  # a layer's weight, whole on every device

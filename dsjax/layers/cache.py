@@ -48,7 +48,7 @@ class Cache(Protocol):
 
 
 MakeCache = Callable[[Any, int], Cache]
-"""What is kept of the first tokens of rows (T may be 0), positions S -> a cache of S positions."""
+"""`Kept` of the first T tokens of rows (T may be 0), positions S -> a cache of S positions."""
 
 
 @struct.dataclass

@@ -56,7 +56,7 @@ def from_rows(rows: dict[str, Any]) -> Batch:
 
 @struct.dataclass
 class Totals:
-    """What losses are divided by, summed over the whole step's batch."""
+    """Divisors of the losses, summed over the whole step's batch."""
 
     targets: Array  # [] sum of the next-token targets' weights
     rows: Array  # [] rows that hold a real token
@@ -64,7 +64,7 @@ class Totals:
 
 @struct.dataclass
 class Objective:
-    """What a step minimizes: next-token loss + lambda / J sum_k MTP_k + balance losses.
+    """Objective of a step: next-token loss + lambda / J sum_k MTP_k + balance losses.
 
     MTP losses are divided by the next-token targets, which is the report's 1 / T (eq. 24).
     """
@@ -100,7 +100,7 @@ def target_weights(batch: Batch, ahead: int) -> Array:
 
 
 def targets_of(batch: Batch, ahead: int) -> Targets:
-    """What position i predicts: token i+ahead, and what a loss reads of it."""
+    """Return the targets: at position i token i+ahead, its weight and what else a loss reads."""
     length = batch.tokens.shape[1] - 1
     ids, extra = jax.tree.map(lambda a: shift(a, ahead, length), (batch.tokens, batch.extra))
     return Targets(ids, target_weights(batch, ahead), extra)
@@ -241,7 +241,7 @@ def _by_group(a: Array, groups: int) -> Array:
 
 
 def bias_step(loads: Array, speed: Array | float) -> Array:
-    """What the balance rule adds to a selection bias: speed * sign(mean load - load). [..., E].
+    """Return the change of a selection bias: speed * sign(mean load - load) [..., E].
 
     Called once an optimizer step with the loads of the whole batch (V3 report sec. 2.1.2), counts
     whose sum is below 2^31. The mean is kept as quotient and remainder: a rounded mean is no load,

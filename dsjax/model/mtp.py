@@ -79,7 +79,7 @@ def join(p: MTPParams, previous: Array, embedded: Array, cfg: ModelConfig,
 
 @struct.dataclass
 class Depth:
-    """What one module made of whole rows."""
+    """Output of one module over whole rows."""
 
     x: Array  # [B, T, D], after its norm; position i predicts token i+k+1
     stats: RouterStats | None

@@ -25,7 +25,7 @@ Parcel = Any  # a tree of arrays that lead with rows
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """How rows look while they travel: x [R, D] -> arrays that lead with R -> [R, D]."""
+    """Format of rows while they travel: x [R, D] -> arrays that lead with R -> [R, D]."""
 
     name: str
     pack: Callable[[Array], Parcel]

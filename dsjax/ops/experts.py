@@ -28,7 +28,7 @@ HEADROOM = 1.125  # C over the mean load
 
 
 class Plan(NamedTuple):
-    """Where each assignment (token, choice) sits; T*K marks an empty row.
+    """Layout of assignments (token, choice) in rows; T*K marks an empty row.
 
     The batched part has rows [E * C]; overflow tiles of TILE rows each belong to one expert.
     """

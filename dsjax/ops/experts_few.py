@@ -23,7 +23,7 @@ WRITTEN_OUT = 16  # assignments a program holds at most
 
 
 def is_few(assignments: int, experts: int) -> bool:
-    """Whether writing assignments out beats batching experts: fewer of them, and not many."""
+    """Return True if writing assignments out beats batching: fewer than experts, and few."""
     return assignments < experts and assignments <= WRITTEN_OUT
 
 
@@ -65,7 +65,7 @@ class _Held(NamedTuple):
 
 
 def _held(w: Matrix, precision: Precision, parts: int = 1) -> _Held:
-    """What is sliced; of matrices that rest in 8 bits only the chosen ones are held."""
+    """Stack the matrices to slice; of those that rest in 8 bits only the chosen are decoded."""
     if isinstance(w, Scaled):
         return _Held(w, True)
     return _Held(weight_of(w, precision, 1, 1, parts)[1], False)

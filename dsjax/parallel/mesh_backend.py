@@ -242,7 +242,7 @@ def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
 
 
 def _together(master: Array | None, held: Any) -> Matrix:
-    """What `_apart` cut, for the experts' products."""
+    """Rejoin what `_apart` cut, for the experts' products."""
     if master is None:
         return held
     return master if held is None else Weight(master, held)

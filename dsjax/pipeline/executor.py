@@ -62,7 +62,7 @@ class Pipeline:
     model: ModelConfig
     backend: Backend
     is_unrolled: bool = False
-    """Whether paired ticks are written out, for machines that compute while they communicate."""
+    """Write paired ticks out, for machines that compute while they communicate."""
 
 
 @struct.dataclass

@@ -151,7 +151,7 @@ def needed(eqns: Iterable[JaxprEqn], outs: Iterable[Any],
 
 
 def _moving(eqns: Iterable[JaxprEqn], begin: Iterable[Var]) -> set[Var]:
-    """What depends on `begin`."""
+    """Return the variables that depend on `begin`, and those of `begin`."""
     found = set(begin)
     for eqn in eqns:
         if any(v in found for v in read([eqn])):

@@ -48,7 +48,7 @@ class StageLayout:
 
     @property
     def is_full(self) -> bool:
-        """Whether no place is empty."""
+        """True if no place is empty."""
         return bool((self.count == self.size).all())
 
 

@@ -35,7 +35,7 @@ Residuals = dict[str, list[Array]]
 
 
 class Forward(NamedTuple):
-    """What F makes beside its output, by stack."""
+    """Results of F beside its output, by stack."""
 
     residuals: Residuals
     balance: dict[str, Array]  # [N] losses
@@ -44,7 +44,7 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What B makes beside the input's gradient."""
+    """Results of B beside the input's gradient."""
 
     grads: dict[str, Tree]  # summed
     residuals: Residuals  # for W
@@ -54,7 +54,7 @@ class Backward(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """What W reads: which stage and microbatch, and the residuals of its F and B."""
+    """Input of W: stage and microbatch, and the residuals of its F and B."""
 
     chunk: Array
     microbatch: Array

@@ -43,5 +43,5 @@ def receive(rank: Rank, state: State, now: Instructions, y: dict[str, Array],
 
 
 def _is_used(rank: Rank, name: str, way: str) -> bool:
-    """Whether the table has any rank receive this that way."""
+    """Return True if the table has any rank receive this that way."""
     return bool((getattr(rank.program.instructions, f"{name}_{way}") >= 0).any())

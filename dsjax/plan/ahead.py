@@ -29,7 +29,7 @@ from dsjax.runtime import compiler
 
 @dataclass(frozen=True)
 class Cost:
-    """What tracing, lowering and compiling took here."""
+    """Cost of tracing, lowering and compiling here."""
 
     seconds: float
     cpu_seconds: float  # of all cores together
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler made of a step; bytes are of one device."""
+    """Result of compiling a step; bytes are of one device."""
 
     platform: str
     arguments: int
@@ -141,7 +141,7 @@ def shard_bytes(tree: Any) -> int:
 
 
 def _cost(begin: tuple[float, float]) -> Cost:
-    """What has been spent since `begin`, by the clock and by the cores."""
+    """Return what has been spent since `begin`, by the clock and by the cores."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Cost(time.perf_counter() - begin[0], time.process_time() - begin[1], peak)
 

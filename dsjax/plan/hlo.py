@@ -57,12 +57,12 @@ class Collective:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether matrix products run while it is under way."""
+        """True if matrix products run while it is under way."""
         return self.is_async and self.products > 0
 
     @property
     def is_beside_other(self) -> bool:
-        """Whether no product but other work runs while it is under way."""
+        """True if other work, but no product, runs while it is under way."""
         return self.is_async and not self.products and self.others > 0
 
     @property
@@ -199,7 +199,7 @@ def _instruction(raw: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis that opens at `opening` closes."""
+    """Return the index where the parenthesis that opens at `opening` closes."""
     depth = 0
     for mark in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if mark[0] == "(" else -1
@@ -236,7 +236,7 @@ def group_size(rest: str) -> int:
 
 
 def _runs(program: Program) -> dict[str, tuple[int, bool]]:
-    """How often a step runs each computation, and whether only in loops that depend on data.
+    """Count a step's runs of each computation; True marks those only in loops that depend on data.
 
     What fusions and asynchronous pairs call belongs to them and is not listed.
     """
@@ -324,7 +324,7 @@ def _exchange(program: Program, line: Instruction) -> tuple[str, Instruction] | 
 
 
 def _done(lines: Sequence[Instruction], start: int) -> int | None:
-    """Where in a computation the exchange that begins at a line is over; None if at that line."""
+    """Find the line where the exchange that begins at `start` is over; None if it is that one."""
     line = lines[start]
     if not line.opcode.endswith("-start") and line.opcode not in ("send", "recv"):
         return None

@@ -33,7 +33,7 @@ class Target:
 
     @property
     def chip(self) -> Chip:
-        """What each device is."""
+        """Chip of each device."""
         return CHIPS[self.kind]
 
     @property
@@ -93,7 +93,7 @@ def require(target: Target) -> None:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be found; one in a package that is absent cannot."""
+    """Return True if a module can be found; one in a package that is absent cannot."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -101,7 +101,7 @@ def is_installed(module: str) -> bool:
 
 
 def _tpu_environment(target: Target) -> Mapping[str, str]:
-    """What libtpu asks of a machine before it compiles: no metadata server, one host."""
+    """Return the environment that libtpu asks for to compile: no metadata server, one host."""
     return {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once: none holds a chip
         "TPU_SKIP_MDS_QUERY": "1",

@@ -26,7 +26,7 @@ from dsjax.train import sharding as spread
 
 @dataclass(frozen=True)
 class Plan:
-    """What a machine would need for a run's step."""
+    """Needs of a run's step on a machine."""
 
     run: RunConfig
     target: Target

@@ -1,4 +1,4 @@
-"""What a person watches while a model trains: a live panel in a terminal, plain lines elsewhere.
+"""Display of training: a live panel in a terminal, plain lines elsewhere.
 
 Both take the same plain dicts of numbers. Names in `FIELDS` are shown with their label and unit,
 any other name as it is; what a run does not report is left out. Values stay on the panel until they
@@ -46,7 +46,7 @@ BARS, ASCII_BARS = "".join(map(chr, range(0x2581, 0x2589))), "_.-=*#"
 
 
 class Display(Protocol):
-    """Where a run shows itself; a context manager."""
+    """Display of a run; a context manager."""
 
     def update(self, step: int, values: Values) -> None:
         """Show values after `step` steps."""

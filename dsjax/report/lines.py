@@ -152,7 +152,7 @@ def _parted(data: bytes) -> tuple[list[tuple[Event, bytes]], list[bytes], bytes]
 
 
 def _event(line: bytes) -> Event | None:
-    """What a line holds, numbers that are not finite as null; None where it is no event."""
+    """Parse a line, numbers that are not finite as null; None where it is no event."""
     try:
         event = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
         if not isinstance(event, dict):

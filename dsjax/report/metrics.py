@@ -1,4 +1,4 @@
-"""What a run measures: one JSON line per event.
+"""Metrics of a run: one JSON line per event.
 
 Before a checkpoint the loop writes the metrics of every step taken, so that a resumed run's file
 lacks none; lines of steps that are run again are cut off when the file is opened, so it holds none

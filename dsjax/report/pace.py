@@ -32,7 +32,7 @@ class Ended:
     step: int
     metrics: Tree
     began: float | None
-    """When it was dispatched; None when it was compiled first."""
+    """Time of its dispatch; None when it was compiled first."""
     ended: float
 
 

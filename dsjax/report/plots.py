@@ -229,7 +229,7 @@ def _draw_loss(axes: Axes, steps: np.ndarray, values: np.ndarray,
 
 
 def _tokens(when: str, events: list[dict[str, Any]]) -> str:
-    """What a mark stands for: when it was measured, and on how many held-out tokens."""
+    """Label a mark: when it was measured, and on how many held-out tokens."""
     count = events[-1].get("heldout_tokens") if events else None
     return f"{when}, on {count:,} tokens" if isinstance(count, int) else when
 

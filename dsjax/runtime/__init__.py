@@ -1,4 +1,4 @@
-"""Where a run meets a machine: every choice that depends on the hardware.
+"""Every choice of a run that depends on the hardware.
 
 Reading order: hardware (one table of chips, and the peak of this machine), precision (which
 products, by which kernel), backend (the one place that builds a Backend), header (what was chosen,

@@ -1,4 +1,4 @@
-"""What compilers are asked, for a run on its machine and for one compiled ahead: one table.
+"""Options of compilers, for a run on its machine and for one compiled ahead: one table.
 
 Each option stands with its reason. The compilers of other versions may not know one; it is then
 left out, and the header of a run or the plan says which were used.

@@ -52,5 +52,5 @@ def keep_memory() -> None:
 
 
 def is_glibc() -> bool:
-    """Whether memory is allocated by glibc, whose calls these are."""
+    """Return True if memory is allocated by glibc, whose calls these are."""
     return sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")

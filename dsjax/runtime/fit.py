@@ -127,12 +127,12 @@ def explained(run: RunConfig, mesh: Mesh | None, check: Check) -> Iterator[None]
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an error says that memory was asked for and not given."""
+    """Return True if an error says that memory was asked for and not given."""
     return isinstance(error, MemoryError) or bool(RAN_OUT.search(str(error)))
 
 
 def _here(mesh: Mesh | None) -> Room | None:
-    """What is free for this process's devices of a mesh."""
+    """Return the memory free on this process's devices of a mesh."""
     return free_memory.of(jax.local_devices()[:1] if mesh is None else mesh.local_devices)
 
 

@@ -29,7 +29,7 @@ class Room:
 
 
 def of(devices: Sequence[jax.Device]) -> Room | None:
-    """What is free for this process's devices of a kind; None where a device does not say."""
+    """Return the memory free on this process's devices of a kind; None if a device does not say."""
     first = devices[0]
     if first.platform == "cpu":
         found = host()
@@ -42,7 +42,7 @@ def of(devices: Sequence[jax.Device]) -> Room | None:
 
 
 def host(root: Path = Path("/")) -> Room | None:
-    """What this process can still be given; None where the system does not say.
+    """Return the memory this process can still be given; None where the system does not say.
 
     root: where its files are, for tests.
     """
@@ -51,7 +51,7 @@ def host(root: Path = Path("/")) -> Room | None:
 
 
 def _system(root: Path) -> Iterator[Room]:
-    """What the system could give without anyone else losing anything, and what it could swap."""
+    """Yield what the system has available without taking from others, free swap included."""
     said = {}
     for line in _read(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
@@ -62,7 +62,7 @@ def _system(root: Path) -> Iterator[Room]:
 
 
 def _groups(root: Path) -> Iterator[Room]:
-    """What each control group that this process is in, or those above, leaves it."""
+    """Yield what is left to this process in each of its control groups and of those above."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, inside = line.split(":", 2)
         is_second = not controllers
@@ -79,7 +79,7 @@ def _groups(root: Path) -> Iterator[Room]:
 
 
 def _group(folder: Path, limit: str, usage: str, prefix: str) -> Iterator[Room]:
-    """What a group has left; pages of files that were read count as used, and can be had."""
+    """Yield what a group has left, pages of files that can be reclaimed included."""
     most, used = _read(folder / limit).strip(), _read(folder / usage).strip()
     if most.isdecimal() and used.isdecimal() and int(most) < KEPT_FREE:
         stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
@@ -90,7 +90,7 @@ def _group(folder: Path, limit: str, usage: str, prefix: str) -> Iterator[Room]:
 
 
 def _own(root: Path) -> Iterator[Room]:
-    """What the limits of this process leave of its address space and its data."""
+    """Yield what the limits of this process leave of its address space and its data."""
     pages = _read(root / "proc/self/statm").split()
     for name, at, flag in (("RLIMIT_AS", 0, "v"), ("RLIMIT_DATA", 5, "d")):
         most = resource.getrlimit(getattr(resource, name))[0]

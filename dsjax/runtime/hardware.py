@@ -68,7 +68,7 @@ CHIPS = {
 
 
 OPERANDS: dict[str, Operand] = {"fp32": "float32", "bf16": "bfloat16", "fp8": "float8"}
-"""What the products of a run's precision read."""
+"""Operands of the products, by a run's precision."""
 
 
 def chip_of(device_kind: str) -> Chip | None:

@@ -61,7 +61,7 @@ class Training:
 
     @property
     def least(self) -> int:
-        """What a device surely needs."""
+        """Bytes that a device surely needs."""
         return sum(self.at_once.values())
 
 
@@ -75,7 +75,7 @@ class Serving:
 
 
 def training(run: RunConfig, mesh: Mesh | None = None) -> Training:
-    """What a device needs to train a run on a mesh; of one device where None."""
+    """Count the bytes that a device needs to train a run on a mesh; None is a single device."""
     specs = transformer.specs(run.model)
     held = _share(mesh, run.parallel.use_zero)
     masters, learnt = _sum(specs, lambda s: 4 * held(s)), _sum(specs, _of_learnt(held))
@@ -97,8 +97,10 @@ def training(run: RunConfig, mesh: Mesh | None = None) -> Training:
 
 def serving(model: ModelConfig, rows: int, context: int, *, weights: str = "float32",
             cache: str = "float32", depth: int = 0) -> Serving:
-    """What one device needs to decode `rows` rows of `context` positions, the last `depth` of the
-    MTP modules drafting. weights: float32, bfloat16, or fp8 as released."""
+    """Count the bytes that one device needs to decode `rows` rows of `context` positions.
+
+    depth: MTP modules that draft. weights: float32, bfloat16, or fp8 as released.
+    """
     specs = transformer.specs(model)
     specs = specs if depth else dataclasses.replace(specs, mtp=None)
     numbers = sum(math.prod(a.shape) for a in jax.tree.leaves(
@@ -136,7 +138,7 @@ def _sum(specs: Any, size: Callable[[Spec], int]) -> int:
 
 
 def _share(mesh: Mesh | None, use_zero: bool) -> Callable[[Spec], int]:
-    """How many numbers of a parameter rest on one device."""
+    """Return the function that counts the numbers of a parameter at rest on one device."""
     def held(spec: Spec) -> int:
         if mesh is None:
             return math.prod(spec.shape)

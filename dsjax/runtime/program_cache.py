@@ -90,7 +90,7 @@ def host() -> str:
 
 
 def describe() -> str:
-    """What the header of a run says."""
+    """Say in the header of a run where programs are kept, or why not."""
     import jax
 
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ def _files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is one zstd frame from its magic number to its last block (RFC 8878)."""
+    """Return True if a file is one whole zstd frame, magic number to last block (RFC 8878)."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(5)

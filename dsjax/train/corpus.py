@@ -1,4 +1,4 @@
-"""What a run reads, ready to be drawn from: a tokenizer, training rows and held-out rows."""
+"""Corpus of a run, ready to be drawn from: a tokenizer, training rows and held-out rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Corpus:
     tokens: Tokens
 
     def extra(self) -> dict[str, Any]:
-        """What every checkpoint keeps of this: whose words its weights know, and which text."""
+        """Return what every checkpoint keeps: fingerprints of the tokenizer and of the text."""
         return identity.extra(self.tokenizer, self.tokens)
 
 

@@ -71,7 +71,7 @@ class Fellows:
                 if other != self.mine and text != "done" and now - when > SILENCE_S]
 
     def failed(self) -> str | None:
-        """What another process that failed since the start left to be said."""
+        """Say which other process failed since the start, and why; None if none did."""
         for other in range(self.count):
             text = self._read(other)
             if other != self.mine and text.startswith(FAILED) and text != self._before[other]:
@@ -81,7 +81,7 @@ class Fellows:
         return None
 
     def sentence(self, gone: list[int]) -> str:
-        """What to say of processes that are gone."""
+        """Say that processes are gone, and how to go on."""
         one = f"process {gone[0]}" if len(gone) == 1 else f"processes {gone}"
         return (f"{one} of {self.count} cannot be heard any more, so process {self.mine} leaves; "
                 "the same command started again goes on from the newest checkpoint")
@@ -135,7 +135,7 @@ def watching(folder: Path) -> Iterator[None]:
 
 
 def agree(decide: Callable[[], str]) -> str:
-    """What the first process decides, in every process; where it refuses, all do with its words.
+    """Return the first process's decision in every process; refuse in all of them where it does.
 
     It stays a moment after it has refused: the others' words would be lost with the coordinator.
     """

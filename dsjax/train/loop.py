@@ -49,7 +49,7 @@ from dsjax.train.step import StepMetrics, TrainStep
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind."""
+    """Result of a run."""
 
     out: Path
     step: int

@@ -65,7 +65,7 @@ def check(run: RunConfig) -> None:
 
 
 def describe(run: RunConfig) -> str:
-    """What the header of a run says of its pipeline."""
+    """Describe a run's pipeline for its header."""
     program = compile_schedule(run)
     schedule = program.schedule
     layers = stage_work.share(run.model.layers, schedule.stages)

@@ -92,7 +92,7 @@ def _check_halves(run: RunConfig, rows: list[int]) -> None:
 
 
 def describe(run: RunConfig, backend: Backend, mesh: Mesh | None) -> dict[str, str]:
-    """What the header of a run says of its layout."""
+    """Describe a run's layout for its header."""
     count = jax.device_count()
     if mesh is None:
         return {"layout": f"one device of {count}"} if count > 1 else {}
@@ -127,7 +127,7 @@ def first_alone(work: Callable[[], Made]) -> Made:
 
 
 def state_shardings(run: RunConfig, mesh: Mesh) -> TrainState:
-    """Where each leaf of a run's state rests: masters and moments by the rules, counts whole."""
+    """Return the shardings of a run's state: masters and moments by the rules, counts whole."""
     specs = transformer.specs(run.model)
     by_name = dict(params.paths(
         rules.stored_shardings(specs, mesh, use_zero=run.parallel.use_zero)))

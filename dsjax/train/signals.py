@@ -1,4 +1,4 @@
-"""How a run is told to stop: SIGTERM or a first ctrl-C after the present step, a second at once.
+"""Signals that stop a run: SIGTERM or a first ctrl-C after the present step, a second at once.
 
 The second ends the process where it stands, as kill -9 would: threads that write a checkpoint, or
 wait for one, could neither be stopped nor joined in time. Nothing is lost that was whole: a
@@ -48,7 +48,7 @@ class Signals:
             console.file = former
 
     def is_told(self, done: int) -> bool:
-        """Whether to stop after `done` steps; the same answer in every process."""
+        """Return True to stop after `done` steps; the same answer in every process."""
         if jax.process_count() == 1 and self.lost is not None:
             return True
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(done):

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it is born."""
+"""State that a run carries from step to step, and how it is born."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from dsjax.train.state import TrainState, optimizer
 
 @struct.dataclass
 class StepMetrics:
-    """What one step reports; read by the host one step late, so that the device never waits."""
+    """Metrics of one step; read by the host one step late, so that the device never waits."""
 
     loss: Array  # [] all terms
     next_token: Array  # [] negative log-likelihood, nats a target

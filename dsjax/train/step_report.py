@@ -1,4 +1,4 @@
-"""What a step tells: its line in metrics.jsonl, and what of it a person is shown.
+"""Report of a step: its line in metrics.jsonl, and what of it a person is shown.
 
 One quantity has one name, in the file, on the display and in TensorBoard: `loss` is the next-token
 loss in nats a target, `total_loss` what the gradients are of: that, the MTP losses and the balance
@@ -24,7 +24,7 @@ from dsjax.train.step import StepMetrics
 
 HIDDEN = ("targets", "tokens", "accuracy", "balance", "mtp_accuracy", "total_loss",
           "max_vio_by_layer")
-"""What is written and not shown."""
+"""Names of metrics that are written and not shown."""
 
 
 def tick(speed: Throughput, run: RunConfig, ready: Ended) -> None:
@@ -36,7 +36,7 @@ def tick(speed: Throughput, run: RunConfig, ready: Ended) -> None:
 
 
 def event(run: RunConfig, step: int, m: StepMetrics) -> dict[str, Any]:
-    """What a step computed, by name; the same wherever and however fast it ran."""
+    """Collect what a step computed, by name; the same wherever and however fast it ran."""
     values: dict[str, Any] = {
         "loss": m.next_token,
         "accuracy": m.accuracy,
@@ -64,7 +64,7 @@ def event(run: RunConfig, step: int, m: StepMetrics) -> dict[str, Any]:
 
 
 def pace(run: RunConfig, speed: Throughput, peak: Peak | None) -> dict[str, float]:
-    """How fast the run goes, by the clock; nothing before it is known."""
+    """Return the speed of a run, by the clock; nothing before it is known."""
     if not math.isfinite(speed.tok_s):
         return {}
     found = {"tok_s": round(speed.tok_s, 1)}
@@ -74,12 +74,12 @@ def pace(run: RunConfig, speed: Throughput, peak: Peak | None) -> dict[str, floa
 
 
 def shown(values: dict[str, Any]) -> dict[str, Any]:
-    """What of an event a person is shown."""
+    """Return what of an event a person is shown."""
     return {name: value for name, value in values.items() if name not in HIDDEN}
 
 
 def of_the_model(run: RunConfig) -> dict[str, str]:
-    """What the header of a run says of its size."""
+    """Describe a run's size for its header."""
     sizes = count.count(run.model, run.train.seq_len)
     mtp = f", {sizes.params_mtp:,} more in MTP modules" if sizes.params_mtp else ""
     rows, length = run.train.batch_size, run.train.seq_len
@@ -91,7 +91,7 @@ def of_the_model(run: RunConfig) -> dict[str, str]:
 
 
 def of_the_corpus(run: RunConfig, corpus: Corpus) -> str:
-    """What a run says of its text once that is read: tokens, and how often it will see them."""
+    """Describe a run's text once it is read: tokens, and how often the run will see them."""
     reads = curriculum.tokens_after(run.train, run.train.steps)
     rows = len(corpus.train) * corpus.train.length
     return (f"corpus: {corpus.train_tokens:,} tokens to learn from; {run.train.steps:,} steps read "

@@ -1,4 +1,4 @@
-"""Which tokenizer a run reads with: the one its weights belong to, or one trained on its text.
+"""Tokenizer that a run reads with: the one its weights belong to, or one trained on its text.
 
 In this order: --data.tokenizer; of a run that goes on, its own; of one that starts from another's
 parameters, that one's, whose ids they know; else one is trained. A tokenizer.json that an abandoned

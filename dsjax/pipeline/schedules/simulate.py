@@ -1,4 +1,4 @@
-"""When every operation of a schedule runs, for given times: makespan, bubble, memory.
+"""Simulation of a schedule, for given times of operations: makespan, bubble, memory.
 
 Each rank works through its program and starts a cell when it is free and what the cell needs has
 arrived. A value takes `transfer` between two ranks and nothing within one; links never queue, and
@@ -34,7 +34,7 @@ SHORTEST, LONGEST = 1e-9, 1e9
 
 @dataclass(frozen=True)
 class Times:
-    """How long each kind takes on one stage, in any unit; a full backward is input + weight."""
+    """Duration of each kind on one stage, in any unit; a full backward is input + weight."""
 
     forward: float = 1
     """F of one microbatch."""
@@ -145,7 +145,7 @@ def simulate(schedule: Schedule, times: Times | None = None) -> Timeline:
 def _ready(
     schedule: Schedule, rank: int, cell: Cell, ended: dict[Result, float], transfer: float
 ) -> float | Result:
-    """When all that a cell needs has arrived, or the first result that does not exist yet."""
+    """Return the time when a cell's needs have arrived, or the first that does not exist yet."""
     ready: float = 0
     for op in cell:
         for result in schedule.needs(op):
@@ -166,7 +166,7 @@ def formula_bubble(schedule: Schedule, times: Times) -> float:
 
 
 def is_in_regime(schedule: Schedule, times: Times) -> bool:
-    """Whether the closed form of the bubble holds for these times (module docstring)."""
+    """Return True if the closed form of the bubble holds for these times (module docstring)."""
     F, B, W, BW = times.forward, times.input, times.weight, times.backward
     if times.transfer:
         return False

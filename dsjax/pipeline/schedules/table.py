@@ -23,7 +23,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What an operation computes; BW is B and W at once."""
+    """Kind of an operation; BW is B and W at once."""
 
     FORWARD = "F"
     INPUT = "B"
@@ -75,7 +75,7 @@ class Schedule:
 
     @property
     def copies(self) -> int:
-        """How many ranks hold each stage: 2 where the batch enters from both ends."""
+        """Ranks that hold each stage: 2 where the batch enters from both ends."""
         return len(self.home)
 
     @property
@@ -92,7 +92,7 @@ class Schedule:
         return self.home[self.direction(microbatch)][stage]
 
     def needs(self, op: Op) -> tuple[Result, ...]:
-        """What an operation waits for.
+        """Return the results that an operation waits for.
 
         F waits for F of the stage before; B and BW for the F here and B of the stage after; W for
         the B here.
@@ -109,7 +109,7 @@ class Schedule:
 
 
 def makes(op: Op) -> Result:
-    """What others can wait for once an operation has run; a BW makes the input-gradient too."""
+    """Return the result of an operation that others wait for; of a BW, the input-gradient."""
     kind = Kind.INPUT if op.kind is Kind.BACKWARD else op.kind
     return (kind, op.stage, op.microbatch)
 

@@ -14,7 +14,7 @@ from dsjax.pipeline.schedules.table import Kind, Op, Row, Schedule, Table, makes
 
 @dataclass(frozen=True)
 class Proof:
-    """What was checked: operations, dependencies, those of them that cross ranks; peak by rank."""
+    """Counts of what was checked: operations, dependencies, those across ranks; peak by rank."""
 
     certificate: Lockstep
     operations: int
