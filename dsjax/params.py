@@ -32,7 +32,7 @@ Role = Literal["", "embedding", "head", "norm", "attention", "ffn", "expert", "s
 class Spec:
     """One parameter before it exists: shape, logical axis of each dim, start value, role.
 
-    `is_product` marks the matrices of a Linear, which low precision may hold (V3 report sec. 3.3.1
+    `is_product` marks the matrices of a Linear, which may be quantized (V3 report sec. 3.3.1
     keeps embedding, head, router and norms high).
     """
 

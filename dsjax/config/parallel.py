@@ -33,8 +33,8 @@ class ParallelConfig:
     use_zero: bool = True
     """Cut masters and moments over `data` and `expert` too (ZeRO-1)."""
     headroom: float = 1.25
-    """Rows of an exchange over those of balanced routing; what exceeds them travels in another
-    round."""
+    """Capacity factor of an exchange: its rows over those of balanced routing; what exceeds them
+    travels in another round."""
     exchange: Literal["ragged", "padded"] = "ragged"
     """`ragged` sends filled rows only, on TPU and GPU; `padded` all of them, as a CPU always does
     (XLA's one-shot ragged exchange has crashed above 32 GPUs, openxla/xla#47283)."""

@@ -164,15 +164,15 @@ def ready(params: TransformerParams, cfg: ModelConfig,
     if backend.precision.casts_weights:
         specs = transformer.specs(cfg)
         quantize = functools.partial(quantized, specs=specs, backend=backend)
-        held = (quantize if backend.layout is ONE_DEVICE else jax.jit(quantize))(params)
-        params = numerics.attach(params, held, specs)
+        operands = (quantize if backend.layout is ONE_DEVICE else jax.jit(quantize))(params)
+        params = numerics.attach(params, operands, specs)
     return params, cfg
 
 
 def quantized(params: TransformerParams, specs: TransformerParams, backend: Backend) -> Any:
     """Quantize the matrices of every product, where a step uses them."""
-    held = numerics.quantize_weights(params, specs, backend.precision)
-    return backend.layout.gather_params(held, specs)
+    operands = numerics.quantize_weights(params, specs, backend.precision)
+    return backend.layout.gather_params(operands, specs)
 
 
 class _Rows:

@@ -32,7 +32,7 @@ Product = Callable[[Array, Array, Array, Array], Array]
 
 
 def machine(product: Product) -> MatmulImpl:
-    """The MatmulImpl that holds operands as codes and multiplies one device's own by a kernel."""
+    """The MatmulImpl that keeps operands as codes and multiplies one device's own by a kernel."""
 
     def multiply(a: Scaled, b: Scaled, sum_a: int, sum_b: int) -> Array:
         if a.codes.dtype != b.codes.dtype:  # kernels read operands of one format

@@ -27,7 +27,7 @@ from dsjax.numerics.scaled import Scaled
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A held operand as a matrix: parts side by side are columns, and tiles are numbered."""
+    """A quantized operand as a matrix: parts side by side are columns, and tiles are numbered."""
 
     codes: Array  # [..., rows, columns]
     scales: Array  # [..., tile rows, tile columns] float32

@@ -1,7 +1,7 @@
 """The three FP8 products of a Linear (V3 report sec. 3.3, figs. 6 and 7).
 
     Fprop  y  = x w       x in 1x128 tiles,   w in 128x128 blocks
-    Dgrad  dx = dy w^T    dy in 1x128 tiles,  w as held for Fprop
+    Dgrad  dx = dy w^T    dy in 1x128 tiles,  w as quantized for Fprop
     Wgrad  dw = x^T dy    both in 128x1 tiles
 
 x waits for the backward pass as its 1x128 codes; Wgrad requantizes from those. dy is quantized
@@ -65,7 +65,7 @@ class MatmulImpl:
     multiply: Callable[[Operand, Operand, int, int], Array]
     """a, b, the dim each sums over counted from the end -> float32; leading dims batched."""
     from_codes: Callable[[Scaled], Operand] = lambda q: decoded(q, value_dtype(q))
-    """Hold a weight that rests as codes."""
+    """Operand of a weight that rests as codes."""
     reference: MatmulImpl | None = None
     """The same for operands that XLA has cut over a mesh, where `multiply` is of one device's."""
 

@@ -1,7 +1,7 @@
 """The three products of a Linear, and their operands in each precision (V3 report sec. 3.3).
 
 A product is Fprop `y = x w`, Dgrad `dx = dy w^T` and Wgrad `dw = x^T dy`. A precision says how the
-operands are held, and each of the three reads held operands and returns float32 accumulations:
+operands are quantized; each of the three reads quantized operands and returns float32 sums:
 
     float32    operands as they are
     bfloat16   operands rounded to bfloat16, exact products, float32 sums
@@ -9,9 +9,9 @@ operands are held, and each of the three reads held operands and returns float32
 
 Layers never ask. They call `linear` or an expert product with a weight that is a plain array or a
 `Weight`: the float32 master, which receives the gradient, beside the form that products read,
-made once per optimizer step (`hold`, `attach`), not once per microbatch. Released FP8 weights may
-stay as they are, a `Scaled` in either place: products use the dequantized values, gradients flow
-through to the input, and the quantized weight has none.
+made once per optimizer step (`quantize_weights`, `attach`), not once per microbatch. Released FP8
+weights may stay as they are, a `Scaled` in either place: products use the dequantized values,
+gradients flow through to the input, and the quantized weight has none.
 
 Axes: M rows (tokens), K summed channels, N columns; E leads where experts are batched.
 """
@@ -75,7 +75,7 @@ class Precision:
 
 @struct.dataclass
 class Weight:
-    """A matrix inside a step: `master` receives the gradient, `held` is what products read."""
+    """A matrix inside a step: `master` receives the gradient, `held` is the quantized operand."""
 
     master: Array | Scaled
     held: Operand
@@ -128,7 +128,7 @@ BF16 = plain_precision("bf16", jnp.dtype(jnp.bfloat16))
 def quantize_weights(tree: params.Tree, specs: params.Tree, precision: Precision) -> params.Tree:
     """Make, once a step, the form that products read of every product matrix; None elsewhere.
 
-    Held matrices are [..., K, N]: dims that a product sums over are merged, so are its columns.
+    Quantized matrices are [..., K, N]: dims that a product sums over are merged, so are columns.
     """
 
     def make(spec: params.Spec, leaf: Array | Scaled) -> Operand:
@@ -141,13 +141,13 @@ def quantize_weights(tree: params.Tree, specs: params.Tree, precision: Precision
     return jax.tree.map(make, specs, tree, is_leaf=params.is_spec)
 
 
-def attach(tree: params.Tree, held: params.Tree, specs: params.Tree) -> params.Tree:
-    """Set each held form beside its float32 master, as a Weight; other leaves stay arrays."""
+def attach(tree: params.Tree, quantized: params.Tree, specs: params.Tree) -> params.Tree:
+    """Set each quantized form beside its float32 master, as a Weight; other leaves stay arrays."""
 
     def join(spec: params.Spec, leaf: Array | Scaled, form: Operand) -> Matrix:
         return Weight(leaf, form) if spec.is_product else leaf
 
-    return jax.tree.map(join, specs, tree, held, is_leaf=params.is_spec)
+    return jax.tree.map(join, specs, tree, quantized, is_leaf=params.is_spec)
 
 
 def as_matrix(w: Array, spec: params.Spec) -> Array:
@@ -156,7 +156,7 @@ def as_matrix(w: Array, spec: params.Spec) -> Array:
     return w.reshape(*w.shape[: spec.batch_dims], math.prod(w.shape[spec.batch_dims : split]), -1)
 
 
-def name(held: Operand, label: str) -> Operand:
+def name(operand: Operand, label: str) -> Operand:
     """Name what waits for the backward pass, so that a remat policy may keep it.
 
     8-bit arrays are named as bytes: `jax.checkpoint` passes floating-point residuals through
@@ -169,7 +169,7 @@ def name(held: Operand, label: str) -> Operand:
         codes = checkpoint_name(lax.bitcast_convert_type(a, jnp.uint8), label)
         return lax.bitcast_convert_type(codes, a.dtype)
 
-    return jax.tree.map(one, held)
+    return jax.tree.map(one, operand)
 
 
 def value(w: Matrix) -> Array:
@@ -186,15 +186,15 @@ def decoded(q: Scaled, dtype: DTypeLike) -> Array:
 
 def weight_of(w: Matrix, precision: Precision, batch_dims: int, contract_dims: int,
               parts: int = 1) -> tuple[Array, Operand]:
-    """A weight as products take it: the master [..., K, N] that a gradient goes to, and the held.
+    """Return a weight's master [..., K, N], which a gradient goes to, and its quantized operand.
 
     A Scaled has no gradient: zeros that nothing reads stand for its master.
     """
     master = w.master if isinstance(w, Weight) else w
     if isinstance(master, Scaled):
-        held = w.held if isinstance(w, Weight) else precision.from_codes(master)
+        operand = w.held if isinstance(w, Weight) else precision.from_codes(master)
         rows = master.shape[: batch_dims + 1]
-        return jnp.zeros((*rows, math.prod(master.shape[batch_dims + 1 :]))), held
+        return jnp.zeros((*rows, math.prod(master.shape[batch_dims + 1 :]))), operand
     split = batch_dims + contract_dims
     flat = master.reshape(*master.shape[:batch_dims],
                           math.prod(master.shape[batch_dims:split]), -1)

@@ -24,7 +24,7 @@ from dsjax.ops import buckets, swiglu
 from dsjax.ops.expert_mlp import ExpertMLP, MLPGrads
 
 TILE = 64  # rows of one overflow tile
-HEADROOM = 1.125  # C over the mean load
+HEADROOM = 1.125  # capacity factor: C over the mean load
 
 
 class Plan(NamedTuple):
@@ -79,7 +79,7 @@ class Operands(NamedTuple):
 
 
 def _capacity(assignments: int, experts: int) -> int:
-    """Rows of an expert in the batched part: the mean load with headroom, in eights."""
+    """Rows of an expert in the batched part: mean load times capacity factor, in eights."""
     return min(assignments, math.ceil(assignments / experts * HEADROOM / 8) * 8)
 
 

@@ -35,7 +35,7 @@ def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_d
     """
     per_token = experts.shape[1]
     chosen = [experts.reshape(-1)[a] for a in range(experts.size)]
-    gate_up, down = _held(w_gate_up, precision, parts=2), _held(w_down, precision)
+    gate_up, down = _quantized(w_gate_up, precision, parts=2), _quantized(w_down, precision)
     rows = [x[a // per_token][None] for a in range(experts.size)]
     hidden_in = _multiply(rows, gate_up, chosen, precision).astype(x.dtype)
     gate, up = jnp.split(hidden_in, 2, axis=-1)
@@ -44,28 +44,29 @@ def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_d
     return y.reshape(*experts.shape, -1).sum(axis=1)
 
 
-def _multiply(rows: list[Array], held: _Held, chosen: list[Array], precision: Precision) -> Array:
+def _multiply(rows: list[Array], quantized: _Quantized, chosen: list[Array],
+              precision: Precision) -> Array:
     """Each row [1, K] against its own expert's matrix [K, N] -> [A, N] float32."""
     outs = []
     for row, expert in zip(rows, chosen, strict=True):
         matrix = jax.tree.map(
-            lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), held.stacked
+            lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), quantized.stacked
         )
-        if held.is_resting:
+        if quantized.is_resting:
             matrix = precision.from_codes(matrix)
         outs.append(precision.fprop(precision.quantize_input(row), matrix))
     return jnp.concatenate(outs)
 
 
-class _Held(NamedTuple):
+class _Quantized(NamedTuple):
     """Stacked matrices [E, K, ...]: in the form that products read, or resting in 8 bits."""
 
     stacked: Operand
     is_resting: bool
 
 
-def _held(w: Matrix, precision: Precision, parts: int = 1) -> _Held:
-    """Stack the matrices to slice; of those that rest in 8 bits only the chosen are decoded."""
+def _quantized(w: Matrix, precision: Precision, parts: int = 1) -> _Quantized:
+    """Return the matrices to slice; of those that rest in 8 bits only the chosen are decoded."""
     if isinstance(w, Scaled):
-        return _Held(w, True)
-    return _Held(weight_of(w, precision, 1, 1, parts)[1], False)
+        return _Quantized(w, True)
+    return _Quantized(weight_of(w, precision, 1, 1, parts)[1], False)

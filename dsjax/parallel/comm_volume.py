@@ -1,9 +1,9 @@
 """Bytes that an exchange of tokens puts on each kind of link, counted from the choices themselves.
 
 Links within a node are fast, between nodes slow (V3 report sec. 3.2.2: NVLink 160 GB/s, InfiniBand
-50 GB/s). In one hop a token crosses once for each device of another node that holds any of its
-experts; in two hops once for each such node, to the device of the same place, and from there goes
-on within the node. With routing limited to M nodes a token is on at most M.
+50 GB/s). An all-to-all of one stage sends a token once to each device of another node that holds
+any of its experts; one of two stages once to each such node, to the device of the same place, and
+from there on within the node. With routing limited to M nodes a token is on at most M.
 
 Axes: T tokens in order of their devices, K experts per token, E experts in order of theirs.
 """
@@ -39,7 +39,7 @@ class Traffic:
         return {"slow": round(self.slow * each), "fast": round(self.fast * each)}
 
 
-def count(experts: np.ndarray, total: int, devices: int, nodes: int, hops: int) -> Traffic:
+def count(experts: np.ndarray, total: int, devices: int, nodes: int, stages: int) -> Traffic:
     """Count a layer's copies. experts [T, K] of `total`, on `devices` devices of `nodes` nodes."""
     tokens = experts.shape[0]
     own = np.arange(tokens) * devices // tokens
@@ -49,7 +49,7 @@ def count(experts: np.ndarray, total: int, devices: int, nodes: int, hops: int) 
     on_node = on_device.reshape(tokens, nodes, here)
     is_away = np.arange(nodes)[None] != (own // here)[:, None]
     visited = on_node.any(2)
-    if hops == 1:
+    if stages == 1:
         slow = (on_node & is_away[:, :, None]).sum()
         at_home = on_node & ~is_away[:, :, None]
         fast = at_home.sum() - on_device[np.arange(tokens), own].sum()

@@ -39,7 +39,7 @@ Tree = Any
 
 Inner = Callable[[Array, Array, Array, Tree, Tree], tuple[Array, Array]]
 """x [R, D], experts [R, K] counted from this device's first (out of range: elsewhere), weights
-[R, K], masters, held -> the weighted sums [R, D], extra rounds []."""
+[R, K], masters, quantized operands -> the weighted sums [R, D], extra rounds []."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,28 +89,28 @@ def make_copies(experts: Array, count: int, devices: int) -> Copies:
 
 
 def routed(stage: ExchangeStage, x: Array, experts: Array, weights: Array, masters: Tree,
-           held: Tree) -> tuple[Array, Array]:
+           quantized: Tree) -> tuple[Array, Array]:
     """The work of `stage.inner` for every token, done where its experts are; runs in a shard_map.
 
-    x [T, D], experts and weights [T, K]; masters receive gradients, held do not. Returns [T, D] and
-    how many rounds beyond the first were needed, the same number on every device.
+    x [T, D], experts and weights [T, K]; masters receive gradients, quantized operands do not.
+    Returns [T, D] and how many rounds beyond the first were needed, the same on every device.
     """
     if stage.devices == 1:
-        return _inner(stage)(x, experts, weights, masters, held)
+        return _inner(stage)(x, experts, weights, masters, quantized)
     copies = make_copies(experts, stage.experts, stage.devices)
     rounds = lax.pmax(-(-copies.sizes.max() // stage.rows), stage.axis.everywhere)
-    return _rounds(stage, x, weights, masters, held, copies, rounds)
+    return _rounds(stage, x, weights, masters, quantized, copies, rounds)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounds(stage: ExchangeStage, x: Array, weights: Array, masters: Tree, held: Tree,
+def _rounds(stage: ExchangeStage, x: Array, weights: Array, masters: Tree, quantized: Tree,
             copies: Copies, rounds: Array) -> tuple[Array, Array]:
-    return _rounds_forward(stage, x, weights, masters, held, copies, rounds)[0]
+    return _rounds_forward(stage, x, weights, masters, quantized, copies, rounds)[0]
 
 
-def _rounds_forward(stage, x, weights, masters, held, copies, rounds):
+def _rounds_forward(stage, x, weights, masters, quantized, copies, rounds):
     def run(r, x, weights, masters):
-        return _round(stage, r, x, weights, masters, held, copies)
+        return _round(stage, r, x, weights, masters, quantized, copies)
 
     y, pull, extra = jax.vjp(functools.partial(run, 0), x, weights, masters, has_aux=True)
 
@@ -120,18 +120,18 @@ def _rounds_forward(stage, x, weights, masters, held, copies, rounds):
         return r + 1, y + more, extra + inner_extra + 1.0
 
     _, y, extra = lax.while_loop(lambda s: s[0] < rounds, another, (jnp.int32(1), y, extra))
-    return (y, extra), (pull, x, weights, masters, held, copies, rounds)
+    return (y, extra), (pull, x, weights, masters, quantized, copies, rounds)
 
 
 def _rounds_backward(stage, saved, cotangents):
-    pull, x, weights, masters, held, copies, rounds = saved
+    pull, x, weights, masters, quantized, copies, rounds = saved
     dy, _ = cotangents
 
     def another(state):
         r, grads = state
 
         def run(x, weights, masters):
-            return _round(stage, r, x, weights, masters, held, copies)
+            return _round(stage, r, x, weights, masters, quantized, copies)
 
         again = jax.vjp(run, x, weights, masters, has_aux=True)[1]
         return r + 1, jax.tree.map(jnp.add, grads, again(dy))
@@ -144,7 +144,7 @@ _rounds.defvjp(_rounds_forward, _rounds_backward)
 
 
 def _round(stage: ExchangeStage, r: Array | int, x: Array, weights: Array, masters: Tree,
-           held: Tree, copies: Copies) -> tuple[Array, Array]:
+           quantized: Tree, copies: Copies) -> tuple[Array, Array]:
     """Rows r C to (r + 1) C of every part: out, worked on, and back."""
     axis, wire = stage.axis, stage.wire
     first = jnp.int32(r) * stage.rows
@@ -160,7 +160,7 @@ def _round(stage: ExchangeStage, r: Array | int, x: Array, weights: Array, maste
     mine = ids - lax.axis_index(axis.name) * (stage.experts // stage.devices)
     mine = jnp.where(ids >= 0, mine, -1)
     mine, w_rows = (checkpoint_name(a, "expert_input") for a in (mine, w_rows))
-    y_rows, extra = _inner(stage)(x_rows, mine, w_rows, masters, held)
+    y_rows, extra = _inner(stage)(x_rows, mine, w_rows, masters, quantized)
     y_rows = exchange.exchange_rows(axis, wire.back, wire.out, y_rows, received, sent)
     return _give(y_rows, token, slot), extra
 

@@ -2,8 +2,8 @@
 
     data    replicas; no layer talks over it, only gradients and ZeRO's gathers do
     fsdp    holders of a matrix's parts; one gather a layer
-    node    nodes that share the experts; one hop of a token (V3 report sec. 3.2.2)
-    expert  devices of a node that share its experts; the other hop
+    node    nodes that share the experts; one stage of the all-to-all (V3 report sec. 3.2.2)
+    expert  devices of a node that share its experts; the other stage
     pipe    ranks of a pipeline, neighbors in its order; only where a layout has one (pipeline.py)
 
 Every device holds whole rows of a batch, cut over all axes but `pipe`: attention never crosses a

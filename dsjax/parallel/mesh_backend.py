@@ -140,7 +140,7 @@ _whole.defvjp(lambda a, mesh: (_whole(a, mesh), None), lambda mesh, _, d: (d,))
 
 
 def _gather_params(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
-    """Bring parameters, or what is held of them, to where a step uses them."""
+    """Bring parameters, or their quantized form, to where a step uses them."""
 
     def one(spec: params.Spec, part: Tree) -> Tree:
         if isinstance(part, Array) and part.shape == spec.shape:
@@ -157,13 +157,13 @@ def _reduce_scatter_grads(tree: Tree, specs: Tree, mesh: Mesh, use_zero: bool) -
     return jax.tree.map(lax.with_sharding_constraint, tree, where)
 
 
-def rows_of_a_part(tokens: int, choices: float, devices: int, headroom: float) -> int:
+def rows_of_a_part(tokens: int, choices: float, devices: int, capacity_factor: float) -> int:
     """C: rows a pair of devices has room for, a little over what balanced routing sends.
 
     Of `tokens` with `choices` random choices each, a device gets 1 - (1 - 1/P)^choices.
     """
     balanced = tokens * (1 - (1 - 1 / devices) ** choices)
-    return max(1, min(tokens, math.ceil(balanced * headroom)))
+    return max(1, min(tokens, math.ceil(balanced * capacity_factor)))
 
 
 def exchange_stages(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEConfig,
@@ -186,10 +186,10 @@ def exchange_stages(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEC
     return ExchangeStage(across, nodes, moe.experts, arriving // nodes, wire, within)
 
 
-def _experts(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree, *,
+def _experts(x: Array, experts: Array, weights: Array, masters: Tree, quantized: Tree, *,
              mlp: ExpertMLP, assignments: int) -> tuple[Array, Array]:
     """The experts of this device on the rows that arrived."""
-    pair = [_together(m, h) for m, h in zip(masters, held, strict=True)]
+    pair = [_together(m, q) for m, q in zip(masters, quantized, strict=True)]
     here = min(assignments, experts.size)
     y = op.experts_batched(x, experts, weights, *pair, mlp=mlp, assignments=here)
     return y, jnp.zeros(())
@@ -199,7 +199,7 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
               mlp: ExpertMLP, *, mesh: Mesh, layout: ParallelConfig,
               model: ModelConfig) -> tuple[Array, Array]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
-    masters, held = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
+    masters, quantized = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
     moe = model.moe
     assert moe is not None, "only a mixture dispatches"
     specs = moe_specs(model.d_model, moe).experts
@@ -208,44 +208,45 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
     work = functools.partial(_experts, mlp=mlp, assignments=tokens * experts.shape[1])
     stage = exchange_stages(tokens, work, layout, moe, mlp.precision.wire)
 
-    def here(x: Array, experts: Array, weights: Array, masters: Tree, held: Tree):
+    def here(x: Array, experts: Array, weights: Array, masters: Tree, quantized: Tree):
         whole = tuple(_join(m, s) for m, s in zip(masters, used, strict=True))
-        varying = jax.tree.map(lambda a: lax.pcast(a, (DATA, FSDP), to="varying"), held)
+        varying = jax.tree.map(lambda a: lax.pcast(a, (DATA, FSDP), to="varying"), quantized)
         return expert.routed(stage, x, experts, weights, whole, varying)
 
     rows = PartitionSpec(AXES)
     return jax.shard_map(
         here, mesh=mesh, in_specs=(rows, rows, rows, used, PartitionSpec(EXPERTS)),
         out_specs=(rows, PartitionSpec()), check_vma=True,
-    )(x, experts, weights, masters, held)
+    )(x, experts, weights, masters, quantized)
 
 
 def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
                   mlp: ExpertMLP, *, layout: ParallelConfig,
                   moe: MoEConfig) -> tuple[Array, Array]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
-    masters, held = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
+    masters, quantized = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
     work = functools.partial(_experts, mlp=mlp, assignments=experts.size)
     stage = exchange_stages(x.shape[0], work, layout, moe, mlp.precision.wire)
-    return expert.routed(stage, x, experts, weights, masters, held)
+    return expert.routed(stage, x, experts, weights, masters, quantized)
 
 
 def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
-    """What receives a gradient, and what travels beside it: held, or a matrix at rest in 8 bits.
+    """Split a weight: the master with the gradient, and beside it the quantized operand if any.
 
-    A Scaled has no gradient. Its held form is made here, where all its tiles are whole.
+    A Scaled has no gradient. Its operand is made here, where all its tiles are whole, and goes
+    with its codes.
     """
-    master, held = (w.master, w.held) if isinstance(w, Weight) else (w, None)
+    master, quantized = (w.master, w.held) if isinstance(w, Weight) else (w, None)
     if not isinstance(master, Scaled):
-        return master, held
-    return None, Weight(master, precision.from_codes(master) if held is None else held)
+        return master, quantized
+    return None, Weight(master, precision.from_codes(master) if quantized is None else quantized)
 
 
-def _together(master: Array | None, held: Any) -> Matrix:
+def _together(master: Array | None, quantized: Any) -> Matrix:
     """Rejoin what `_apart` cut, for the experts' products."""
     if master is None:
-        return held
-    return master if held is None else Weight(master, held)
+        return quantized
+    return master if quantized is None else Weight(master, quantized)
 
 
 def _join(w: Array | None, used: PartitionSpec) -> Array | None:
@@ -272,6 +273,6 @@ def describe(tokens: int, layout: ParallelConfig, d_model: int, moe: MoEConfig, 
 
 
 def _nothing(x: Array, experts: Array, weights: Array, masters: Tree,
-             held: Tree) -> tuple[Array, Array]:
+             quantized: Tree) -> tuple[Array, Array]:
     """Work that is only described."""
     return x, jnp.zeros(())

@@ -70,11 +70,11 @@ def _weights(specs: Tree, mesh: Mesh, precision: Precision) -> int:
         if not spec.is_product or not precision.casts_weights:
             where = rules.used_shardings(spec, mesh)
             return math.prod(where.shard_shape(spec.shape)) * 4
-        held = jax.eval_shape(
+        quantized = jax.eval_shape(
             lambda w: precision.quantize_weight(numerics.as_matrix(w, spec), spec.parts), leaf)
         return sum(
             math.prod(rules.held_sharding(spec, a, mesh).shard_shape(a.shape)) * a.dtype.itemsize
-            for a in jax.tree.leaves(held))
+            for a in jax.tree.leaves(quantized))
 
     return sum(jax.tree.leaves(params.map_specs(one, specs)))
 

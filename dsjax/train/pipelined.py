@@ -91,13 +91,13 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
         if batch.routes is not None:
             raise ValueError("a pipeline does not take the routes of a batch; use pipe=1")
         specs, count = transformer.specs(run.model), run.train.microbatches
-        held = None
+        quantized = None
         if backend.precision.casts_weights:
-            held = precision.quantize_weights(p, specs, backend.precision)
-            held = backend.layout.gather_params(held, specs)
+            quantized = precision.quantize_weights(p, specs, backend.precision)
+            quantized = backend.layout.gather_params(quantized, specs)
         cut = step.microbatches(batch, count, backend)
         p = backend.layout.gather_params(p, specs)
-        found = executor.run(pipe, p, held, cut, objective)
+        found = executor.run(pipe, p, quantized, cut, objective)
         return backend.layout.reduce_scatter_grads(found.grads, specs), found.total, found.parts
 
     return gradients

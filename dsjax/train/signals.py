@@ -28,7 +28,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.lost: OSError | None = None
-        """Why the output cannot be written: its reader left, as `head` does; a disk is full."""
+        """Error of output that cannot be written: its reader left, as `head` does; a full disk."""
 
     def _note(self, number: int, _frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT:

@@ -109,14 +109,14 @@ def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: Run
               backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
     """Gradients of the whole batch's loss in float32, the loss, and its summed parts."""
     specs = transformer.specs(run.model)
-    held = None
+    quantized = None
     if backend.precision.casts_weights:
-        held = precision.quantize_weights(p, specs, backend.precision)
-        held = backend.layout.gather_params(held, specs)
+        quantized = precision.quantize_weights(p, specs, backend.precision)
+        quantized = backend.layout.gather_params(quantized, specs)
     p = backend.layout.gather_params(p, specs)
 
     def part_loss(p: TransformerParams, part: Batch) -> tuple[Array, LossParts]:
-        tree = p if held is None else precision.attach(p, held, specs)
+        tree = p if quantized is None else precision.attach(p, quantized, specs)
         return losses.loss(tree, part, objective, run.model, backend)
 
     def grad(p: TransformerParams, part: Batch) -> Any:

@@ -25,8 +25,8 @@ def test_e5m2_gradients_change_both_operands_of_the_gradient_and_nothing_else():
     whole, mine = gemm.FP8, ingredients.E5M2_GRADIENTS
     assert same(whole.quantize_for_fprop(X), mine.quantize_for_fprop(X))
     assert same(whole.quantize_weight(W), mine.quantize_weight(W))
-    for held, exact in (("by_row", X), ("by_column", X)):
-        coarse, fine = (np.asarray(getattr(p.quantize_grad(X), held), np.float64)
+    for operand, exact in (("by_row", X), ("by_column", X)):
+        coarse, fine = (np.asarray(getattr(p.quantize_grad(X), operand), np.float64)
                         for p in (mine, whole))
         relative = np.abs(coarse / np.asarray(exact, np.float64) - 1)
         assert np.median(relative) > 1.5 * np.median(np.abs(fine / np.asarray(exact) - 1))
@@ -46,9 +46,9 @@ def test_blocks_of_gradients_change_dgrad_s_operand_alone():
 
 def test_one_scale_a_tensor_loses_small_entries_that_tiles_keep():
     outlier = jnp.ones((256, 256)).at[0, 0].set(1e7)
-    for hold in ("quantize_for_fprop", "quantize_weight"):
-        kept = getattr(gemm.FP8, hold)(outlier)
-        lost = getattr(ingredients.PER_TENSOR, hold)(outlier)
+    for quantize in ("quantize_for_fprop", "quantize_weight"):
+        kept = getattr(gemm.FP8, quantize)(outlier)
+        lost = getattr(ingredients.PER_TENSOR, quantize)(outlier)
         assert np.all(kept[128:] == 1)
         assert not np.any(lost[128:])
 

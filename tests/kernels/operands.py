@@ -9,7 +9,7 @@ from dsjax.numerics.scaled import Scaled
 FPROP, DGRAD, WGRAD = (1, 2), (1, 1), (2, 2)  # the dims that a product sums over, from the end
 
 
-def held(seed, tile, *shape, dtype=E4M3.dtype):
+def quantized(seed, tile, *shape, dtype=E4M3.dtype):
     """Codes from -8 to 8 with scales from 1/4 to 4."""
     rng = np.random.default_rng(seed)
     first = len(shape) - len(tile)
@@ -22,10 +22,10 @@ def held(seed, tile, *shape, dtype=E4M3.dtype):
 def operands_of(product, m, k, n, lead=()):
     """Operands of a Linear's product, M rows, K in and N out: tokens, and weights or gradients."""
     if product == FPROP:
-        return held(1, (1, 128), *lead, m, k), held(2, (128, 128), *lead, k, n)
+        return quantized(1, (1, 128), *lead, m, k), quantized(2, (128, 128), *lead, k, n)
     if product == DGRAD:
-        return held(1, (1, 128), *lead, m, n), held(2, (128, 128), *lead, k, n)
-    return held(1, (128, 1), *lead, m, k), held(2, (128, 1), *lead, m, n)
+        return quantized(1, (1, 128), *lead, m, n), quantized(2, (128, 128), *lead, k, n)
+    return quantized(1, (128, 1), *lead, m, k), quantized(2, (128, 1), *lead, m, n)
 
 
 def plain(a, b, by_row, by_column):

@@ -28,9 +28,10 @@ def compiled(name, machine, kernel):
     mesh = Mesh(target.devices(found)[:1], ("x",))
 
     def placed(f, *shape):
-        held = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, jnp.float32))
+        quantized = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, jnp.float32))
         where = NamedSharding(mesh, PartitionSpec())
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), held)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), quantized)
 
     x, w = placed(precision.quantize_for_fprop, M, K), placed(precision.quantize_weight, K, N)
     turned, grad = placed(precision.quantize_for_wgrad, M, K), placed(precision.quantize_grad, M, N)

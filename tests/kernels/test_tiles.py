@@ -9,7 +9,7 @@ from dsjax.kernels import hopper, tiles, tpu
 from dsjax.numerics import codes
 from dsjax.numerics.formats import E5M2
 from dsjax.numerics.vary import varies
-from tests.kernels.operands import DGRAD, FPROP, WGRAD, held, operands_of, plain
+from tests.kernels.operands import DGRAD, FPROP, WGRAD, operands_of, plain, quantized
 
 
 @pytest.mark.parametrize("product", [FPROP, DGRAD, WGRAD], ids=["fprop", "dgrad", "wgrad"])
@@ -26,7 +26,7 @@ def test_what_is_read_makes_the_twin_s_product(product, sizes, lead):
 @pytest.mark.parametrize("hidden", [128, 70, 200])
 def test_parts_that_end_inside_a_tile_are_cut_there(hidden):
     """Gate and up side by side, tiled apart: Dgrad sums over both."""
-    a, b = held(1, (1, 128), 9, 2 * hidden), held(2, (128, 1, 128), 150, 2, hidden)
+    a, b = quantized(1, (1, 128), 9, 2 * hidden), quantized(2, (128, 1, 128), 150, 2, hidden)
     np.testing.assert_array_equal(
         tiles.multiplied(plain, a, b, *DGRAD), codes.multiply(a, b, *DGRAD))
 
@@ -35,7 +35,7 @@ def test_operands_of_two_formats_are_left_to_the_twin():
     def never(*_):
         raise AssertionError("a kernel was given two formats")
 
-    a, b = held(1, (1, 128), 4, 256, dtype=E5M2.dtype), held(2, (128, 128), 256, 8)
+    a, b = quantized(1, (1, 128), 4, 256, dtype=E5M2.dtype), quantized(2, (128, 128), 256, 8)
     actual = tiles.machine(never).multiply(a, b, *FPROP)
     np.testing.assert_array_equal(actual, codes.multiply(a, b, *FPROP))
 

@@ -50,9 +50,9 @@ def test_experts_with_gate_and_up_apart_are_the_emulated_ones(hidden):
         precision = gemm.precision(gemm.V3_1, machine)
 
         def f(x, gate_up, down, precision=precision):
-            held = (Weight(gate_up, precision.quantize_weight(gate_up.reshape(2, 136, -1), 2)),
-                    Weight(down, precision.quantize_weight(down)))
-            return experts_batched(x, experts, weights, *held, mlp=products_of(precision))
+            quantized = (Weight(gate_up, precision.quantize_weight(gate_up.reshape(2, 136, -1), 2)),
+                         Weight(down, precision.quantize_weight(down)))
+            return experts_batched(x, experts, weights, *quantized, mlp=products_of(precision))
 
         def pulled(dy, f=f):
             y, pull = jax.vjp(f, x, gate_up, down)
@@ -64,15 +64,15 @@ def test_experts_with_gate_and_up_apart_are_the_emulated_ones(hidden):
         assert jnp.linalg.norm(actual - expected) < 2e-3 * jnp.linalg.norm(expected)
 
 
-def test_operands_are_held_as_codes_and_multiplied_as_codes():
+def test_operands_are_quantized_to_codes_and_multiplied_as_codes():
     precision = gemm.precision(gemm.V3_1, codes.MATMUL)
     x, w = draw(7, 8, 256), precision.quantize_weight(draw(8, 256, 128))
     assert isinstance(w, Scaled)
     text = str(jax.make_jaxpr(lambda x: precision.fprop(precision.quantize_for_fprop(x), w))(x))
     dots = [line for line in text.splitlines() if "dot_general" in line]
     assert len(dots) == 2  # of 128 each
-    held = scaled.quantize(x, (1, 128), True)
-    jaxpr = jax.make_jaxpr(lambda h: codes.multiply(h, w, 1, 2))(held)
+    quantized = scaled.quantize(x, (1, 128), True)
+    jaxpr = jax.make_jaxpr(lambda q: codes.multiply(q, w, 1, 2))(quantized)
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             assert [v.aval.dtype for v in eqn.invars] == 2 * [jnp.float8_e4m3fn]

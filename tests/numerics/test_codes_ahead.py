@@ -68,9 +68,9 @@ def test_every_product_reads_8_bit_floats(target):
     platform, sharding, options = target
 
     def placed(f, *shape):
-        held = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, jnp.float32))
+        quantized = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, jnp.float32))
         return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), held)
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), quantized)
 
     x, w = placed(PRODUCTS.quantize_for_fprop, M, K), placed(PRODUCTS.quantize_weight, K, N)
     turned, grad = placed(PRODUCTS.quantize_for_wgrad, M, K), placed(PRODUCTS.quantize_grad, M, N)

@@ -25,7 +25,7 @@ def draw(seed, *shape):
     return (size * rng.standard_normal(shape)).astype(np.float32)
 
 
-def held(x, tile, ue8m0, form="e4m3"):
+def quantized(x, tile, ue8m0, form="e4m3"):
     values, scales = reference.quantize(x, tile, ue8m0, form)
     return spread(scales, tile, x.shape) * values
 
@@ -53,11 +53,11 @@ def test_each_product_reads_the_operands_that_the_report_names(recipe):
     x, w, dy = draw(0, M, K), draw(1, K, N), draw(2, M, N)
     y, dx, dw = three(gemm.precision(recipe), x, w, dy)
     ue8m0 = recipe.ue8m0
-    kept, w_held = held(x, ROWS, ue8m0), held(w, BLOCKS, ue8m0)
-    close(y, kept, w_held)
-    close(dx, held(dy, ROWS, ue8m0), w_held.T)
+    kept, w_quantized = quantized(x, ROWS, ue8m0), quantized(w, BLOCKS, ue8m0)
+    close(y, kept, w_quantized)
+    close(dx, quantized(dy, ROWS, ue8m0), w_quantized.T)
     # x waits in 1x128 tiles, and is quantized in 128x1 tiles from those.
-    close(dw, held(kept, COLUMNS, ue8m0).T, held(dy, COLUMNS, ue8m0))
+    close(dw, quantized(kept, COLUMNS, ue8m0).T, quantized(dy, COLUMNS, ue8m0))
 
 
 @RECIPES
@@ -65,14 +65,14 @@ def test_the_input_after_attention_waits_in_12_bits_with_powers_of_two(recipe):
     x, w, dy = draw(3, M, K), draw(4, K, N), draw(5, M, N)
     precision = gemm.precision(recipe).o_proj
     y, dx, dw = three(precision, x, w, dy)
-    kept = held(x, ROWS, True, "e5m6")
-    w_held = held(w, BLOCKS, recipe.ue8m0)
-    close(y, held(kept, ROWS, True), w_held)
-    close(dx, held(dy, ROWS, True), w_held.T)
-    close(dw, held(kept, COLUMNS, True).T, held(dy, COLUMNS, True))
+    kept = quantized(x, ROWS, True, "e5m6")
+    w_quantized = quantized(w, BLOCKS, recipe.ue8m0)
+    close(y, quantized(kept, ROWS, True), w_quantized)
+    close(dx, quantized(dy, ROWS, True), w_quantized.T)
+    close(dw, quantized(kept, COLUMNS, True).T, quantized(dy, COLUMNS, True))
     # Of 12-bit numbers 1 in 8 is the middle between two of 8 bits, and half of those came from the
     # other side of it: twice quantized is once quantized but for 1 in 16.
-    assert np.mean(held(kept, COLUMNS, True) != held(x, COLUMNS, True)) < 1 / 16 + 0.01
+    assert np.mean(quantized(kept, COLUMNS, True) != quantized(x, COLUMNS, True)) < 1 / 16 + 0.01
 
 
 @RECIPES
@@ -97,7 +97,7 @@ def test_errors_are_within_half_a_last_place_of_each_operand(recipe):
     by_row, by_block = error(x, ROWS), error(w, BLOCKS)
     assert np.all(inside(y - x_ @ w_, x, w, by_row, by_block))
     assert np.all(inside(dx - dy_ @ w_.T, dy, w.T, error(dy, ROWS), by_block.T))
-    kept = held(x, ROWS, ue8m0)
+    kept = quantized(x, ROWS, ue8m0)
     twice = by_row + error(kept, COLUMNS)
     assert np.all(inside(dw - x_.T @ dy_, x.T, dy, twice.T, error(dy, COLUMNS)))
     # Rounding is unbiased: the whole gradient is far closer than any entry's bound.
@@ -112,9 +112,9 @@ def test_experts_are_quantized_each_by_itself():
     grad = precision.quantize_grad(jnp.asarray(dy))
     d_w = precision.wgrad(precision.quantize_for_wgrad(x), grad)
     for e in range(3):
-        parts = [held(part, BLOCKS, True) for part in np.split(w[e], 2, axis=1)]
-        close(whole[e], held(x[e], ROWS, True), np.concatenate(parts, 1))  # gate and up apart
-        close(d_w[e], held(x[e], COLUMNS, True).T, held(dy[e], COLUMNS, True))
+        parts = [quantized(part, BLOCKS, True) for part in np.split(w[e], 2, axis=1)]
+        close(whole[e], quantized(x[e], ROWS, True), np.concatenate(parts, 1))  # gate and up apart
+        close(d_w[e], quantized(x[e], COLUMNS, True).T, quantized(dy[e], COLUMNS, True))
 
 
 def test_the_backward_pass_keeps_codes_with_scales_and_no_other_activation():
@@ -162,7 +162,7 @@ def test_zero_tiny_and_huge_operands_give_zero_or_the_right_size(recipe, size):
             assert np.linalg.norm(actual - expected) < 0.06 * np.linalg.norm(expected)
 
 
-def test_operands_read_back_as_they_were_held():
+def test_operands_read_back_as_they_were_quantized():
     x = jnp.asarray(draw(20, M, K))
     kept = gemm.FP8.quantize_input(x)
     assert isinstance(kept, Scaled)

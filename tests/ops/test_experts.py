@@ -127,17 +127,19 @@ def test_lower_precisions_round_operands_only(name, precision):
         close(actual, expected, 8 * eps)
 
 
-def test_held_weights_give_the_same_numbers_and_their_masters_the_gradients():
+def test_quantized_weights_give_the_same_numbers_and_their_masters_the_gradients():
     experts, operands, cotangent = inputs("7 experts, 5 tokens")
     x, weights, gate_up, down = (jnp.asarray(a, jnp.float32) for a in operands)
-    held = [Weight(w, BF16.quantize_weight(w.reshape(7, w.shape[1], -1))) for w in (gate_up, down)]
+    quantized = [
+        Weight(w, BF16.quantize_weight(w.reshape(7, w.shape[1], -1))) for w in (gate_up, down)
+    ]
 
     def f(x, weights, gate_up, down):
         return experts_batched(x, experts, weights, gate_up, down, mlp=products_of(BF16))
 
     cotangent = jnp.asarray(cotangent, jnp.float32)
     y, gradients = pulled(f, cotangent, x, weights, gate_up, down)
-    y_held, gradients_held = pulled(f, cotangent, x, weights, *held)
-    np.testing.assert_array_equal(y, y_held)
-    masters = [*gradients_held[:2], *(g.master for g in gradients_held[2:])]
+    y_quantized, gradients_quantized = pulled(f, cotangent, x, weights, *quantized)
+    np.testing.assert_array_equal(y, y_quantized)
+    masters = [*gradients_quantized[:2], *(g.master for g in gradients_quantized[2:])]
     jax.tree.map(np.testing.assert_array_equal, list(gradients), masters)

@@ -27,20 +27,20 @@ def test_written_out_experts_are_the_plain_ones(per_token):
         close(few, experts_plain(*arrays(per_token)), 1e-13)
 
 
-def test_held_weights_give_what_plain_ones_give():
+def test_quantized_weights_give_what_plain_ones_give():
     x, experts, weights, w_gate_up, w_down = (
         a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays(2)
     )
-    held = [
+    quantized = [
         Weight(w, BF16.quantize_weight(w.reshape(E, w.shape[1], -1))) for w in (w_gate_up, w_down)
     ]
     few = jax.jit(lambda *a: experts_few(*a, precision=BF16))
     np.testing.assert_array_equal(
-        few(x, experts, weights, *held), few(x, experts, weights, w_gate_up, w_down)
+        few(x, experts, weights, *quantized), few(x, experts, weights, w_gate_up, w_down)
     )
     # Operands of two products rounded to 8 bits: 2^-8 each, twice, of sums of some ten terms.
-    close(few(x, experts, weights, *held), experts_plain(x, experts, weights, w_gate_up, w_down),
-          10 * 2.0**-8)
+    close(few(x, experts, weights, *quantized),
+          experts_plain(x, experts, weights, w_gate_up, w_down), 10 * 2.0**-8)
 
 
 def test_few_means_fewer_assignments_than_experts_and_a_small_program():

@@ -1,5 +1,5 @@
-"""The three products of a Linear are those of their held operands, and the gradient belongs to the
-float32 master.
+"""The three products of a Linear are those of their quantized operands, and the gradient belongs to
+the float32 master.
 """
 
 import jax
@@ -62,7 +62,7 @@ def test_bfloat16_products_are_exact_products_of_rounded_operands(dtype):
 
 
 @pytest.mark.parametrize("precision", [FP32, BF16])
-def test_a_held_weight_gives_the_same_numbers_and_its_master_the_gradient(precision):
+def test_a_quantized_weight_gives_the_same_numbers_and_its_master_the_gradient(precision):
     x, w = (jnp.asarray(a, jnp.float32) for a in operands(3, (5, 2, 3), (2, 3, 4)))
     weight = Weight(w, precision.quantize_weight(w.reshape(6, 4)))
 
@@ -70,7 +70,7 @@ def test_a_held_weight_gives_the_same_numbers_and_its_master_the_gradient(precis
         return linear(x, w, 2, precision=precision)
 
     y, pull = jax.vjp(f, w)
-    y_held, pull_held = jax.vjp(f, weight)
-    np.testing.assert_array_equal(y, y_held)
-    np.testing.assert_array_equal(pull(y)[0], pull_held(y)[0].master)
-    assert not np.any(np.asarray(pull_held(y)[0].held, np.float32))
+    y_quantized, pull_quantized = jax.vjp(f, weight)
+    np.testing.assert_array_equal(y, y_quantized)
+    np.testing.assert_array_equal(pull(y)[0], pull_quantized(y)[0].master)
+    assert not np.any(np.asarray(pull_quantized(y)[0].held, np.float32))

@@ -1,4 +1,4 @@
-"""Two hops cross to each node once: at most M crossings a token, whatever its experts' devices."""
+"""Two stages cross to each node once: a token crosses M times at most, wherever its experts are."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ def experts():
     return np.stack([rng.choice(E, K, replace=False) for _ in range(DEVICES * 7)])
 
 
-def by_hand(experts, hops):
+def by_hand(experts, stages):
     slow = fast = 0
     for t, chosen in enumerate(experts):
         own = t // 7
         devices = {int(e) // (E // DEVICES) for e in chosen}
         nodes = {d // 2 for d in devices}
-        if hops == 1:
+        if stages == 1:
             slow += sum(d // 2 != own // 2 for d in devices)
             fast += sum(d // 2 == own // 2 and d != own for d in devices)
         else:
@@ -30,14 +30,14 @@ def by_hand(experts, hops):
     return slow / len(experts), fast / len(experts)
 
 
-@pytest.mark.parametrize("hops", [1, 2])
-def test_copies_are_those_of_a_loop_over_tokens(experts, hops):
-    found = count(experts, E, DEVICES, NODES, hops)
-    assert (found.slow, found.fast) == pytest.approx(by_hand(experts, hops))
+@pytest.mark.parametrize("stages", [1, 2])
+def test_copies_are_those_of_a_loop_over_tokens(experts, stages):
+    found = count(experts, E, DEVICES, NODES, stages)
+    assert (found.slow, found.fast) == pytest.approx(by_hand(experts, stages))
 
 
-def test_two_hops_cross_less_and_never_more_than_a_token_has_nodes(experts):
-    one, two = (count(experts, E, DEVICES, NODES, hops) for hops in (1, 2))
+def test_two_stages_cross_less_and_never_more_than_a_token_has_nodes(experts):
+    one, two = (count(experts, E, DEVICES, NODES, stages) for stages in (1, 2))
     assert two.slow < one.slow
     assert two.slow <= two.most_nodes <= NODES
 

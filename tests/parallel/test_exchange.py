@@ -66,7 +66,7 @@ def test_rows_travel_ragged_where_the_machine_can(x, platform, is_ragged, is_fou
     assert ("stablehlo.all_to_all" in text) != is_found
 
 
-def test_what_arrives_in_fp8_is_the_operand_that_one_device_would_hold(key):
+def test_what_arrives_in_fp8_is_the_operand_that_one_device_would_quantize(key):
     """Tiles and powers of two are those of the products, so rounding twice is rounding once.
 
     Codes are equal too, except where the largest of a tile rounds down to half the range: the

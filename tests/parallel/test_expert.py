@@ -1,4 +1,4 @@
-"""Experts over devices make what one device makes, whatever the rounds, hops and axes."""
+"""Experts over devices make what one device makes, whatever the rounds, stages and axes."""
 
 import dataclasses
 import functools

@@ -34,10 +34,11 @@ def test_a_kernel_s_products_are_each_device_s_own_rows_added_up(rows):
     mesh = make_mesh(layout)
     precision = gemm.precision(gemm.V3_1, tiles.machine(kernel))
     own = mesh_backend.own_rows(precision, mesh)
-    x = operands.held(1, (1, 128), rows, 200)
-    w = operands.held(2, (128, 128), 200, 136)
-    dy = gemm.Grad(operands.held(3, (1, 128), rows, 136), operands.held(4, (128, 1), rows, 136))
-    turned = operands.held(5, (128, 1), rows, 200)
+    x = operands.quantized(1, (1, 128), rows, 200)
+    w = operands.quantized(2, (128, 128), 200, 136)
+    dy = gemm.Grad(operands.quantized(3, (1, 128), rows, 136),
+                   operands.quantized(4, (128, 1), rows, 136))
+    turned = operands.quantized(5, (128, 1), rows, 200)
     on_rows = NamedSharding(mesh, PartitionSpec(AXES))
 
     def spread(tree):

@@ -136,11 +136,11 @@ def piped(case, attend=None):
     specs = transformer.specs(run.model)
 
     def take(p, batch):
-        held = None
+        quantized = None
         if case.precision != "fp32":
-            held = numerics.quantize_weights(p, specs, backend.precision)
+            quantized = numerics.quantize_weights(p, specs, backend.precision)
         cut = jax.tree.map(lambda a: a.reshape(case.microbatches, -1, T + 1), batch)
-        return executor.run(pipe, p, held, cut, step.objective_of(run, batch, jnp.int32(0)))
+        return executor.run(pipe, p, quantized, cut, step.objective_of(run, batch, jnp.int32(0)))
 
     out = jax.jit(take, compiler_options=QUICK)(start(run.model), batch_of(run.train.batch_size))
     return jax.device_get(out), program

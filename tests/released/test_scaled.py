@@ -26,7 +26,7 @@ SMALL = {"v3": dataclasses.replace(CFG, layers=2, mtp_depth=1), "v2": LITE}
 
 
 def exact(precision):
-    """FP8 products of weights that are held as the numbers they are."""
+    """FP8 products of weights that are not quantized."""
     return dataclasses.replace(precision, quantize_weight=lambda w, parts=1: w)
 
 
@@ -69,7 +69,7 @@ def test_bfloat16_products_read_them_rounded(released):
 
 
 def test_fp8_products_read_the_codes_and_not_new_ones(released):
-    """Against the same products whose weights are held as the exact numbers."""
+    """Against the same products whose weights are the exact numbers."""
     cfg, kept, wide = released
     ours = logits(kept, cfg, single(gemm.FP8))
     np.testing.assert_array_equal(ours, logits(wide, cfg, single(EXACT)))
@@ -125,6 +125,6 @@ def test_the_gradient_passes_through_a_kept_matrix():
 def test_power_of_two_scales_are_read_in_bfloat16_without_a_loss():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 2, 140)), jnp.float32)
     q = quantize(w, (128, 1, 128), ue8m0=True)
-    held = gemm.FP8.from_codes(q)
-    assert (held.shape, held.dtype) == ((130, 280), jnp.bfloat16)
-    np.testing.assert_array_equal(held.astype(jnp.float32), FP32.from_codes(q))
+    operand = gemm.FP8.from_codes(q)
+    assert (operand.shape, operand.dtype) == ((130, 280), jnp.bfloat16)
+    np.testing.assert_array_equal(operand.astype(jnp.float32), FP32.from_codes(q))

@@ -21,10 +21,10 @@ def test_weights_are_quantized_once_a_step_and_gradients_in_every_microbatch(mic
     run = RunConfig(name="fp8", model=MODEL, machine=MachineConfig(remat=remat),
                     train=TrainConfig(batch_size=4, seq_len=16, microbatches=microbatches),
                     precision=PrecisionConfig(matmul="fp8"))
-    held = []
+    quantized = []
 
     def quantize_weight(w, parts=1):
-        held.append(w.shape)
+        quantized.append(w.shape)
         return gemm.FP8.quantize_weight(w, parts)
 
     precision = dataclasses.replace(gemm.FP8, quantize_weight=quantize_weight)
@@ -34,6 +34,6 @@ def test_weights_are_quantized_once_a_step_and_gradients_in_every_microbatch(mic
     batch = Batch(tokens, tokens, jax.ShapeDtypeStruct((4, 17), jnp.float32))
     begun = jax.eval_shape(lambda: state.init(run, jax.random.key(0)))
     jax.eval_shape(step.make_train_step(run, backend), begun, batch)
-    # Tracing a microbatch would hold a weight again if a layer met one that is not held yet.
+    # Tracing a microbatch would quantize a weight again if a layer met one that is not yet.
     matrices = [s for s in jax.tree.leaves(transformer.specs(MODEL)) if s.is_product]
-    assert len(held) == len(matrices) > 10
+    assert len(quantized) == len(matrices) > 10

@@ -31,7 +31,7 @@ class Layouts:
 class Links:
     """Count what dispatch and combine put on slow links (between nodes) and fast ones (within).
 
-    Random tokens are routed over the experts of a config, in one hop and in two.
+    Random tokens are routed over the experts of a config, by an all-to-all of one stage and of two.
     """
 
     config: Annotated[str, Word("[CONFIG]")] = "deepseek_v3"
@@ -43,7 +43,7 @@ class Links:
     tokens: int = 16384
     """Tokens that are routed."""
     json: bool = False
-    """Print one JSON line a number of hops."""
+    """Print one JSON line for each number of stages (`hops`)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes of nothing."""
@@ -85,7 +85,7 @@ def count(args: Links) -> int:
         if args.json:
             print(to_json(row))
         else:
-            print(f"{row['hops']} hop{'s' if row['hops'] > 1 else ' '}: a token is on at most "
+            print(f"{row['hops']} stage{'s' if row['hops'] > 1 else ' '}: a token is on at most "
                   f"{row['most_nodes']} nodes, {row['slow_copies']:.2f} copies over slow links "
                   f"({row['slow_bytes']:,} bytes), {row['fast_copies']:.2f} over fast ones "
                   f"({row['fast_bytes']:,} bytes)")
@@ -93,7 +93,7 @@ def count(args: Links) -> int:
 
 
 def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str, Any]]:
-    """Copies and bytes a token and layer, forward, in one hop and in two; FP8 out, bf16 back."""
+    """Copies and bytes a token and layer, forward, in one stage and two; FP8 out, bf16 back."""
     import jax
     import numpy as np
 
@@ -109,10 +109,10 @@ def traffic(config: str, devices: int, nodes: int, tokens: int) -> list[dict[str
     affinity = jax.random.uniform(jax.random.key(0), (1, tokens, model.moe.experts))
     chosen = jax.lax.top_k(open_groups(affinity, model.moe), model.moe.experts_per_token)[1]
     rows = []
-    for hops in (1, 2):
-        found = links.count(np.asarray(chosen[0]), model.moe.experts, devices, nodes, hops)
+    for stages in (1, 2):
+        found = links.count(np.asarray(chosen[0]), model.moe.experts, devices, nodes, stages)
         size = found.bytes(FP8_WIRE, model.d_model, model.moe.experts_per_token, 2)
-        rows.append({"hops": hops, "most_nodes": found.most_nodes, "slow_copies": found.slow,
+        rows.append({"hops": stages, "most_nodes": found.most_nodes, "slow_copies": found.slow,
                      "fast_copies": found.fast, "slow_bytes": size["slow"],
                      "fast_bytes": size["fast"]})
     return rows
