@@ -10,10 +10,13 @@ them but the platform and XLA's patience: they see the machine as a user's proce
 import ctypes
 import gc
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+# A shell's background job ignores ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices on two busy cores: a collective may wait long for its slowest member.
 PATIENCE = ("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
