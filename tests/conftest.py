@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# A shell's background job ignores ctrl-C, and so would the processes that tests start and interrupt.
+# A shell's background job ignores ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices on two busy cores: a collective may wait long for its slowest member.
