@@ -19,6 +19,7 @@ from flax import struct
 from jax import Array
 
 from dsjax.config.model import ModelConfig
+from dsjax.infer.penalties import Text, penalized
 from dsjax.infer.sample import SamplingParams, probs, sample
 from dsjax.layers.backend import Backend
 from dsjax.layers.cache import Cache, Kept
@@ -43,6 +44,7 @@ class State:
     tokens: Array  # [B, S] prompt and continuation; beyond `newest` only drafts or nothing
     newest: Array  # [B] position of the newest token; the cache holds every earlier one
     keys: Array  # [B] as in Prompts
+    prompt_len: Array  # [B]
     sampling: SamplingParams
     cache: ModelCache
     recent: Array  # [B, W, D] the main model's hidden states before `newest`, after the final norm
@@ -55,6 +57,7 @@ class Emitted:
 
     tokens: Array  # [B, J+1]
     count: Array  # [B], from 1 to J+1
+    logits: Array | None  # [B, J+1, V] of which they were chosen, before any penalty
 
 
 def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend: Backend,
@@ -69,12 +72,15 @@ def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend
     main = transformer.hidden(p, tokens, segments, cfg, backend, is_kept=True)
     row = jnp.arange(tokens.shape[0])
     last = main.x[row, lengths - 1]
-    first = next_tokens(transformer.head(p, last), prompts.keys, lengths, prompts.sampling)
+    text = Text(tokens, lengths, lengths[:, None] - 1)
+    _, targets = distributions(p, last[:, None], text, prompts.sampling)
+    first = sample(keys_at(prompts.keys, lengths), targets[:, 0], prompts.sampling)
     recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
     state = State(
         tokens=_fit(tokens, max_len).at[row, lengths].set(first),
         newest=lengths,
         keys=prompts.keys,
+        prompt_len=lengths,
         sampling=prompts.sampling,
         cache=transformer.make_cache(main, max_len, backend),
         recent=main.x[row[:, None], jnp.maximum(recent, 0)],
@@ -104,9 +110,11 @@ def keys_at(keys: Array, positions: Array) -> Array:
     return jax.vmap(jax.random.fold_in)(keys, positions)
 
 
-def next_tokens(logits: Array, keys: Array, positions: Array, sampling: SamplingParams) -> Array:
-    """Choose each row's token at a position. logits [B, V], keys, positions [B] -> [B]."""
-    return sample(keys_at(keys, positions), probs(logits, sampling), sampling)
+def distributions(p: TransformerParams, x: Array, text: Text,
+                  sampling: SamplingParams) -> tuple[Array, Array]:
+    """Logits and distributions [B, T, V] of the token after each of `text.upto`. x [B, T, D]."""
+    logits = transformer.head(p, x)
+    return logits, probs(penalized(logits, text, sampling), sampling)
 
 
 def step(p: TransformerParams, state: State, cfg: ModelConfig,
@@ -117,14 +125,16 @@ def step(p: TransformerParams, state: State, cfg: ModelConfig,
     x, cache = transformer.hidden_cached(
         p, token[:, None], position[:, None], state.cache, cfg, backend
     )
-    chosen = next_tokens(transformer.head(p, x[:, 0]), state.keys, position + 1, state.sampling)
+    text = Text(state.tokens, state.prompt_len, position[:, None])
+    logits, targets = distributions(p, x, text, state.sampling)
+    chosen = sample(keys_at(state.keys, position + 1), targets[:, 0], state.sampling)
     state = dataclasses.replace(
         state,
         tokens=state.tokens.at[row, position + 1].set(chosen),
         newest=position + 1,
         cache=cache,
     )
-    return state, Emitted(chosen[:, None], jnp.ones_like(position))
+    return state, Emitted(chosen[:, None], jnp.ones_like(position), logits)
 
 
 def cache_bytes_per_token(cfg: ModelConfig, backend: Backend, depth: int = 0) -> int:

@@ -5,6 +5,7 @@ Compiling apart from running lets a report tell tokens per second from seconds o
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -33,7 +34,8 @@ def advance(p: TransformerParams, state: State, *, cfg: ModelConfig, backend: Ba
     one = speculative.speculative_round if state.mtp else decode.step
 
     def body(state: State, _: None) -> tuple[State, Emitted]:
-        return one(p, state, cfg, backend)
+        state, emitted = one(p, state, cfg, backend)
+        return state, dataclasses.replace(emitted, logits=None)
 
     state, emitted = lax.scan(body, state, length=steps)
     return state, jax.tree.map(lambda a: backend.layout.constrain(a, (None,) * a.ndim), emitted)

@@ -5,7 +5,7 @@ exactly the distribution that plain decoding draws from. Greedy is the one-hot d
 best token (the lowest id among equals). What a row asks for is a number in an array, not a part of
 the program: another temperature compiles nothing, and greedy and sampled rows share a batch. Only
 the kind of work is compiled: a batch that is greedy throughout has no draws in its program, and one
-without a top_p below 1 no sort.
+that keeps all tokens no sort.
 
 Axes: B rows, V vocabulary.
 """
@@ -45,6 +45,17 @@ class Sampling:
     """Row r's token at position i depends on seed, r and i only."""
     vocab: int | None = None
     """Ids from here on are never chosen (a tokenizer smaller than the head); None allows all."""
+    top_k: int | None = None
+    """Keep so many of the likeliest tokens, before `top_p`; None keeps all."""
+    min_p: float = 0.0
+    """Keep tokens that have at least this share of the likeliest one's probability."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that the continuation holds."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit as many times as the continuation holds it."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens of the prompt and continuation are divided by it, negative ones multiplied.
+    """
 
     def __post_init__(self) -> None:
         """Refuse distributions that do not exist."""
@@ -64,10 +75,38 @@ class Sampling:
         seed_in_range(self.seed, "seed=")
         if self.vocab is not None and self.vocab < 1:
             raise UserError(f"vocab={self.vocab} leaves no token to choose; use at least 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k={self.top_k} leaves no token to choose; use at least 1, or "
+                            "leave it out to keep all")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p={self.min_p} is not a share of the likeliest token's "
+                            "probability; use 0 to 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -MOST_PENALTY <= getattr(self, name) <= MOST_PENALTY:
+                raise UserError(f"{name}={getattr(self, name)} is out of range; use "
+                                f"-{MOST_PENALTY} to {MOST_PENALTY}")
+        if not 0 < self.repetition_penalty <= MOST_PENALTY:
+            raise UserError(f"repetition_penalty={self.repetition_penalty} is out of range; use "
+                            f"above 0 up to {MOST_PENALTY}, 1 for none")
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether some tokens of a softmax are left out."""
+        return bool(self.temperature) and (
+            self.top_p < 1 or self.top_k is not None or self.min_p > 0)
+
+    @property
+    def is_penalized(self) -> bool:
+        """Whether logits depend on the tokens before."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
-Work = Literal["greedy", "softmax", "nucleus"]
-"""The most that a row of a batch asks for; each can do what those before it do."""
+MOST_PENALTY = 100
+
+
+Work = Literal["greedy", "softmax", "cut", "any"]
+"""The most that a row of a batch asks for; each can do what those before it do. `any` also has
+penalties, and looks at each batch as it runs: work that no row asks for is passed over."""
 
 
 @struct.dataclass
@@ -77,6 +116,9 @@ class SamplingParams:
     temperature: Array  # [B] times `scale`; 0 is greedy
     scale: Array  # [B] a power of two that keeps logits / temperature within their dtype's range
     top_p: Array  # [B]; 1 keeps all
+    top_k: Array  # [B] int32
+    min_p: Array  # [B]
+    penalties: Array  # [B, 3] presence, frequency, repetition
     vocab: Array  # [B] int32
     work: Work = struct.field(pytree_node=False)  # compiled into programs
 
@@ -98,17 +140,26 @@ def sampling_params(rows: Sequence[Sampling], work: Work | None = None) -> Sampl
             temperature[i] = min(max(temperature[i], float(info.smallest_normal)), float(info.max))
     sampled = [row for row in rows if row.temperature]
     if work is None:
-        is_cut = any(row.top_p < 1 for row in sampled)
-        work = "nucleus" if is_cut else "softmax" if sampled else "greedy"
-    no_limit = np.iinfo(np.int32).max
+        is_cut = any(row.is_cut for row in rows)
+        work = "cut" if is_cut else "softmax" if sampled else "greedy"
+        work = "any" if any(row.is_penalized for row in rows) else work
+    penalties = [(row.presence_penalty, row.frequency_penalty, row.repetition_penalty)
+                 for row in rows]
     return SamplingParams(
         temperature=jnp.asarray(temperature, dtype),
         scale=jnp.asarray(scale, dtype),
         top_p=jnp.asarray([row.top_p for row in rows], dtype),
-        vocab=jnp.asarray([no_limit if row.vocab is None else min(row.vocab, no_limit)
-                           for row in rows], jnp.int32),
+        top_k=_limits([row.top_k for row in rows]),
+        min_p=jnp.asarray([row.min_p for row in rows], dtype),
+        penalties=jnp.asarray(np.reshape(penalties, (len(rows), 3)), dtype),
+        vocab=_limits([row.vocab for row in rows]),
         work=work,
     )
+
+
+def _limits(limits: Sequence[int | None]) -> Array:
+    most = np.iinfo(np.int32).max
+    return jnp.asarray([most if n is None else min(n, most) for n in limits], jnp.int32)
 
 
 def probs(logits: Array, sampling: SamplingParams) -> Array:
@@ -127,8 +178,16 @@ def probs(logits: Array, sampling: SamplingParams) -> Array:
     made = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
     if sampling.work != "greedy":
         soft = _softmax(logits, best, by_row)
-        if sampling.work == "nucleus":
-            soft = jnp.where(by_row.top_p < 1, nucleus(soft, by_row.top_p), soft)
+        is_cut = (by_row.top_p < 1) | (by_row.top_k < logits.shape[-1]) | (by_row.min_p > 0)
+        is_cut &= by_row.temperature > 0
+
+        def cut_rows(soft: Array) -> Array:
+            return jnp.where(is_cut, cut(soft, by_row.top_p, by_row.top_k, by_row.min_p), soft)
+
+        if sampling.work == "cut":
+            soft = cut_rows(soft)
+        elif sampling.work == "any":
+            soft = lax.cond(is_cut.any(), cut_rows, lambda soft: soft, soft)
         made = jnp.where(by_row.temperature == 0, made, soft)
     return jnp.where(exists, made, jnp.nan)
 
@@ -146,24 +205,35 @@ def _softmax(logits: Array, best: Array, by_row: SamplingParams) -> Array:
     return mass / mass.sum(axis=-1, keepdims=True)
 
 
-def nucleus(probs: Array, top_p: ArrayLike) -> Array:
-    """Keep the smallest set of likeliest tokens with mass >= top_p, and normalize it.
+def cut(probs: Array, top_p: ArrayLike, top_k: ArrayLike, min_p: ArrayLike) -> Array:
+    """Keep the likeliest tokens, and normalize: `top_k` of them, of which the nucleus, above min_p.
 
-    probs [..., V], top_p [..., 1]. The token that crosses top_p is kept, so at least one is; equals
-    are taken by lowest id. Mass is summed in float32, so a set that reaches top_p to within
-    rounding may keep one token more.
+    probs [..., V], the others [..., 1] or numbers. The nucleus is the smallest set of the likeliest
+    with `top_p` of the mass that top_k left. The token that crosses top_p is kept, so at least one
+    is; equals are taken by lowest id. Mass is summed in float32, so a set that reaches top_p to
+    within rounding may keep one token more.
     """
     flat = probs.reshape(-1, probs.shape[-1])
-    share = jnp.broadcast_to(top_p, (*probs.shape[:-1], 1)).reshape(-1, 1).astype(probs.dtype)
+    top_p, top_k, min_p = (
+        jnp.broadcast_to(jnp.asarray(a), (*probs.shape[:-1], 1)).reshape(-1, 1)
+        for a in (top_p, top_k, min_p))
     order = jnp.argsort(-flat, axis=-1, stable=True)
     ranked = jnp.take_along_axis(flat, order, axis=-1)
-    mass = jnp.cumsum(ranked, axis=-1)
+    rank = jnp.arange(flat.shape[1])[None]
+    mass = jnp.cumsum(jnp.where(rank < top_k, ranked, 0.0), axis=-1)
     mass_before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
-    is_first = jnp.arange(flat.shape[1])[None] == 0  # whatever top_p rounds to
+    whole = jnp.where(top_k < flat.shape[1], mass[:, -1:], 1.0)
+    is_kept = (mass_before < top_p.astype(flat.dtype) * whole) | (top_p >= 1)
+    is_kept &= (rank < top_k) & (ranked >= min_p.astype(flat.dtype) * ranked[:, :1])
+    is_kept |= rank == 0  # whatever the numbers round to
     row = jnp.arange(flat.shape[0])[:, None]
-    is_kept = is_first | (mass_before < share)
     kept = jnp.zeros_like(flat).at[row, order].set(jnp.where(is_kept, ranked, 0.0))
     return (kept / kept.sum(axis=-1, keepdims=True)).reshape(probs.shape)
+
+
+def nucleus(probs: Array, top_p: ArrayLike) -> Array:
+    """Keep the smallest set of likeliest tokens with mass >= top_p. probs [..., V]."""
+    return cut(probs, top_p, probs.shape[-1], 0.0)
 
 
 NONE = -1
@@ -188,4 +258,10 @@ def sample(keys: Array, probs: Array, sampling: SamplingParams) -> Array:
     best = jnp.where(jnp.isnan(probs).any(axis=-1), NONE, best)
     if sampling.work == "greedy":
         return best
-    return jnp.where(sampling.temperature == 0, best, jax.vmap(draw)(keys, probs))
+
+    def drawn(probs: Array) -> Array:
+        return jnp.where(sampling.temperature == 0, best, jax.vmap(draw)(keys, probs))
+
+    if sampling.work == "any":
+        return lax.cond((sampling.temperature > 0).any(), drawn, lambda probs: best, probs)
+    return drawn(probs)

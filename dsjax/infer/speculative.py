@@ -29,8 +29,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from dsjax.config.model import ModelConfig
-from dsjax.infer.decode import Emitted, State, keys_at
-from dsjax.infer.sample import draw, probs, sample
+from dsjax.infer.decode import Emitted, State, distributions, keys_at
+from dsjax.infer.penalties import Text
+from dsjax.infer.sample import draw, sample
 from dsjax.layers.backend import Backend
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import TransformerParams
@@ -48,12 +49,13 @@ def speculative_round(p: TransformerParams, state: State, cfg: ModelConfig,
     positions = state.newest[:, None] + jnp.arange(depth + 1, dtype=jnp.int32)[None]
     tokens = state.tokens[row, positions]
     x, cache = transformer.hidden_cached(p, tokens, positions, state.cache, cfg, backend)
-    targets = probs(transformer.head(p, x), state.sampling)
+    text = Text(state.tokens, state.prompt_len, positions)
+    logits, targets = distributions(p, x, text, state.sampling)
     accepted, extra = jax.vmap(verify)(verify_keys, targets, drafts, tokens[:, 1:])
 
     kept = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     is_extra = jnp.arange(depth + 1, dtype=jnp.int32)[None] == accepted[:, None]
-    emitted = Emitted(jnp.where(is_extra, extra[:, None], kept), accepted + 1)
+    emitted = Emitted(jnp.where(is_extra, extra[:, None], kept), accepted + 1, logits)
     window = accepted[:, None] + 1 + jnp.arange(2 * depth, dtype=jnp.int32)[None]
     state = dataclasses.replace(
         state,
@@ -82,7 +84,10 @@ def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig,
         previous, past = mtp.hidden_cached(
             mtp.module(p.mtp, k - 1), previous, embedded, positions, state.mtp[k - 1], cfg, backend
         )
-        drafts.append(probs(transformer.head(p, previous[:, -1]), state.sampling))
+        # nothing is known before a text's first token: every token is as likely a draft
+        previous = jnp.where(state.newest[:, None, None] > 0, previous, 0.0)
+        text = Text(tokens, state.prompt_len, state.newest[:, None] + k - 1)
+        drafts.append(distributions(p, previous[:, -1:], text, state.sampling)[1][:, 0])
         drafted = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, k), drafts[-1],
                          state.sampling)
         tokens = tokens.at[row, state.newest + k].set(drafted)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import pytest
 
 from dsjax.infer import Options, Sampling, generate
@@ -11,22 +10,7 @@ from tests import agreement
 
 CFG = dataclasses.replace(agreement.TINY, layers=1, dense_layers=1, moe=None, mtp_depth=1,
                           attention=agreement.GQA)
-COMPILED = "/jax/core/compile/backend_compile_duration"
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8]]
-
-
-@pytest.fixture
-def compiles():
-    """Programs that were compiled since."""
-    seen = []
-
-    def listen(event, seconds, **_):
-        if event == COMPILED:
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("is_drafting", [False, True])
