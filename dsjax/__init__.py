@@ -12,7 +12,7 @@ Rooms from the ground up; imports go down only (tests/test_architecture.py holds
     6   runtime, pipeline            what depends on the machine; schedules and their executor
         checkpoint, released         trees to disk; released checkpoints in and out
     7   infer, report, weights       the sampler; metrics, display and plots; one way in for weights
-    8   evaluate                     scores of a model on text that was held out
+    8   evaluate, serve              scores on text that was held out; the engine's HTTP door
     9   train                        state, step, loop, resume
     10  plan, interop                needs of a run, by compiling it; the seam to Flax NNX
     11  cli                          the `dsjax` command, one subcommand a file

@@ -22,6 +22,10 @@ class UserError(ValueError):
     """Bad input: a sentence with cause, values and remedy; the CLI prints it and exits with 2."""
 
 
+class QueueFullError(UserError):
+    """More wait than are taken; the same request may be served later."""
+
+
 def printable(text: object) -> str:
     r"""Return a text with characters that a terminal would obey written out, as `\x1b`."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))

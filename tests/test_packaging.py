@@ -27,7 +27,8 @@ def test_only_dsjax_is_at_the_top(built):
 
 def test_every_module_config_and_corpus_file_is_there(built):
     kept = {p.relative_to(ROOT) for p in (ROOT / "dsjax").rglob("*.py")}
-    kept |= {Path("dsjax/py.typed"), Path("dsjax/data/corpus/shakespeare.txt.xz")}
+    kept |= {Path("dsjax/py.typed"), Path("dsjax/data/corpus/shakespeare.txt.xz"),
+             Path("dsjax/serve/page.html")}
     kept |= {Path("dsjax") / p.relative_to(ROOT) for p in (ROOT / "configs").glob("*.py")}
     assert kept <= {p.relative_to(built) for p in built.rglob("*")}
 

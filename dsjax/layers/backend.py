@@ -18,7 +18,7 @@ from dsjax.layers.cache import Cache, MakeCache, contiguous
 from dsjax.layers.remat import Rematerialize, keep_all
 from dsjax.numerics.precision import FP32, Matrix, Precision
 from dsjax.numerics.wide import wide
-from dsjax.ops import attention, expert_mlp
+from dsjax.ops import attention, attention_cached, expert_mlp
 from dsjax.ops import experts as op
 from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.ops.linear import linear
@@ -83,7 +83,7 @@ ONE_DEVICE = Layout()
 def attend_read(queries: tuple[Array, ...], cache: Cache, positions: Array, scale: float) -> Array:
     """Attend to what a cache reads, whatever the cache is."""
     past = cache.read(queries[0].dtype)
-    return attention.attend_cached(queries, past.keys, past.values, positions, scale)
+    return attention_cached.attend_cached(queries, past.keys, past.values, positions, scale)
 
 
 @dataclasses.dataclass(frozen=True)

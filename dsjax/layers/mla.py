@@ -10,6 +10,8 @@ U value.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -19,7 +21,9 @@ from jax.typing import DTypeLike
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers.backend import Backend
 from dsjax.layers.cache import Cache
+from dsjax.layers.paged import Form
 from dsjax.numerics.precision import Matrix, value
+from dsjax.numerics.scaled import dequantize, quantize
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles, rotate, softmax_scale
 from dsjax.params import spec
@@ -140,6 +144,21 @@ def latents(p: MLAParams, x: Array, angles: Angles, cfg: ModelConfig,
     c = checkpoint_name(backend.linear(x, p.w_dkv), "latents")
     latent = rms_norm(c[..., : a.kv_rank], p.kv_norm, a.latent_norm_eps)
     return Latents(latent, rotate(c[..., a.kv_rank :], angles))
+
+
+def _in_fp8(kept: Latents) -> Latents:
+    latent: Any = quantize(kept.latent)
+    return Latents(latent, kept.k_rope.astype(jnp.bfloat16))
+
+
+def _from_fp8(held: Latents, dtype: DTypeLike) -> Latents:
+    latent: Any = held.latent
+    return Latents(dequantize(latent, dtype), held.k_rope.astype(dtype))
+
+
+FP8_PAGES = Form(_in_fp8, _from_fp8)
+"""The latent in 8 bits with a float32 scale for 128 channels, the key in bfloat16: 656 bytes a
+token and layer at V3's shapes (the cache of V3.2)."""
 
 
 def none_kept(cfg: ModelConfig, batch: int, dtype: DTypeLike) -> Latents:

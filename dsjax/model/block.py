@@ -15,6 +15,7 @@ import jax
 from flax import struct
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.layers import gqa, mla, moe, swiglu
@@ -95,8 +96,13 @@ def cached(angles: Angles, positions: Array, cache: Cache, cfg: ModelConfig,
 
 def empty_cache(cfg: ModelConfig, batch: int, length: int, backend: Backend) -> Cache:
     """One layer's cache before the first token."""
+    return backend.make_cache(none_kept(cfg, batch, backend.dtype), length)
+
+
+def none_kept(cfg: ModelConfig, batch: int, dtype: DTypeLike) -> Kept:
+    """What attention keeps of no tokens, leaves [B, 0, ...]."""
     form = mla if isinstance(cfg.attention, MLAConfig) else gqa
-    return backend.make_cache(form.none_kept(cfg, batch, backend.dtype), length)
+    return form.none_kept(cfg, batch, dtype)
 
 
 def rope_dim(cfg: ModelConfig) -> int:

@@ -184,6 +184,18 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
         return x, new
 
     caches = {}
-    for stack in cfg.stacks:
-        x, caches[stack.name] = lax.scan(body, x, (p.stacks[stack.name], cache.stacks[stack.name]))
+    for name, stack in p.stacks.items():
+        x, caches[name] = lax.scan(body, x, (stack, cache.stacks[name]))
     return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches)
+
+
+def written_out(p: TransformerParams) -> TransformerParams:
+    """The same layers, each a stack of its own (`moe.0`, `moe.1`, ...), for `hidden_cached`.
+
+    A scan reads a layer out of its stack, which on a CPU is a copy of all its weights and cache.
+    """
+    layers = {}
+    for name, stack in p.stacks.items():
+        for i in range(len(jax.tree.leaves(stack)[0])):
+            layers[f"{name}.{i}"] = jax.tree.map(lambda a, i=i: a[i : i + 1], stack)
+    return dataclasses.replace(p, stacks=layers)

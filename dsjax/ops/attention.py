@@ -38,31 +38,6 @@ def attend_plain(q: Array, k: Array, v: Array, segments: Array, scale: float) ->
     return jnp.einsum("bhts,bhsu->bhtu", weights.astype(v.dtype), v)
 
 
-def attend_cached(queries: tuple[Array, ...], keys: tuple[Array, ...], values: Array,
-                  positions: Array, scale: float) -> Array:
-    """Attention of new tokens over a past that holds them: each looks up to its own position.
-
-    queries: parts [B, T, H, N] whose scores with the parts [B, S, Y, N] of keys add up; values
-    [B, S, Y, U]; positions [B, T]. Query head h reads key-value head h // (H / Y): grouped-query
-    attention, and with Y = 1 the absorbed form of latent attention, whose values are a part of its
-    keys. Returns [B, T, H, U].
-    """
-    batch, new, heads, _ = queries[0].shape
-    shared = values.shape[2]
-    y, split = "y", [shared, heads // shared]
-    if shared == 1:  # XLA makes other products of a dim of one
-        y, split, keys, values = "", [heads], tuple(k[:, :, 0] for k in keys), values[:, :, 0]
-    scores = functools.reduce(jnp.add, (
-        jnp.einsum(f"bt{y}gn,bs{y}n->b{y}gts", q.reshape(batch, new, *split, -1), k,
-                   preferred_element_type=wide(q.dtype))
-        for q, k in zip(queries, keys, strict=True)))
-    at = jnp.arange(values.shape[1], dtype=positions.dtype)
-    is_past = (at[None, None] <= positions[..., None]).reshape(batch, *[1] * len(split), new, -1)
-    weights = jax.nn.softmax(jnp.where(is_past, scores * scale, NEVER), axis=-1)
-    out = jnp.einsum(f"b{y}gts,bs{y}u->bt{y}gu", weights.astype(values.dtype), values)
-    return out.reshape(batch, new, heads, -1)
-
-
 def _visible(query_segments: Array, key_segments: Array, query_start: Array | int,
              key_start: Array | int) -> Array:
     """True where a query may look, [B, T, S]."""

@@ -92,7 +92,10 @@ class Tokenizer:
         tokens = self.settings.tokens
         is_said = is_begun is None and ("add_bos_token" in tokens or "add_eos_token" in tokens)
         own = is_begun is None and not is_said  # the post-processor inside tokenizer.json decides
-        ids = self._guarded(lambda: self._as_it_says.encode(text, add_special_tokens=own).ids)
+        # A batch, though of one: the library lets other threads run meanwhile.
+        (encoding,) = self._guarded(
+            lambda: self._as_it_says.encode_batch([text], add_special_tokens=own))
+        ids = encoding.ids
         if is_begun or (is_said and tokens.get("add_bos_token") and tokens.get("bos_token")):
             if self.begin_id is None:
                 raise UserError("the tokenizer has no begin token that its files name; leave it "

@@ -1,0 +1,5 @@
+"""Many requests at once on one model: rows come and go, and their caches share pages.
+
+Reading order: request (what is asked, and what happens to it), pages (which page of the cache holds
+what), scheduler (what the next step computes).
+"""

@@ -1,0 +1,309 @@
+"""The engine: requests in, tokens out; step after step of one plan each.
+
+The host prepares a step while the device runs the one before: `step` plans, starts the programs,
+and only then reads what the last step gave. What a row's tokens are depends on the row alone (see
+`programs`): on its text, its seed and its sampling, never on who else is served.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+
+from dsjax.errors import QueueFullError, UserError
+from dsjax.infer.engine.device import Device
+from dsjax.infer.engine.request import (
+    Arrive,
+    Cancel,
+    Emitted,
+    Event,
+    Finish,
+    Plan,
+    Request,
+    Row,
+    RowId,
+)
+from dsjax.infer.engine.scheduler import Config, Scheduler
+from dsjax.infer.engine.steps import Given
+from dsjax.infer.sample import NONE, Sampling
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What came of a request since its last output."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Of the tokens, by the model's logits, before temperature, cuts and penalties."""
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """Of each token the likeliest ids and their log-probabilities, as many as were asked for."""
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    """A sentence, where the reason is `error`."""
+
+
+OnOutput = Callable[[Output], None]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The engine at one moment, and what it did since it began."""
+
+    running: int
+    waiting: int
+    pages_free: int
+    pages_owned: int
+    pages_cached: int
+    prompt_tokens: int
+    cached_tokens: int
+    """Of those, found in pages of earlier requests."""
+    generated_tokens: int
+    passes: int
+    """Rows of all decoding steps whose tokens were used."""
+    drafted: int
+    accepted: int
+    steps: int
+    host_s: float
+    """Seconds in which the host prepared and took up steps."""
+    total_s: float
+    """Seconds of steps, waiting for the device included."""
+
+
+@dataclass
+class _Client:
+    """Who waits for a request, and what was sent."""
+
+    sampling: Sampling
+    on_output: OnOutput
+    top: int
+    sent: int = 0
+
+
+class _Flight(NamedTuple):
+    """A step that was started: whose rows, and what they will give."""
+
+    rows: list[RowId]
+    given: Given | None
+
+
+@dataclass
+class _Totals:
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    passes: int = 0
+    accepted: int = 0
+    steps: int = 0
+    host_s: float = 0.0
+    total_s: float = 0.0
+
+
+class Engine:
+    """Serves requests of any number of threads; one thread calls `step` or `run`."""
+
+    def __init__(self, device: Device):
+        self.device, self.setting = device, device.setting
+        self.max_len = device.max_len
+        self.scheduler = Scheduler(Config(
+            slots=self.setting.slots, budget=self.setting.budget, chunk=self.setting.chunk,
+            page_size=self.setting.page_size, pages=device.pages,
+            max_queue=self.setting.max_queue + self.setting.slots,  # `add` refuses earlier
+            max_len=self.max_len, depth=device.depth))
+        self._inbox: collections.deque[Event] = collections.deque()
+        self._events: list[Event] = []
+        self._clients: dict[str, _Client] = {}
+        self._numbers = itertools.count()
+        self._flight: _Flight | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._totals = _Totals()
+
+    def add(self, prompt: Sequence[int], sampling: Sampling, on_output: OnOutput,
+            top_logprobs: int = 0) -> int:
+        """Queue a request; `on_output` is called by the stepping thread, the last time with a
+        finish reason. Raises QueueFullError, or UserError for what can never be served.
+        """
+        self._check(prompt, sampling, top_logprobs)
+        with self._lock:
+            if len(self._clients) >= self.setting.max_queue + self.setting.slots:
+                raise QueueFullError(f"{len(self._clients)} requests are served or wait already; "
+                                     "try again later")
+            number = next(self._numbers)
+            self._clients[str(number)] = _Client(sampling, on_output, top_logprobs)
+            self._inbox.append(Arrive(Request(str(number), tuple(prompt), sampling, number)))
+        self._wake.set()
+        return number
+
+    def cancel(self, request: int) -> None:
+        """End a request; its pages are free with the next step."""
+        self._inbox.append(Cancel(str(request)))
+        self._wake.set()
+
+    def _check(self, prompt: Sequence[int], sampling: Sampling, top: int) -> None:
+        """Refuse in a sentence what can never be served."""
+        if not len(prompt):
+            raise UserError("the prompt has no tokens; start it with the end-of-text token")
+        vocab, total = self.device.cfg.vocab, len(prompt) + sampling.max_new_tokens
+        if not 0 <= min(prompt) <= max(prompt) < vocab:
+            raise UserError(f"the prompt has ids from {min(prompt)} to {max(prompt)}, but the "
+                            f"model knows 0 to {vocab - 1}")
+        if total > self.max_len:
+            raise UserError(
+                f"the prompt has {len(prompt):,} tokens and "
+                f"max_new_tokens={sampling.max_new_tokens:,} asks for {total:,} positions, but at "
+                f"most {self.max_len:,} are served; shorten the prompt or lower max_new_tokens")
+        if not 0 <= top <= self.setting.top_logprobs:
+            raise UserError(f"top_logprobs={top} is out of range; use 0 to "
+                            f"{self.setting.top_logprobs}")
+
+    def step(self) -> bool:
+        """Plan a step and start it, then hand out what the last one gave; False if idle."""
+        began = time.perf_counter()
+        waited = 0.0
+        plan = self._plan()
+        flight = self._start(plan)
+        last, self._flight = self._flight, flight
+        if last is not None and last.given is not None:
+            before = time.perf_counter()
+            given = jax.device_get(last.given)
+            waited = time.perf_counter() - before
+            self._take(last, given)
+        is_busy = not plan.is_empty or last is not None or bool(self._events)
+        if is_busy:
+            total = time.perf_counter() - began
+            self._totals.steps += 1
+            self._totals.total_s += total
+            self._totals.host_s += total - waited
+        return is_busy
+
+    def run(self, until: threading.Event) -> None:
+        """Step until told to end, sleeping where there is nothing to do."""
+        while not until.is_set():
+            self._wake.clear()
+            if not self.step() and not self._inbox:
+                self._wake.wait(0.05)
+
+    def _plan(self) -> Plan:
+        """Give the scheduler what happened, and answer those whose part is over."""
+        events, self._events = self._events, []
+        while self._inbox:
+            event = self._inbox.popleft()
+            events.append(event)
+            if isinstance(event, Cancel) and (client := self._clients.pop(event.id, None)):
+                client.on_output(Output(finish_reason="cancelled"))
+        plan = self.scheduler.plan(events)
+        for refused in plan.refused:
+            if client := self._clients.pop(refused.id, None):
+                client.on_output(Output(finish_reason="error", error=refused.reason))
+        return plan
+
+    def _start(self, plan: Plan) -> _Flight | None:
+        """Start a plan's programs, in its order."""
+        if plan.is_empty:
+            return None
+        self.device.copy(plan.copies)
+        for admitted in plan.admitted:
+            row = self.scheduler.rows[admitted]
+            self.device.admit(_slot(row), row)
+            self._totals.prompt += len(row.request.prompt)
+            self._totals.cached += row.cached
+        for chunk in plan.chunks:
+            pages = self.scheduler.rows[chunk.id].table.pages
+            self.device.read(chunk.slot, pages, chunk.start, chunk.stop)
+        if not plan.rows:
+            return _Flight([], None)
+        wants_top = False
+        slots, tables = [], []
+        for planned in plan.rows:
+            row = self.scheduler.rows[planned.id]
+            slots.append(_slot(row))
+            tables.append(row.table.pages)
+            client = self._clients.get(planned.id[0])
+            wants_top |= client is not None and client.top > 0
+        return _Flight([row.id for row in plan.rows], self.device.advance(slots, tables, wants_top))
+
+    def _take(self, flight: _Flight, given: Given) -> None:
+        """Hand out what a step gave, and tell the scheduler."""
+        totals = self._totals
+        for at, id in enumerate(flight.rows):
+            row = self.scheduler.rows.get(id)
+            if row is None:
+                continue  # it ended while the step ran
+            new = given.tokens[at, : int(given.count[at])].tolist()
+            kept, reason = _until_end(row, new)
+            totals.passes += 1
+            totals.accepted += len(new) - 1
+            totals.generated += len(kept)
+            self._events.append(Emitted(id, tuple(new)))
+            if reason:
+                self._events.append(Finish(id, reason))
+            self._tell(id[0], given, at, kept, reason)
+
+    def _tell(self, id: str, given: Given, at: int, kept: list[int],
+              reason: FinishReason | None) -> None:
+        """Give a client its new tokens."""
+        client = self._clients.get(id)
+        if client is None:
+            return
+        if reason:
+            del self._clients[id]
+        top = tuple(
+            tuple(zip(given.top_ids[at, t, : client.top].tolist(),
+                      given.top_logprobs[at, t, : client.top].tolist()))
+            for t in range(len(kept))) if client.top else ()
+        client.on_output(Output(tuple(kept), tuple(given.logprobs[at, : len(kept)].tolist()), top,
+                                reason, NOT_A_NUMBER if reason == "error" else ""))
+
+    def stats(self) -> Stats:
+        """Count what is served, and what was."""
+        t, pages = self._totals, self.scheduler.pages
+        running = self.scheduler.running
+        return Stats(
+            running=running,
+            waiting=len(self._clients) - running,
+            pages_free=pages.free,
+            pages_owned=pages.count - pages.available,
+            pages_cached=pages.available - pages.free,
+            prompt_tokens=t.prompt,
+            cached_tokens=t.cached,
+            generated_tokens=t.generated,
+            passes=t.passes,
+            drafted=t.passes * self.device.depth,
+            accepted=t.accepted,
+            steps=t.steps,
+            host_s=t.host_s,
+            total_s=t.total_s,
+        )
+
+
+NOT_A_NUMBER = ("the model's logits are not numbers, so there is no token to choose; its "
+                "parameters hold NaN or are too large: look at the loss of its training, or use "
+                "an earlier checkpoint")
+
+
+def _until_end(row: Row, new: list[int]) -> tuple[list[int], FinishReason | None]:
+    """Tokens up to a row's end, and why it ends there."""
+    sampling = row.request.sampling
+    had = len(row.tokens) - len(row.request.prompt)
+    for i, token in enumerate(new):
+        if token == NONE:
+            return new[:i], "error"
+        if token in sampling.stop_ids:
+            return new[: i + 1], "stop"
+        if had + i + 1 == sampling.max_new_tokens:
+            return new[: i + 1], "length"
+    return new, None
+
+
+def _slot(row: Row) -> int:
+    assert row.slot is not None, "an admitted row has a slot"
+    return row.slot

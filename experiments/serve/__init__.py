@@ -1,0 +1,25 @@
+"""Many clients of every kind at one server, and what is left when they are gone."""
+
+from experiments.common.study import Flag, Part, Study
+
+STUDY = Study(
+    name="serve",
+    claim="clients that stream, leave, read slowly or err get what they should, a seed gives the "
+          "same text whoever else is served, and no page is kept",
+    source="none of the reports: continuous batching over a paged cache",
+    parts=(Part(
+        name="clients",
+        command="python -m experiments.serve.run",
+        asks="answers of 200 clients for two minutes, texts of equal seeds, pages and memory at "
+             "the end, and the status of SIGTERM",
+        cost="4 minutes on two cores",
+        quick="8 clients for five seconds, in half a minute",
+        verdict=None,
+        records=("clients",),
+        flags=(Flag("--clients", "clients at once", int, 200),
+               Flag("--seconds", "how long they ask", int, 120),
+               Flag("--folder", "a run or a released checkpoint; default is `tiny`, trained for 20 "
+                    "steps")),
+        is_timed=True,
+    ),),
+)

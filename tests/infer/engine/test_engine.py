@@ -1,0 +1,283 @@
+"""What the engine promises of a request holds whatever traffic is beside it.
+
+Traffic is drawn by hypothesis: who comes when, who leaves, with too few pages for all. What a
+request gets alone, in an engine of its own, is what it must get.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from dsjax.errors import QueueFullError, UserError
+from dsjax.infer import Model, Options, Sampling, default_backend, generate
+from dsjax.infer.engine.device import Device, Setting
+from dsjax.infer.engine.engine import Engine
+from dsjax.infer.sample import probs, sampling_params
+from dsjax.model import transformer
+from tests import agreement
+
+EXPERTS = dataclasses.replace(agreement.TINY, vocab=7, layers=2, mtp_depth=1)
+SETTING = Setting(slots=3, max_len=40, pages=16, page_size=4, chunk=8, budget=24, max_queue=9,
+                  top_logprobs=3)
+WAYS = ["plain", "drafted"]
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """A device a way of decoding, compiled once."""
+    params = agreement.draw(transformer.specs(EXPERTS), 3)
+    model = Model(EXPERTS, params, None, 40, default_backend(), None)
+
+    @functools.cache
+    def of(way):
+        jax.config.update("jax_disable_most_optimizations", True)
+        return Device(model, dataclasses.replace(SETTING, draft=way == "drafted"))
+
+    of.params = params
+    return of
+
+
+def prompts(count):
+    """Texts of 1 to 20 tokens; those of two tokens and more begin with different pages."""
+    draw = np.random.default_rng(5)
+    lengths = (1, 2, 5, 8, 9, 13, 16, 20)[:count]
+    made = [draw.integers(0, EXPERTS.vocab, n).tolist() for n in lengths]
+    for i, prompt in enumerate(made):
+        prompt[0] = i % EXPERTS.vocab
+    return made
+
+
+SAMPLINGS = [Sampling(0.0, max_new_tokens=12), Sampling(0.9, max_new_tokens=9, seed=4),
+             Sampling(0.7, top_p=0.8, max_new_tokens=14, seed=5),
+             Sampling(1.0, top_k=3, max_new_tokens=12, seed=6),
+             Sampling(1.2, min_p=0.1, presence_penalty=0.7, max_new_tokens=8, seed=7),
+             Sampling(0.0, repetition_penalty=1.5, max_new_tokens=13),
+             Sampling(1.0, max_new_tokens=20, stop_ids=(2,), seed=9),
+             Sampling(0.5, frequency_penalty=0.4, max_new_tokens=12, seed=1)]
+REQUESTS = list(zip(prompts(8), SAMPLINGS))
+
+
+class Client:
+    """Collects what came of one request."""
+
+    def __init__(self, engine, prompt, sampling, top=0):
+        self.tokens, self.logprobs, self.top, self.reason = [], [], [], None
+        self.id = engine.add(prompt, sampling, self, top)
+
+    def __call__(self, output):
+        assert self.reason is None, "an output after the last"
+        self.tokens += output.tokens
+        self.logprobs += output.logprobs
+        self.top += output.top
+        self.reason = output.finish_reason
+
+
+def drain(engine, limit=2000):
+    steps = 0
+    while engine.step():
+        engine.scheduler.check()
+        steps += 1
+        assert steps < limit, "a request never ends"
+
+
+@functools.cache
+def alone(device, i):
+    engine = Engine(device)
+    client = Client(engine, *REQUESTS[i])
+    drain(engine)
+    return client
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("i", range(0, 8, 2))
+def test_greedy_texts_are_those_of_generate(way, i, devices):
+    device = devices(way)
+    prompt, _ = REQUESTS[i]
+    sampling = Sampling(0.0, max_new_tokens=12)
+    engine = Engine(device)
+    client = Client(engine, prompt, sampling)
+    drain(engine)
+    wanted = generate(devices.params, EXPERTS, [prompt], sampling, Options())[0][0]
+    assert tuple(client.tokens) == wanted.tokens
+    assert client.reason == wanted.finish_reason
+
+
+traffic = st.lists(st.tuples(
+    st.sampled_from(range(8)),  # who comes
+    st.integers(0, 6),  # after so many steps
+    st.one_of(st.none(), st.integers(1, 9)),  # and leaves after so many
+), min_size=1, max_size=9)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=60, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=traffic)
+def test_company_changes_no_bit_and_loses_no_page(way, plan, devices):
+    device = devices(way)
+    engine = Engine(device)
+    preempted, was_cached = watch(engine)
+    clients, leaving = [], []
+    for who, wait, leave in plan:
+        for _ in range(wait):
+            step(engine, leaving)
+        client = Client(engine, *REQUESTS[who])
+        clients.append((who, client))
+        if leave is not None:
+            leaving.append([leave, client])
+    for _ in range(10):
+        step(engine, leaving)
+    drain(engine)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.pages_owned) == (0, 0, 0)
+    assert stats.pages_free + stats.pages_cached == device.pages
+    for who, client in clients:
+        wanted = alone(device, who)
+        count = len(client.tokens)
+        if client.reason != "cancelled":
+            assert (client.reason, count) == (wanted.reason, len(wanted.tokens))
+        assert client.tokens == wanted.tokens[:count]
+        if str(client.id) in preempted or str(client.id) in was_cached:
+            np.testing.assert_allclose(client.logprobs, wanted.logprobs[:count], atol=2e-5)
+        else:
+            assert client.logprobs == wanted.logprobs[:count]
+
+
+def watch(engine):
+    """Names of requests that were preempted, or found pages of others."""
+    preempted, was_cached = set(), set()
+    plan = engine.scheduler.plan
+
+    def planned(events=()):
+        made = plan(events)
+        preempted.update(id for id, _ in made.preempted)
+        was_cached.update(id[0] for id in made.admitted if engine.scheduler.rows[id].cached)
+        return made
+
+    engine.scheduler.plan = planned
+    return preempted, was_cached
+
+
+def step(engine, leaving):
+    """One step; those whose time has come leave, and have no page after it."""
+    gone = []
+    for one in leaving:
+        one[0] -= 1
+        if one[0] == 0 and one[1].reason is None:
+            engine.cancel(one[1].id)
+            gone.append(one[1])
+    engine.step()
+    engine.scheduler.check()
+    for client in gone:
+        assert client.reason == "cancelled"
+        assert all(id[0] != str(client.id) for id in engine.scheduler.rows)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_drafting_keeps_the_distribution_of_the_first_tokens(way, devices):
+    """A right sampler exceeds the bound for 1 in 10^4 seeds; the seeds are fixed."""
+    device = devices(way)
+    prompt, count = [1, 2, 3, 4], 700
+    for sampling in (Sampling(0.7, max_new_tokens=2), Sampling(1.0, top_p=0.85, max_new_tokens=2),
+                     Sampling(1.0, top_k=3, max_new_tokens=2)):
+        engine = Engine(device)
+        clients = []
+        while len(clients) < count:
+            while len(clients) < count and engine.stats().waiting < 6:
+                one = dataclasses.replace(sampling, seed=len(clients))
+                clients.append(Client(engine, prompt, one))
+            engine.step()
+        drain(engine)
+        seen = np.zeros((EXPERTS.vocab, EXPERTS.vocab))
+        for client in clients:
+            seen[tuple(client.tokens)] += 1
+        expected = count * pairs(devices.params, prompt, sampling)
+        assert seen[expected == 0].sum() == 0
+        small = expected < 5
+        seen, expected = (np.append(a[~small], a[small].sum()) for a in (seen, expected))
+        live = expected > 0
+        statistic = (((seen - expected) ** 2)[live] / expected[live]).sum()
+        assert statistic < chi2.ppf(1 - 1e-4, live.sum() - 1)
+
+
+def pairs(params, prompt, sampling):
+    """Probability of each pair of next tokens, [V, V]."""
+    def after(texts):
+        logits = transformer.logits(params, jnp.asarray(texts, jnp.int32), EXPERTS)[:, -1]
+        return np.asarray(probs(logits, sampling_params([sampling] * len(texts))), np.float64)
+
+    first = after([prompt])[0]
+    return first[:, None] * after([[*prompt, t] for t in range(EXPERTS.vocab)])
+
+
+def test_rows_accept_as_many_drafts_as_they_do_alone_and_the_text_is_the_plain_one(devices):
+    plain, drafted = Engine(devices("plain")), Engine(devices("drafted"))
+    rows = [(prompt, Sampling(0.0, max_new_tokens=16)) for prompt, _ in REQUESTS]
+    texts = []
+    for engine in (plain, drafted):
+        clients = [Client(engine, *row) for row in rows]
+        drain(engine)
+        texts.append([client.tokens for client in clients])
+    assert texts[0] == texts[1]
+    stats = drafted.stats()
+    assert 0 < stats.accepted < stats.drafted
+    assert stats.passes < plain.stats().passes
+
+
+def test_a_prompt_again_is_found_in_pages_and_says_the_same(devices):
+    engine = Engine(devices("plain"))
+    prompt, sampling = REQUESTS[7]
+    first = Client(engine, prompt, sampling)
+    drain(engine)
+    again = Client(engine, prompt, sampling)
+    drain(engine)
+    assert engine.stats().cached_tokens == 16  # of 20: whole pages, and something is left to run
+    assert again.tokens == first.tokens
+    np.testing.assert_allclose(again.logprobs, first.logprobs, atol=2e-5)
+
+
+def test_log_probabilities_are_the_models_and_the_likeliest_lead(devices):
+    engine = Engine(devices("plain"))
+    prompt, sampling = [1, 2, 3], Sampling(0.8, top_k=2, max_new_tokens=6, seed=2)
+    client = Client(engine, prompt, sampling, 3)
+    drain(engine)
+    text = jnp.asarray([prompt + client.tokens], jnp.int32)
+    wanted = jax.nn.log_softmax(transformer.logits(devices.params, text, EXPERTS))[0, 2:-1]
+    for token, logprob, top, row in zip(client.tokens, client.logprobs, client.top, wanted):
+        assert logprob == pytest.approx(float(row[token]), abs=2e-5)
+        ids = np.argsort(-np.asarray(row))[:3]
+        assert [i for i, _ in top] == ids.tolist()
+        np.testing.assert_allclose([p for _, p in top], np.asarray(row)[ids], atol=2e-5)
+
+
+def test_nothing_is_compiled_after_the_start(devices, compiles):
+    device = devices("plain")
+    compiles.clear()
+    engine = Engine(device)
+    for who in range(8):
+        Client(engine, *REQUESTS[who])
+        engine.step()
+    drain(engine)
+    assert not compiles
+
+
+def test_what_can_never_be_served_is_refused_in_a_sentence_and_a_full_queue_says_so(devices):
+    engine = Engine(devices("plain"))
+    for prompt, sampling, word in [([], Sampling(), "no tokens"), ([9], Sampling(), "ids"),
+                                   ([1] * 39, Sampling(max_new_tokens=2), "positions")]:
+        with pytest.raises(UserError, match=word):
+            engine.add(prompt, sampling, print)
+    with pytest.raises(UserError, match="top_logprobs"):
+        engine.add([1], Sampling(max_new_tokens=2), print, 4)
+    for _ in range(12):
+        Client(engine, *REQUESTS[0])
+    with pytest.raises(QueueFullError, match="try again"):
+        Client(engine, *REQUESTS[0])
+    drain(engine)
