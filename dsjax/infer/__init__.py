@@ -1,9 +1,10 @@
 """From a trained model to text.
 
-Reading order: sample (logits -> a distribution -> a token), decode (prefill in the expanded form,
-steps in the absorbed form), speculative (rounds drafted by the MTP modules), programs (what is
-compiled), inputs (what the host asks for, as arrays), generate (prompts -> completions), model (the
-weights of a folder on the devices there are), bench (how fast).
+Reading order: sample (logits -> a distribution -> a token), penalties, decode (prefill in the
+expanded form, steps in the absorbed form), speculative (rounds drafted by the MTP modules),
+programs (what is compiled), inputs (what the host asks for, as arrays), generate (prompts ->
+completions), model (the weights of a folder on the devices there are), bench (how fast); then
+engine/, which serves any mixture of requests by the same steps over pages.
 """
 
 from dsjax.infer.bench import Load, decode_bench
