@@ -219,7 +219,7 @@ def cut(probs: Array, top_p: ArrayLike, top_k: ArrayLike, min_p: ArrayLike) -> A
         for a in (top_p, top_k, min_p))
     order = jnp.argsort(-flat, axis=-1, stable=True)
     ranked = jnp.take_along_axis(flat, order, axis=-1)
-    rank = jnp.arange(flat.shape[1])[None]
+    rank, top_k = jnp.arange(flat.shape[1], dtype=jnp.int32)[None], top_k.astype(jnp.int32)
     mass = jnp.cumsum(jnp.where(rank < top_k, ranked, 0.0), axis=-1)
     mass_before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
     whole = jnp.where(top_k < flat.shape[1], mass[:, -1:], 1.0)
