@@ -6,6 +6,7 @@ written as -9999, as OpenAI does: JSON has no infinities.
 
 from __future__ import annotations
 
+import abc
 import json
 import secrets
 import time
@@ -32,7 +33,7 @@ def event(data: Any) -> bytes:
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(abc.ABC):
     """What the two kinds of answers have in common."""
 
     model: str
@@ -53,9 +54,9 @@ class Form:
         """Chunks before any token."""
         return []
 
+    @abc.abstractmethod
     def chunks(self, choice: Choice, piece: Delta) -> list[dict[str, Any]]:
         """Chunks of one choice's news."""
-        raise NotImplementedError
 
     def closing(self, request: Request) -> list[dict[str, Any]]:
         """Chunks after every choice has ended."""
@@ -63,9 +64,9 @@ class Form:
             return []
         return [{**self._head(self.chunk_kind), "choices": [], "usage": usage(request)}]
 
+    @abc.abstractmethod
     def choice(self, choice: Choice, piece: Delta) -> dict[str, Any]:
         """A choice of a whole answer."""
-        raise NotImplementedError
 
     def chunk(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """A chunk with one choice."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dsjax.errors import UserError
+from dsjax.errors import UserError, say
 
 if TYPE_CHECKING:
     from dsjax.infer import Model
@@ -45,6 +45,10 @@ def make(model: Model, flags: EngineFlags) -> Any:
     from dsjax.infer.engine.device import Device, Setting
     from dsjax.infer.engine.engine import Engine
 
-    return Engine(Device(model, Setting(
+    device = Device(model, Setting(
         slots=flags.slots, max_queue=flags.queue, max_len=flags.context, draft=flags.draft,
-        pages=flags.pages, page_dtype=flags.page_dtype)))
+        pages=flags.pages, page_dtype=flags.page_dtype))
+    if not device.is_invariant:
+        say("dsjax: on this machine, or with so few pages, it is not shown that an answer's last "
+            "bits do not depend on who else is served")
+    return Engine(device)

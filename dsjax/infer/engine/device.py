@@ -22,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsjax.config.model import MLAConfig
 from dsjax.errors import UserError
 from dsjax.infer import programs
 from dsjax.infer.engine import steps
+from dsjax.infer.engine.config import pages_of
 from dsjax.infer.engine.request import Row
 from dsjax.infer.engine.steps import Given, Served, Slots
 from dsjax.infer.generate import ready
@@ -51,8 +53,9 @@ class Setting:
     """Positions of a page."""
     chunk: int = 256
     """Tokens of a prompt that are read at once."""
-    budget: int = 512
-    """Tokens of a step, of prompts and of rows that decode."""
+    budget: int | None = None
+    """Tokens of a step, of prompts and of rows that decode; None has room for every slot's pass and
+    for a piece of a prompt beside them."""
     max_queue: int = 256
     """Requests that wait at most."""
     draft: bool = False
@@ -78,6 +81,9 @@ class Device:
         if model.mesh is not None:
             raise UserError("the engine serves on one device; leave --parallel out, or continue "
                             "prompts on several with dsjax generate")
+        if setting.page_dtype == "fp8" and not isinstance(model.cfg.attention, MLAConfig):
+            raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
+                            "leave --page-dtype out")
         self.depth = model.cfg.mtp_depth if setting.draft else 0
         if setting.draft and not self.depth:
             raise UserError("drafting needs an MTP module, but the model has mtp_depth=0; leave "
@@ -85,15 +91,18 @@ class Device:
         self.max_len = model.context if setting.max_len is None else setting.max_len
         self.setting = setting
         self.width = paged.table_width(self.max_len + 2 * self.depth, setting.page_size)
-        self.pages = setting.pages or setting.slots * -(-self.max_len // setting.page_size)
+        longest = pages_of(self.max_len, setting.page_size, self.depth)
+        self.pages = setting.pages or setting.slots * longest
+        self.budget = setting.budget or setting.slots * (self.depth + 1) + setting.chunk
         params, self.cfg = ready(model.params, model.cfg, model.backend)
         self.params = transformer.written_out(params)
-        self.backend = dataclasses.replace(model.backend, attend_cached=paged.attend,
-                                           dispatch=_every_row)
+        self.reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
+        self.backend = dataclasses.replace(self.reading, dispatch=_every_row)
         self.served = self._empty()
         self._compile()
         self.is_invariant = self._choose_rows()
-        """False if a row's bits depend on its place among the others, on this machine."""
+        """False if a row's bits depend on its place among the others on this machine, or if pages
+        are too few to try."""
         self.served = self._empty()
 
     def _empty(self) -> Served:
@@ -126,8 +135,8 @@ class Device:
                 steps.advance, self.params, served, self._rows([], [], False, rows), **static,
                 top=self.setting.top_logprobs) for rows in self._buckets()}
             read = {length: compiled(
-                steps.read, self.params, served, self._piece(0, [], 0, 0), **static, length=length)
-                for length in lengths}
+                steps.read, self.params, served, self._piece(0, [], 0, 0), cfg=self.cfg,
+                backend=self.reading, length=length) for length in lengths}
             admit = compiled(steps.admit, served, number, self._row([0], 1, Sampling()))
             copy = compiled(steps.copy, served, number, number)
         self._advance = {rows: program.result() for rows, program in advance.items()}
@@ -145,15 +154,20 @@ class Device:
     def _choose_rows(self) -> bool:
         """Leave out programs in which two rows get other bits than in the largest, tried."""
         largest = max(self._advance)
-        wanted = self._trial(largest, range(self.setting.slots))
+        length = min(self.max_len, self.pages // 2 * self.setting.page_size, TRIAL)
+        length -= TRIAL_STEPS * (self.depth + 1)
+        if length < 1 or self.setting.slots == 1:
+            self._advance = {largest: self._advance[largest]}
+            return self.setting.slots == 1
+        slots = range(self.setting.slots)
+        wanted = self._trial(largest, slots, length)
         for rows in sorted(self._advance)[:-1]:
-            if not _same(wanted, self._trial(rows, range(rows))):
+            if not _same(wanted, self._trial(rows, slots[:rows], length)):
                 del self._advance[rows]
-        return _same(wanted, self._trial(largest, range(self.setting.slots)[::-1]))
+        return _same(wanted, self._trial(largest, slots[::-1], length))
 
-    def _trial(self, rows: int, order: Sequence[int]) -> Any:
+    def _trial(self, rows: int, order: Sequence[int], length: int) -> Any:
         """Decode some steps in the first slots; what the first two were given, and their pages."""
-        length = min(TRIAL, self.max_len - TRIAL_STEPS * (self.depth + 1))
         each = -(-(length + TRIAL_STEPS * (self.depth + 1)) // self.setting.page_size)
         slots = [slot for slot in order if (slot + 1) * each <= self.pages][:rows]
         tables = [range(slot * each, (slot + 1) * each) for slot in slots]
@@ -165,7 +179,7 @@ class Device:
                 self.read(slot, pages, start, min(start + self.setting.chunk, length - 1))
         given = [jax.device_get(self.advance(slots, tables, True, rows))
                  for _ in range(TRIAL_STEPS)]
-        first = [slots.index(slot) for slot in (0, 1) if slot in slots]
+        first = [slots.index(slot) for slot in (0, 1)]
         pools = self.served.pools
         return (jax.tree.map(lambda a: a[first], given),
                 jax.tree.map(lambda a: np.asarray(a[:, : 2 * each]), pools.main),

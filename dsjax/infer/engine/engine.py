@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import jax
 
 from dsjax.errors import QueueFullError, UserError
+from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.device import Device
 from dsjax.infer.engine.request import (
     Arrive,
@@ -30,7 +31,7 @@ from dsjax.infer.engine.request import (
     Row,
     RowId,
 )
-from dsjax.infer.engine.scheduler import Config, Scheduler
+from dsjax.infer.engine.scheduler import Scheduler
 from dsjax.infer.engine.steps import Given
 from dsjax.infer.sample import NONE, Sampling
 
@@ -82,10 +83,8 @@ class Stats:
 class _Client:
     """Who waits for a request, and what was sent."""
 
-    sampling: Sampling
     on_output: OnOutput
     top: int
-    sent: int = 0
 
 
 class _Flight(NamedTuple):
@@ -114,7 +113,7 @@ class Engine:
         self.device, self.setting = device, device.setting
         self.max_len = device.max_len
         self.scheduler = Scheduler(Config(
-            slots=self.setting.slots, budget=self.setting.budget, chunk=self.setting.chunk,
+            slots=self.setting.slots, budget=device.budget, chunk=self.setting.chunk,
             page_size=self.setting.page_size, pages=device.pages,
             max_queue=self.setting.max_queue + self.setting.slots,  # `add` refuses earlier
             max_len=self.max_len, depth=device.depth))
@@ -138,7 +137,7 @@ class Engine:
                 raise QueueFullError(f"{len(self._clients)} requests are served or wait already; "
                                      "try again later")
             number = next(self._numbers)
-            self._clients[str(number)] = _Client(sampling, on_output, top_logprobs)
+            self._clients[str(number)] = _Client(on_output, top_logprobs)
             self._inbox.append(Arrive(Request(str(number), tuple(prompt), sampling, number)))
         self._wake.set()
         return number
@@ -152,15 +151,12 @@ class Engine:
         """Refuse in a sentence what can never be served."""
         if not len(prompt):
             raise UserError("the prompt has no tokens; start it with the end-of-text token")
-        vocab, total = self.device.cfg.vocab, len(prompt) + sampling.max_new_tokens
+        vocab = self.device.cfg.vocab
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise UserError(f"the prompt has ids from {min(prompt)} to {max(prompt)}, but the "
                             f"model knows 0 to {vocab - 1}")
-        if total > self.max_len:
-            raise UserError(
-                f"the prompt has {len(prompt):,} tokens and "
-                f"max_new_tokens={sampling.max_new_tokens:,} asks for {total:,} positions, but at "
-                f"most {self.max_len:,} are served; shorten the prompt or lower max_new_tokens")
+        if beyond := self.scheduler.cfg.refusal(len(prompt), sampling.max_new_tokens):
+            raise UserError(beyond)
         if not 0 <= top <= self.setting.top_logprobs:
             raise UserError(f"top_logprobs={top} is out of range; use 0 to "
                             f"{self.setting.top_logprobs}")

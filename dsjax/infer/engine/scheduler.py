@@ -33,10 +33,9 @@ import heapq
 import itertools
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from operator import attrgetter
 
-from dsjax.errors import UserError
+from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.pages import Pages
 from dsjax.infer.engine.request import (
     Arrive,
@@ -54,43 +53,6 @@ from dsjax.infer.engine.request import (
 )
 
 AHEAD = 2  # results of a row that may be outstanding: of the step that runs and of the next
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of an engine."""
-
-    slots: int
-    """Rows that read their prompt or decode at once."""
-    budget: int
-    """Tokens of a step."""
-    chunk: int
-    """Tokens of a piece of a prompt."""
-    page_size: int
-    """Positions of a page."""
-    pages: int
-    """Pages of the cache."""
-    max_queue: int
-    """Rows that may wait; a request that would be beyond is refused."""
-    max_len: int
-    """Positions of a request, prompt and new tokens."""
-    depth: int = 0
-    """Tokens drafted in a pass."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes with which requests could wait forever."""
-        for name in ("slots", "chunk", "page_size", "pages", "max_queue", "max_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} serves nothing; use at least 1")
-        if self.depth < 0:
-            raise UserError(f"depth={self.depth} is no count of drafts; use 0 for none")
-        a_pass = self.depth + 1
-        least = (self.slots - 1) * a_pass + max(self.chunk, a_pass)
-        if self.budget < least:
-            raise UserError(
-                f"budget={self.budget} has no room for {self.slots} rows that decode {a_pass} "
-                f"tokens, or one less and a chunk of {self.chunk}; use at least {least}"
-            )
 
 
 ORDER = attrgetter("order")
@@ -150,23 +112,16 @@ class Scheduler:
                 self._end(self.rows[id], reason)
 
     def _refusal(self, request: Request) -> Refused | None:
-        cfg, n, prompt = self.cfg, request.n, len(request.prompt)
-        total = prompt + request.sampling.max_new_tokens
+        cfg, n = self.cfg, request.n
         most = min(cfg.slots, cfg.max_queue)
-        pages = self.pages.needed(total - 1 + 2 * cfg.depth)  # one pass may be prepared too far
         waiting = len(self.rows) - len(self._running)
         is_busy, reason = False, ""
         if request.id in self._samples:
             reason = f"a request with id {request.id!r} is being served; use another id"
         elif n > most:
             reason = f"n={n} samples are more than run at once; use at most {most}"
-        elif total > cfg.max_len:
-            reason = (f"the prompt has {prompt} tokens and max_new_tokens={total - prompt} asks "
-                      f"for {total} positions, but at most {cfg.max_len} are served; shorten the "
-                      "prompt or lower max_new_tokens")
-        elif pages > cfg.pages:
-            reason = (f"{total} positions need {pages} pages of {cfg.page_size}, but the cache has "
-                      f"{cfg.pages}; shorten the prompt or lower max_new_tokens")
+        elif beyond := cfg.refusal(len(request.prompt), request.sampling.max_new_tokens):
+            reason = beyond
         elif waiting + n > cfg.max_queue:
             is_busy = True
             reason = f"{waiting} of at most {cfg.max_queue} rows wait already; try again later"

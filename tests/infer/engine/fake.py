@@ -10,8 +10,9 @@ from collections import Counter, deque
 
 from hypothesis import strategies as st
 
+from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.request import Arrive, Cancel, Emitted, Finish, Request
-from dsjax.infer.engine.scheduler import Config, Scheduler
+from dsjax.infer.engine.scheduler import Scheduler
 from dsjax.infer.sample import Sampling
 
 

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from dsjax.errors import QueueFullError, UserError
-from dsjax.infer import Model, Options, Sampling, default_backend, generate
+from dsjax.infer import (
+    Model,
+    Options,
+    Sampling,
+    cache_bytes_per_token,
+    default_backend,
+    generate,
+)
 from dsjax.infer.engine.device import Device, Setting
 from dsjax.infer.engine.engine import Engine
 from dsjax.infer.sample import probs, sampling_params
@@ -30,17 +37,21 @@ WAYS = ["plain", "drafted"]
 
 
 @pytest.fixture(scope="module")
-def devices():
-    """A device a way of decoding, compiled once."""
+def model():
     params = agreement.draw(transformer.specs(EXPERTS), 3)
-    model = Model(EXPERTS, params, None, 40, default_backend(), None)
+    return Model(EXPERTS, params, None, 40, default_backend(), None)
+
+
+@pytest.fixture(scope="module")
+def devices(model):
+    """A device a way of decoding, compiled once."""
 
     @functools.cache
     def of(way):
         jax.config.update("jax_disable_most_optimizations", True)
         return Device(model, dataclasses.replace(SETTING, draft=way == "drafted"))
 
-    of.params = params
+    of.params = model.params
     return of
 
 
@@ -281,3 +292,51 @@ def test_what_can_never_be_served_is_refused_in_a_sentence_and_a_full_queue_says
     with pytest.raises(QueueFullError, match="try again"):
         Client(engine, *REQUESTS[0])
     drain(engine)
+
+
+@pytest.mark.parametrize("changed", [
+    {"max_len": 4}, {"max_len": 2, "pages": None}, {"pages": 1}, {"slots": 1, "pages": None},
+    {"slots": 40, "pages": None}])
+def test_an_engine_of_any_size_serves_its_longest_request_or_refuses_it_at_once(changed, model):
+    """And keeps one number of rows where too few pages are there to try others."""
+    device = Device(model, dataclasses.replace(SETTING, budget=None, draft=True, **changed))
+    engine = Engine(device)
+    longest = min(device.max_len, device.pages * 4 - 1)
+    client = Client(engine, [1] * (longest - 1), Sampling(0.0, max_new_tokens=1))
+    drain(engine)
+    assert client.reason == "length"
+    with pytest.raises(UserError, match="positions"):
+        engine.add([1] * longest, Sampling(max_new_tokens=1), print)
+    if not device.is_invariant:
+        assert len(device._advance) == 1
+
+
+def test_pages_of_8_bits_want_latents():
+    grouped = dataclasses.replace(EXPERTS, dense_layers=2, moe=None, attention=agreement.GQA)
+    model = Model(grouped, agreement.draw(transformer.specs(grouped), 3), None, 40,
+                  default_backend(), None)
+    with pytest.raises(UserError, match="latents"):
+        Device(model, dataclasses.replace(SETTING, page_dtype="fp8"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_live_pages_take_the_bytes_of_the_formula(way, devices):
+    device = devices(way)
+    pools = device.served.pools
+    held = sum(a.nbytes for a in jax.tree.leaves((pools.main, pools.mtp)))
+    positions = (device.pages + 1) * SETTING.page_size
+    assert held == positions * cache_bytes_per_token(EXPERTS, default_backend(), device.depth)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_great_presence_penalty_says_no_token_twice(way, devices):
+    """The newest token counts, and in a pass the drafts before a position too."""
+    sampling = Sampling(0.0, presence_penalty=100.0, max_new_tokens=EXPERTS.vocab)
+    for prompt, _ in REQUESTS:
+        engine = Engine(devices(way))
+        client = Client(engine, prompt, sampling)
+        drain(engine)
+        assert sorted(client.tokens) == list(range(EXPERTS.vocab))
+        options = Options(draft=way == "drafted")
+        made = generate(devices.params, EXPERTS, [prompt], sampling, options)
+        assert sorted(made.completions[0].tokens) == list(range(EXPERTS.vocab))

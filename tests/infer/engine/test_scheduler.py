@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.errors import UserError
+from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.request import Arrive, Cancel, Emitted, Finish
-from dsjax.infer.engine.scheduler import Config, Scheduler
+from dsjax.infer.engine.scheduler import Scheduler
 from tests.infer.engine.fake import Engine, configs, request, traffic
 
 PLAIN = Config(slots=4, budget=16, chunk=4, page_size=4, pages=64, max_queue=8, max_len=64)

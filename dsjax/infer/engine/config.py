@@ -1,0 +1,62 @@
+"""Sizes of an engine, and the requests that they can never serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of an engine."""
+
+    slots: int
+    """Rows that read their prompt or decode at once."""
+    budget: int
+    """Tokens of a step."""
+    chunk: int
+    """Tokens of a piece of a prompt."""
+    page_size: int
+    """Positions of a page."""
+    pages: int
+    """Pages of the cache."""
+    max_queue: int
+    """Rows that may wait; a request that would be beyond is refused."""
+    max_len: int
+    """Positions of a request, prompt and new tokens."""
+    depth: int = 0
+    """Tokens drafted in a pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes with which requests could wait forever."""
+        for name in ("slots", "chunk", "page_size", "pages", "max_queue", "max_len"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} serves nothing; use at least 1")
+        if self.depth < 0:
+            raise UserError(f"depth={self.depth} is no count of drafts; use 0 for none")
+        a_pass = self.depth + 1
+        least = (self.slots - 1) * a_pass + max(self.chunk, a_pass)
+        if self.budget < least:
+            raise UserError(
+                f"budget={self.budget} has no room for {self.slots} rows that decode {a_pass} "
+                f"tokens, or one less and a chunk of {self.chunk}; use at least {least}"
+            )
+
+    def refusal(self, prompt_len: int, max_new_tokens: int) -> str:
+        """Say why a request can never be served, whoever else is; empty where it can."""
+        total = prompt_len + max_new_tokens
+        if total > self.max_len:
+            return (f"the prompt has {prompt_len:,} tokens and max_new_tokens={max_new_tokens:,} "
+                    f"asks for {total:,} positions, but at most {self.max_len:,} are served; "
+                    "shorten the prompt or lower max_new_tokens")
+        pages = pages_of(total, self.page_size, self.depth)
+        if pages > self.pages:
+            return (f"{total:,} positions need {pages:,} pages of {self.page_size}, but the cache "
+                    f"has {self.pages:,}; shorten the prompt or lower max_new_tokens")
+        return ""
+
+
+def pages_of(positions: int, page_size: int, depth: int) -> int:
+    """Pages of a request alone: its newest token needs none, a pass may be prepared too far."""
+    return -(-(positions - 1 + 2 * depth) // page_size)
