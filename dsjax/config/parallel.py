@@ -32,9 +32,9 @@ class ParallelConfig:
     """Order in which the ranks of a pipeline work on the microbatches (V3: dualpipe)."""
     use_zero: bool = True
     """Cut masters and moments over `data` and `expert` too (ZeRO-1)."""
-    headroom: float = 1.25
-    """Capacity factor of an exchange: its rows over those of balanced routing; what exceeds them
-    travels in another round."""
+    capacity_factor: float = 1.25
+    """Rows of an exchange over those of balanced routing; what exceeds them travels in another
+    round, and no token is dropped."""
     exchange: Literal["ragged", "padded"] = "ragged"
     """`ragged` sends filled rows only, on TPU and GPU; `padded` all of them, as a CPU always does
     (XLA's one-shot ragged exchange has crashed above 32 GPUs, openxla/xla#47283)."""
@@ -66,9 +66,10 @@ class ParallelConfig:
                 "a pipeline's schedule interleaves by itself; use --parallel.schedule dualpipe "
                 "instead of --parallel.interleave"
             )
-        if not (self.headroom > 0 and math.isfinite(self.headroom)):
+        if not (self.capacity_factor > 0 and math.isfinite(self.capacity_factor)):
             raise ValueError(
-                f"ParallelConfig.headroom={self.headroom} is not a finite number above 0; try 1.25"
+                f"ParallelConfig.capacity_factor={self.capacity_factor} is not a finite number "
+                "above 0; try 1.25"
             )
 
     @property

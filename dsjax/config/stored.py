@@ -25,6 +25,7 @@ RENAMED = {
     "train.activations": "precision.activations",
     "rate": "learning_rate",
     "start_from": "init_from",
+    "parallel.headroom": "parallel.capacity_factor",
     "place.out": "output.folder",
     "place.remat": "machine.remat",
     "place.fp8": "machine.fp8_matmul",

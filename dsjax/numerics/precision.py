@@ -75,10 +75,10 @@ class Precision:
 
 @struct.dataclass
 class Weight:
-    """A matrix inside a step: `master` receives the gradient, `held` is the quantized operand."""
+    """A matrix inside a step: `quantized` is multiplied, `master` receives the gradient."""
 
     master: Array | Scaled
-    held: Operand
+    quantized: Operand
 
 
 Matrix = Array | Weight | Scaled
@@ -192,12 +192,12 @@ def weight_of(w: Matrix, precision: Precision, batch_dims: int, contract_dims: i
     """
     master = w.master if isinstance(w, Weight) else w
     if isinstance(master, Scaled):
-        operand = w.held if isinstance(w, Weight) else precision.from_codes(master)
+        operand = w.quantized if isinstance(w, Weight) else precision.from_codes(master)
         rows = master.shape[: batch_dims + 1]
         return jnp.zeros((*rows, math.prod(master.shape[batch_dims + 1 :]))), operand
     split = batch_dims + contract_dims
     flat = master.reshape(*master.shape[:batch_dims],
                           math.prod(master.shape[batch_dims:split]), -1)
     if isinstance(w, Weight):
-        return flat, w.held
+        return flat, w.quantized
     return flat, precision.quantize_weight(lax.stop_gradient(flat), parts)

@@ -24,7 +24,7 @@ from dsjax.ops import buckets, swiglu
 from dsjax.ops.expert_mlp import ExpertMLP, MLPGrads
 
 TILE = 64  # rows of one overflow tile
-HEADROOM = 1.125  # capacity factor: C over the mean load
+CAPACITY_FACTOR = 1.125  # capacity factor: C over the mean load
 
 
 class Plan(NamedTuple):
@@ -80,7 +80,7 @@ class Operands(NamedTuple):
 
 def _capacity(assignments: int, experts: int) -> int:
     """Rows of an expert in the batched part: mean load times capacity factor, in eights."""
-    return min(assignments, math.ceil(assignments / experts * HEADROOM / 8) * 8)
+    return min(assignments, math.ceil(assignments / experts * CAPACITY_FACTOR / 8) * 8)
 
 
 def make_plan(experts: Array, count: int, capacity: int) -> Plan:

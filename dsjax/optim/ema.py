@@ -74,17 +74,6 @@ class HostEMA:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def params(self) -> Tree:
-        """Copy the average to whole NumPy float32 arrays; every block must be in this process."""
-        self.wait()
-        if not all(sharding.is_fully_addressable for _, sharding in self._layout):
-            raise ValueError("the average is spread over processes; arrays() keeps it so")
-        whole = [np.empty(shape, np.float32) for shape, _ in self._layout]
-        for leaf, blocks in zip(whole, self._blocks):
-            for place, values in blocks:
-                leaf[_index(place)] = values
-        return jax.tree.unflatten(self._form, whole)
-
     def arrays(self) -> Tree:
         """Copy the average to jax arrays, float32, sharded as the parameters are."""
         self.wait()
@@ -139,10 +128,6 @@ def _assemble(
 def _place(index: tuple[slice, ...], shape: tuple[int, ...]) -> Place:
     """Hashable form of the slices that a block takes of the whole leaf."""
     return tuple(one.indices(size)[:2] for one, size in zip(index, shape))
-
-
-def _index(place: Place) -> tuple[slice, ...]:
-    return tuple(slice(first, end) for first, end in place)
 
 
 def _flatten(tree: Tree) -> tuple[list[Array], Any]:

@@ -146,7 +146,8 @@ def _gather_params(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
         if isinstance(part, Array) and part.shape == spec.shape:
             return lax.with_sharding_constraint(part, rules.used_shardings(spec, mesh))
         return jax.tree.map(
-            lambda a: lax.with_sharding_constraint(a, rules.held_sharding(spec, a, mesh)), part)
+            lambda a: lax.with_sharding_constraint(
+                a, rules.quantized_sharding(spec, a, mesh)), part)
 
     return jax.tree.map(one, specs, tree, is_leaf=params.is_spec)
 
@@ -175,10 +176,10 @@ def exchange_stages(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEC
     visited = min(visited, moe.groups_per_token if moe.groups % nodes == 0 else visited)
     arriving = tokens
     if nodes > 1:
-        arriving = nodes * rows_of_a_part(tokens, visited, nodes, layout.headroom)
+        arriving = nodes * rows_of_a_part(tokens, visited, nodes, layout.capacity_factor)
     within = ExchangeStage(
         MeshAxis(EXPERT, AXES, is_ragged), devices, moe.experts // nodes,
-        rows_of_a_part(arriving, moe.experts_per_token / visited, devices, layout.headroom),
+        rows_of_a_part(arriving, moe.experts_per_token / visited, devices, layout.capacity_factor),
         wire, inner)
     if nodes == 1:
         return within
@@ -236,7 +237,7 @@ def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
     A Scaled has no gradient. Its operand is made here, where all its tiles are whole, and goes
     with its codes.
     """
-    master, quantized = (w.master, w.held) if isinstance(w, Weight) else (w, None)
+    master, quantized = (w.master, w.quantized) if isinstance(w, Weight) else (w, None)
     if not isinstance(master, Scaled):
         return master, quantized
     return None, Weight(master, precision.from_codes(master) if quantized is None else quantized)

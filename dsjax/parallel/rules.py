@@ -94,7 +94,7 @@ def stored_shardings(specs: Tree, mesh: Mesh, *, use_zero: bool) -> Tree:
         lambda s: _fitting(s.shape, stored(s, mesh, use_zero=use_zero), mesh), specs)
 
 
-def held_sharding(spec: Spec, leaf: jax.Array, mesh: Mesh) -> NamedSharding:
+def quantized_sharding(spec: Spec, leaf: jax.Array, mesh: Mesh) -> NamedSharding:
     """Sharding, within a step, of the low-precision form [..., K, N] of a matrix, or its scales.
 
     Leading dims lie as the matrix's do; K is cut as its first dim is, N as the first dim of its

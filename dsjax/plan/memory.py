@@ -73,7 +73,8 @@ def _weights(specs: Tree, mesh: Mesh, precision: Precision) -> int:
         quantized = jax.eval_shape(
             lambda w: precision.quantize_weight(numerics.as_matrix(w, spec), spec.parts), leaf)
         return sum(
-            math.prod(rules.held_sharding(spec, a, mesh).shard_shape(a.shape)) * a.dtype.itemsize
+            a.dtype.itemsize
+            * math.prod(rules.quantized_sharding(spec, a, mesh).shard_shape(a.shape))
             for a in jax.tree.leaves(quantized))
 
     return sum(jax.tree.leaves(params.map_specs(one, specs)))

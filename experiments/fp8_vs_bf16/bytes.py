@@ -30,7 +30,7 @@ from dsjax.model import transformer
 from dsjax.numerics import codes, gemm
 from dsjax.numerics import precision as numerics
 from dsjax.numerics.precision import Precision
-from dsjax.ops.experts import HEADROOM
+from dsjax.ops.experts import CAPACITY_FACTOR
 from dsjax.train import state
 from experiments.common import command
 from experiments.common.command import Asked
@@ -109,7 +109,7 @@ def cached(run: RunConfig) -> list[tuple[int, ...]]:
     cfg, (b, t) = run.model, (run.train.batch_size, run.train.seq_len)
     assert cfg.moe is not None, "both configs have experts"
     moe, layers = cfg.moe, cfg.moe_layers
-    rows = math.ceil(b * t * moe.experts_per_token / moe.experts * HEADROOM / 8) * 8
+    rows = math.ceil(b * t * moe.experts_per_token / moe.experts * CAPACITY_FACTOR / 8) * 8
     return [(cfg.dense_layers, b, t, 2 * cfg.dense_dim),
             (layers, b, t, 2 * moe.shared_experts * moe.expert_dim),
             (layers, moe.experts, rows, 2 * moe.expert_dim),

@@ -13,7 +13,7 @@ import pytest
 from dsjax.train import loop
 from experiments.common import arms
 from experiments.common.arms import Arm
-from tests.train import small_run
+from tests.train import crew, small_run
 
 
 def test_smoothing_weighs_the_past_by_nine_tenths():
@@ -33,7 +33,7 @@ def arm(tmp_path):
     text = small_run.write_text(tmp_path / "words.txt")
     run = small_run.small_run(tmp_path / "unused", text, steps=3)
     output = dataclasses.replace(run.output, eval_every=0, save_every=2)
-    return Arm("plain", "nothing", dataclasses.replace(run, output=output))
+    return Arm("plain", "nothing", dataclasses.replace(run, model=crew.DENSE, output=output))
 
 
 def told_to_stop_while_tracing(run):

@@ -73,4 +73,4 @@ def test_a_quantized_weight_gives_the_same_numbers_and_its_master_the_gradient(p
     y_quantized, pull_quantized = jax.vjp(f, weight)
     np.testing.assert_array_equal(y, y_quantized)
     np.testing.assert_array_equal(pull(y)[0], pull_quantized(y)[0].master)
-    assert not np.any(np.asarray(pull_quantized(y)[0].held, np.float32))
+    assert not np.any(np.asarray(pull_quantized(y)[0].quantized, np.float32))

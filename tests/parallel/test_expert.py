@@ -88,7 +88,7 @@ def test_every_layout_makes_what_one_device_makes(layout):
 @pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[3]], ids=str)
 def test_what_exceeds_a_round_travels_in_more_rounds_and_nothing_is_dropped(layout):
     args, d_y = inputs(is_skewed=True)
-    tight = dataclasses.replace(layout, headroom=0.2)
+    tight = dataclasses.replace(layout, capacity_factor=0.2)
     y, extra, grads = value_and_grads(sharded(tight), args, d_y)
     assert extra >= 1
     close((y, grads), (alone(True)[0], alone(True)[2]))
@@ -113,5 +113,6 @@ def near(got, wanted, share):
 
 def test_wide_rounds_need_no_second():
     args, d_y = inputs()
-    _, extra, _ = value_and_grads(sharded(dataclasses.replace(LAYOUTS[0], headroom=9.0)), args, d_y)
+    wide = dataclasses.replace(LAYOUTS[0], capacity_factor=9.0)
+    _, extra, _ = value_and_grads(sharded(wide), args, d_y)
     assert extra == 0

@@ -34,6 +34,11 @@ from tests.train import crew
 from tests.train.small_run import numbers, small_run, write_text
 
 
+def a_run(*args, **kwargs):
+    """A run of one layer of experts: processes compile it sooner."""
+    return dataclasses.replace(small_run(*args, **kwargs), model=crew.MIXTURE)
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text") / "words.txt")
@@ -74,7 +79,7 @@ def final_state(run):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("whole")
-    run = small_run(folder / "out", text)
+    run = a_run(folder / "out", text)
     process = start(run, folder)
     output = finish(process)
     assert process.returncode == 0, output
@@ -83,7 +88,7 @@ def uninterrupted(tmp_path_factory, text):
 
 @pytest.mark.parametrize("kill_at", [4, 13])
 def test_a_run_killed_with_9_continues_bit_for_bit(kill_at, tmp_path, text, uninterrupted):
-    run = small_run(tmp_path / "out", text)
+    run = a_run(tmp_path / "out", text)
     first = start(run, tmp_path)
     wait_for_step(run, kill_at, first)
     first.kill()
@@ -114,7 +119,7 @@ def test_it_learns_and_leaves_its_pictures(uninterrupted):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_told_to_stop_saves_and_says_so(number, tmp_path, text):
-    run = small_run(tmp_path / "out", text, steps=100000)
+    run = a_run(tmp_path / "out", text, steps=100000)
     process = start(run, tmp_path)
     wait_for_step(run, 3, process)
     process.send_signal(number)
@@ -128,7 +133,7 @@ def test_a_run_told_to_stop_saves_and_says_so(number, tmp_path, text):
 
 def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_checkpoints(tmp_path, text):
     """While checkpoints are written one after the other; the third and all others are no matter."""
-    run = small_run(tmp_path / "out", text, steps=100000)
+    run = a_run(tmp_path / "out", text, steps=100000)
     run = dataclasses.replace(run, output=dataclasses.replace(run.output, save_every=1))
     process = start(run, tmp_path)
     wait_for_step(run, 3, process)
@@ -167,7 +172,7 @@ def test_a_run_starts_from_the_parameters_of_another(tmp_path, text, uninterrupt
     kept.close()
     shutil.copy(Path(source.output.folder) / "tokenizer.json", tmp_path / "source")
     run = dataclasses.replace(
-        small_run(tmp_path / "out", text, steps=1), init_from=str(tmp_path / "source"),
+        a_run(tmp_path / "out", text, steps=1), init_from=str(tmp_path / "source"),
         learning_rate=LearningRate(peak=1e-30, constant_steps=1), loss=LossConfig(bias_speed=0.0),
     )
     outcome = loop.train(run, Console(file=io.StringIO()))
@@ -185,7 +190,7 @@ def test_weights_made_with_other_settings_of_equal_shapes_are_spoken_of(tmp_path
     """Shapes agree where another rotary base or another choice of experts means other numbers."""
     source, _ = uninterrupted
     said = []
-    run = dataclasses.replace(small_run(tmp_path / "out", text), init_from=source.output.folder)
+    run = dataclasses.replace(a_run(tmp_path / "out", text), init_from=source.output.folder)
     resume.begin(run, said.append)
     assert not any("settings" in sentence for sentence in said)
     rope = dataclasses.replace(run.model.rope, theta=500.0)
@@ -196,7 +201,7 @@ def test_weights_made_with_other_settings_of_equal_shapes_are_spoken_of(tmp_path
 
 def test_another_models_parameters_are_no_start(tmp_path, text, uninterrupted):
     source, _ = uninterrupted
-    run = small_run(tmp_path / "out", text)
+    run = a_run(tmp_path / "out", text)
     wide = dataclasses.replace(run, model=dataclasses.replace(run.model, d_model=28),
                                init_from=source.output.folder)
     with pytest.raises(UserError, match=r"embed is float32\[300, 24\] there") as raised:

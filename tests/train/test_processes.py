@@ -6,16 +6,17 @@ The processes are real and talk over localhost; Open MPI and Slurm start them wh
 import dataclasses
 import os
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from dsjax.config.parallel import ParallelConfig
+from dsjax.data.tokenizers.tokenizer import train_bpe
 from dsjax.model import transformer
 from dsjax.released import hf
 from tests.train import crew, one_node
+from tests.train.small_run import write_text
 
 STEPS = 4
 # Rounding of float32 sums, and of the bfloat16 moments that each may turn, as in test_spread.
@@ -50,31 +51,22 @@ def same_curve(run, alone):
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_one_process_to_two_and_back(folder, alone):
-    run = crew.run_on(folder, "moving", ParallelConfig(), STEPS)
-    both = dataclasses.replace(run, parallel=ParallelConfig(data=2, expert=2))
-    crew.here(crew.lasting(run, 1))
-    said = crew.finish(crew.start(crew.lasting(both, 3), 2))
-    assert "resuming after step 1" in said[0]
-    assert "resuming after step 3" in crew.here(run)
-    same_curve(run, alone(run.model))
-
-
-@pytest.mark.slow
-def test_two_processes_begin_from_a_released_folder_as_one_does(folder, alone):
+def test_two_processes_begin_from_a_released_folder_and_one_goes_on(folder):
     """In FP8 codes, each process reading what its devices hold."""
-    words = Path(alone(crew.MIXTURE).output.folder) / "tokenizer.json"
-    drawn = transformer.init(crew.MIXTURE, jax.random.key(3))
-    hf.save(folder / "released", crew.MIXTURE, drawn, fp8=True)
-    shutil.copy(words, folder / "released")
-    one = dataclasses.replace(crew.run_on(folder, "begun_alone", ParallelConfig(), 2),
-                              init_from=str(folder / "released"))
-    crew.here(one)
-    two = dataclasses.replace(
-        crew.run_on(folder, "begun", ParallelConfig(data=2, expert=2), 2),
-        init_from=str(folder / "released"))
-    assert "starting from the parameters of" in crew.finish(crew.start(two, 2))[0]
-    same_curve(two, one)
+    words = write_text(folder / "words.txt").read_text()
+    hf.save(folder / "released", crew.MIXTURE, transformer.init(crew.MIXTURE, jax.random.key(3)),
+            fp8=True)
+    train_bpe([words], crew.MIXTURE.vocab).save(folder / "released" / "tokenizer.json")
+    begin = dataclasses.replace(crew.run_on(folder, "begun_alone", ParallelConfig(), STEPS),
+                                init_from=str(folder / "released"))
+    crew.here(begin)
+    run = dataclasses.replace(begin, output=crew.run_on(folder, "begun", ParallelConfig(),
+                                                        STEPS).output)
+    both = dataclasses.replace(run, parallel=ParallelConfig(data=2, expert=2))
+    said = crew.finish(crew.start(crew.lasting(both, 2), 2))
+    assert "starting from the parameters of" in said[0]
+    assert "resuming after step 2" in crew.here(run)
+    same_curve(run, begin)
 
 
 @pytest.mark.slow

@@ -113,16 +113,16 @@ def configured(layout: ParallelConfig, microbatches: int, base: RunConfig = RUN)
 
 
 @functools.cache
-def start() -> TrainState:
+def start(model: ModelConfig = MODEL) -> TrainState:
     """The start state on the host; biases are drawn, as a bias of zero would hide a lost one."""
-    state = jax.device_get(sharding.init(RUN, None))
+    state = jax.device_get(sharding.init(dataclasses.replace(RUN, model=model), None))
     rng = np.random.default_rng(1)
 
     def drawn(spec: params.Spec, leaf: np.ndarray) -> np.ndarray:
         is_bias = spec.role == "router_bias"
         return rng.normal(0, 0.05, leaf.shape).astype(np.float32) if is_bias else leaf
 
-    return state.replace(params=jax.tree.map(drawn, transformer.specs(MODEL), state.params,
+    return state.replace(params=jax.tree.map(drawn, transformer.specs(model), state.params,
                                              is_leaf=params.is_spec))
 
 
@@ -144,7 +144,8 @@ class Stepper:
         """One step on rows, from the start state, fetched to the host."""
         where = None if self.mesh is None else sharding.state_shardings(self.run, self.mesh)
         batch = sharding.put_rows(rows, self.mesh)
-        return jax.device_get(self._step(jax.device_put(start(), where), batch))
+        begun = jax.device_put(start(self.run.model), where)
+        return jax.device_get(self._step(begun, batch))
 
 
 def compare(layout: ParallelConfig, microbatches: int, kind: str, step: Stepper,

@@ -20,11 +20,13 @@ from dsjax.train import sharding, state
 
 SAMPLE = [
     (ParallelConfig(data=2, fsdp=2, expert=2), 2),
-    pytest.param(ParallelConfig(fsdp=2, expert=4, expert_nodes=2, headroom=0.6), 1,
+    pytest.param(ParallelConfig(fsdp=2, expert=4, expert_nodes=2, capacity_factor=0.6), 1,
                  marks=pytest.mark.exhaustive),  # the last one has nodes too
-    (ParallelConfig(data=4, expert=2, use_zero=False), 4),
-    (ParallelConfig(data=2, expert=4, expert_nodes=2, headroom=0.6, interleave=True), 2),
+    pytest.param(ParallelConfig(data=4, expert=2, use_zero=False), 4,
+                 marks=pytest.mark.exhaustive),
+    (ParallelConfig(data=2, expert=4, expert_nodes=2, capacity_factor=0.6, interleave=True), 2),
 ]
+ONE_LAYER = dataclasses.replace(equal_layouts.MODEL, layers=1, dense_layers=0, mtp_depth=0)
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -48,16 +50,20 @@ def test_a_step_is_the_same_on_every_layout(layout, microbatches, alone):
         assert found.metrics <= 20 * EPS
         assert found.bias <= EPS
         assert found.gradients <= 12**0.5 * 20 * EPS
-        if layout.headroom < 1:
+        if layout.capacity_factor < 1:
             assert found.extra_rounds > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [
-    pytest.param("bf16", marks=pytest.mark.exhaustive), "fp8"])
-def test_low_precision_and_recomputation_run_on_a_mesh(precision):
+@pytest.mark.parametrize(("precision", "model"), [
+    pytest.param("bf16", equal_layouts.MODEL, marks=pytest.mark.exhaustive),
+    pytest.param("fp8", equal_layouts.MODEL, marks=pytest.mark.exhaustive),
+    ("fp8", ONE_LAYER),
+], ids=["bf16", "fp8", "fp8, one layer"])
+def test_low_precision_and_recomputation_run_on_a_mesh(precision, model):
     base = dataclasses.replace(
         equal_layouts.RUN,
+        model=model,
         precision=PrecisionConfig(precision),
         machine=dataclasses.replace(equal_layouts.RUN.machine, remat="v3"),
     )
