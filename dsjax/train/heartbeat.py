@@ -37,7 +37,7 @@ LEFT = 3
 """Exit status of a process that left because another was gone."""
 
 
-class Fellows:
+class Peers:
     """The other processes of a run, by their beats in a folder that all of them reach."""
 
     def __init__(self, folder: Path, mine: int, count: int) -> None:
@@ -102,17 +102,17 @@ def watching(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    fellows = Fellows(folder, jax.process_index(), jax.process_count())
-    fellows.beat()
+    peers = Peers(folder, jax.process_index(), jax.process_count())
+    peers.beat()
     is_over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(fellows, is_over), daemon=True, name="fellows")
+    thread = threading.Thread(target=_watch, args=(peers, is_over), daemon=True, name="peers")
     thread.start()
     try:
         with _abort_waits():
             try:
                 # None fails before all have read what an earlier start left in the folder: its
                 # sentence would be taken for one of those.
-                multihost_utils.sync_global_devices("fellows")
+                multihost_utils.sync_global_devices("peers")
                 yield
             except Exception as error:
                 if isinstance(error, UserError) and not isinstance(error, StoreError):
@@ -122,16 +122,16 @@ def watching(folder: Path) -> Iterator[None]:
                 if not isinstance(error, jax.errors.JaxRuntimeError):
                     raise
                 raise UserError(
-                    f"a step failed on process {fellows.mine} ({str(error)[:200]}); the same "
+                    f"a step failed on process {peers.mine} ({str(error)[:200]}); the same "
                     "command goes on from the newest checkpoint") from error
     except BaseException as error:
         is_over.set()
         thread.join()
-        fellows.fail(str(error) or type(error).__name__)
+        peers.fail(str(error) or type(error).__name__)
         raise
     is_over.set()
     thread.join()
-    fellows.finish()
+    peers.finish()
 
 
 def agree(decide: Callable[[], str]) -> str:
@@ -182,12 +182,12 @@ def _abort_waits() -> Iterator[None]:
         libc.signal(signal.SIGABRT, former)
 
 
-def _watch(fellows: Fellows, is_over: threading.Event) -> None:
+def _watch(peers: Peers, is_over: threading.Event) -> None:
     """Beat, look around, and end the process when another is gone: its main thread may be stuck."""
     while not is_over.wait(BEAT_S):
-        fellows.beat()
-        gone = fellows.gone()
-        why = fellows.failed() or (fellows.sentence(gone) if gone else None)
+        peers.beat()
+        gone = peers.gone()
+        why = peers.failed() or (peers.sentence(gone) if gone else None)
         if why is not None:
             say(f"dsjax: {why}")
             os._exit(LEFT)

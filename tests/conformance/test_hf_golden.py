@@ -23,9 +23,9 @@ def load(name, folder):
 
 
 def cases():
-    """All are run by `make test`; those of one kind more than once are slow."""
-    fast = ("v3_mtp_twice", "v2")
-    marks = {name: () if name in fast else (pytest.mark.slow,) for name in sweep.CONFIGS}
+    """One of each kind is run by `make test`, every variant of them by `make test-all`."""
+    each = ("v3_mtp_twice", "v2", "v2_lite")
+    marks = {name: () if name in each else (pytest.mark.exhaustive,) for name in sweep.CONFIGS}
     return [pytest.param(name, marks=marks[name]) for name in sweep.CONFIGS]
 
 

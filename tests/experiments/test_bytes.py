@@ -8,7 +8,8 @@ from experiments.fp8_vs_bf16 import bytes
 LOW = ("weights as products read them", "cached inputs of SwiGLU and experts")
 
 
-@pytest.mark.parametrize("config", [tiny, small], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("config", [
+    tiny, pytest.param(small, marks=pytest.mark.exhaustive)], ids=lambda c: c.__name__)
 def test_measured_bytes_are_the_arithmetic_and_fp8_saves_three_quarters(config):
     run = config.config()
     found = {}

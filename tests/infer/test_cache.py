@@ -71,7 +71,8 @@ def attend_pages(queries, cache, positions, scale):
 
 
 @MODELS
-@pytest.mark.parametrize("is_drafting", [False, True])
+@pytest.mark.parametrize("is_drafting", [
+    pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_pages_anywhere_hold_the_same_texts_bit_for_bit(cfg, is_drafting):
     p = agreement.draw(transformer.specs(cfg), 2)
     backend = dataclasses.replace(default_backend(), make_cache=paged)

@@ -14,7 +14,9 @@ from tests.kernels.operands import DGRAD, FPROP, WGRAD, operands_of, plain, quan
 
 @pytest.mark.parametrize("product", [FPROP, DGRAD, WGRAD], ids=["fprop", "dgrad", "wgrad"])
 @pytest.mark.parametrize(("sizes", "lead"), [
-    ((128, 256, 384), ()), ((5, 300, 70), ()), ((130, 129, 257), (3,)), ((1, 1, 1), (2, 2)),
+    pytest.param((128, 256, 384), (), marks=pytest.mark.exhaustive),
+    pytest.param((5, 300, 70), (), marks=pytest.mark.exhaustive),
+    ((130, 129, 257), (3,)), ((1, 1, 1), (2, 2)),
 ], ids=str)
 def test_what_is_read_makes_the_twin_s_product(product, sizes, lead):
     a, b = operands_of(product, *sizes, lead)
@@ -23,7 +25,9 @@ def test_what_is_read_makes_the_twin_s_product(product, sizes, lead):
     np.testing.assert_array_equal(tiles.multiplied(plain, a, b, *product), expected)
 
 
-@pytest.mark.parametrize("hidden", [128, 70, 200])
+@pytest.mark.parametrize("hidden", [
+    pytest.param(128, marks=pytest.mark.exhaustive), 70,
+    pytest.param(200, marks=pytest.mark.exhaustive)])
 def test_parts_that_end_inside_a_tile_are_cut_there(hidden):
     """Gate and up side by side, tiled apart: Dgrad sums over both."""
     a, b = quantized(1, (1, 128), 9, 2 * hidden), quantized(2, (128, 1, 128), 150, 2, hidden)

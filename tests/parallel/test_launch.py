@@ -1,4 +1,4 @@
-"""A process finds its fellows from flags or from what its launcher says, and refuses half of it."""
+"""A process finds its peers from flags or from what its launcher says, and refuses half of it."""
 
 import socket
 

@@ -42,7 +42,8 @@ def given(key, count):
     return x, y, list(jax.random.normal(keys[2], (count, D, D)))
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 1), (0, 2), (2, 0)])
+@pytest.mark.parametrize(("first", "second"), [
+    (2, 1), (0, 2), *(pytest.param(*n, marks=pytest.mark.exhaustive) for n in ((2, 2), (2, 0)))])
 def test_both_give_what_they_give_alone(key, first, second):
     f, g = (functools.partial(chain, n) for n in (first, second))
 

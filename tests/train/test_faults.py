@@ -62,9 +62,9 @@ def test_bad_input_ends_every_process_with_a_sentence(tmp_path):
 
 
 def test_what_one_process_failed_of_the_others_repeat(tmp_path):
-    earlier = heartbeat.Fellows(tmp_path, 1, 2)
+    earlier = heartbeat.Peers(tmp_path, 1, 2)
     earlier.fail("the disk is full")
-    watcher, other = heartbeat.Fellows(tmp_path, 0, 2), heartbeat.Fellows(tmp_path, 1, 2)
+    watcher, other = heartbeat.Peers(tmp_path, 0, 2), heartbeat.Peers(tmp_path, 1, 2)
     assert watcher.failed() is None  # that was another start
     other.beat()
     assert watcher.failed() is None

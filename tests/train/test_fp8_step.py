@@ -15,8 +15,12 @@ from dsjax.train import state, step
 from tests.train.small_run import MODEL
 
 
-@pytest.mark.parametrize("remat", ["none", "v3"])
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize(("microbatches", "remat"), [
+    pytest.param(1, "none", marks=pytest.mark.exhaustive),
+    pytest.param(2, "none", marks=pytest.mark.exhaustive),
+    pytest.param(1, "v3", marks=pytest.mark.exhaustive),
+    (2, "v3"),
+])
 def test_weights_are_quantized_once_a_step_and_gradients_in_every_microbatch(microbatches, remat):
     run = RunConfig(name="fp8", model=MODEL, machine=MachineConfig(remat=remat),
                     train=TrainConfig(batch_size=4, seq_len=16, microbatches=microbatches),

@@ -86,7 +86,8 @@ def uninterrupted(tmp_path_factory, text):
     return run, output
 
 
-@pytest.mark.parametrize("kill_at", [4, 13])
+@pytest.mark.parametrize("kill_at", [
+    pytest.param(4, marks=pytest.mark.exhaustive), 13])  # before a checkpoint, after two
 def test_a_run_killed_with_9_continues_bit_for_bit(kill_at, tmp_path, text, uninterrupted):
     run = a_run(tmp_path / "out", text)
     first = start(run, tmp_path)

@@ -51,7 +51,8 @@ def whole(run, batch):
     return take(run, 1, batch)
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [
+    pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_microbatches_change_nothing(run, batch, whole, microbatches):
     _, state, metrics = take(run, microbatches, batch)
     _, wanted_state, wanted = whole

@@ -22,11 +22,11 @@ from tests.agreement import compiled, double
 
 MODEL = equal_layouts.MODEL
 LAYOUTS = [
-    pytest.param(ParallelConfig(), 4, marks=pytest.mark.exhaustive),
+    (ParallelConfig(), 4),
     pytest.param(ParallelConfig(data=2, fsdp=2, expert=2), 2, marks=pytest.mark.exhaustive),
     pytest.param(ParallelConfig(pipe=2, schedule="dualpipe", data=2, expert=2), 4,
                  marks=pytest.mark.exhaustive),
-    (ParallelConfig(pipe=2, schedule="1f1b"), 2),
+    pytest.param(ParallelConfig(pipe=2, schedule="1f1b"), 2, marks=pytest.mark.exhaustive),
 ]
 
 

@@ -191,7 +191,8 @@ def step(engine, leaving):
         assert all(id[0] != str(client.id) for id in engine.scheduler.rows)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [
+    pytest.param("plain", marks=pytest.mark.exhaustive), "drafted"])
 def test_drafting_keeps_the_distribution_of_the_first_tokens(way, devices):
     """A right sampler exceeds the bound for 1 in 10^4 seeds; the seeds are fixed."""
     device = devices(way)
@@ -296,7 +297,7 @@ def test_what_can_never_be_served_is_refused_in_a_sentence_and_a_full_queue_says
 
 @pytest.mark.parametrize("changed", [
     {"max_len": 4}, {"max_len": 2, "pages": None}, {"pages": 1}, {"slots": 1, "pages": None},
-    {"slots": 40, "pages": None}])
+    pytest.param({"slots": 40, "pages": None}, marks=pytest.mark.exhaustive)])
 def test_an_engine_of_any_size_serves_its_longest_request_or_refuses_it_at_once(changed, model):
     """And keeps one number of rows where too few pages are there to try others."""
     device = Device(model, dataclasses.replace(SETTING, budget=None, draft=True, **changed))
