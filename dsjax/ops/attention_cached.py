@@ -102,9 +102,16 @@ class _Heads:
         return jnp.where(is_past, s * scale, NEVER)
 
     def weighted(self, weights: Array, values: Array) -> Array:
-        """Sum of values by their weights, [B, T, (Y), G, U]."""
-        return jnp.einsum(f"b{self.y}gts,bs{self.y}u->bt{self.y}gu", weights.astype(values.dtype),
-                          self._part(values))
+        """Sum of values by their weights, [B, T, (Y), G, U].
+
+        The weights are the left operand, queries and tokens its rows. The einsum of the same sum
+        takes the values first, a tenth as fast on a CPU where one token is new.
+        """
+        *lead, new, past = weights.shape
+        rows = weights.astype(values.dtype).reshape(*lead[:-1], lead[-1] * new, past)
+        batch = ((0, 1), (0, 2)) if self.y else ((0,), (0,))
+        out = lax.dot_general(rows, self._part(values), (((rows.ndim - 1,), (1,)), batch))
+        return jnp.moveaxis(out.reshape(*lead, new, -1), -2, 1)
 
     def out(self, a: Array) -> Array:
         """[B, T, (Y), G, U] -> [B, T, H, U]."""
