@@ -62,8 +62,9 @@ class Served:
 
 @struct.dataclass
 class Row:
-    """A text as it enters a slot."""
+    """A text as it enters a slot; none where the slot is beyond the last."""
 
+    slot: Array  # []
     tokens: Array  # [S]
     newest: Array  # []
     prompt_len: Array  # []
@@ -72,8 +73,16 @@ class Row:
 
 
 @struct.dataclass
+class Pair:
+    """A page that is copied to another."""
+
+    source: Array  # []
+    to: Array  # []
+
+
+@struct.dataclass
 class Piece:
-    """Positions [start, stop) of a slot's text."""
+    """Positions [start, stop) of a slot's text; nothing of a slot beyond the last."""
 
     slot: Array  # []
     table: Array  # [1, pages a row]
@@ -105,25 +114,28 @@ def empty_pools(p: TransformerParams, cfg: ModelConfig, backend: Backend, *, pag
 
 
 @functools.partial(jax.jit, donate_argnames="served")
-def admit(served: Served, slot: Array, row: Row) -> Served:
+def admit(served: Served, row: Row) -> Served:
     """Put a text into a slot; none of it is read yet."""
     s = served.slots
-    sampling = jax.tree.map(lambda all_, one: all_.at[slot].set(one[0]), s.sampling, row.sampling)
+
+    def put(of_slots: Array, of_row: Array) -> Array:
+        return of_slots.at[row.slot].set(of_row, mode="drop")
+
     return dataclasses.replace(served, slots=dataclasses.replace(
         s,
-        tokens=s.tokens.at[slot].set(row.tokens),
-        newest=s.newest.at[slot].set(row.newest),
-        prompt_len=s.prompt_len.at[slot].set(row.prompt_len),
-        keys=s.keys.at[slot].set(row.key),
-        sampling=sampling,
-        recent=s.recent.at[slot].set(0),
+        tokens=put(s.tokens, row.tokens),
+        newest=put(s.newest, row.newest),
+        prompt_len=put(s.prompt_len, row.prompt_len),
+        keys=put(s.keys, row.key),
+        sampling=jax.tree.map(lambda all_, one: put(all_, one[0]), s.sampling, row.sampling),
+        recent=s.recent.at[row.slot].set(0, mode="drop"),
     ))
 
 
 @functools.partial(jax.jit, donate_argnames="served")
-def copy(served: Served, source: Array, to: Array) -> Served:
+def copy(served: Served, pair: Pair) -> Served:
     """Copy a page of every layer and module."""
-    pools = served.pools
+    pools, source, to = served.pools, pair.source, pair.to
     main = jax.tree.map(lambda a: a.at[:, to].set(a[:, source]), pools.main)
     modules = jax.tree.map(lambda a: a.at[to].set(a[source]), pools.mtp)
     return dataclasses.replace(served, pools=dataclasses.replace(pools, main=main, mtp=modules))
@@ -139,7 +151,7 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
     """
     s, slot, table = served.slots, piece.slot, piece.table
     depth = len(served.pools.mtp)
-    text = s.tokens[slot][None]
+    text = s.tokens.at[slot].get(mode="clip")[None]
     positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
     tokens = _at(text, positions)
     x, cache = transformer.hidden_cached(
@@ -152,10 +164,10 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
             mtp.module(p.mtp, k - 1), previous, embedded, positions,
             Paged(served.pools.mtp[k - 1], table, served.pools.form), cfg, backend)
         modules.append(_pages(past))
-    window = jnp.concatenate([s.recent[slot], x[0]])
+    window = jnp.concatenate([s.recent.at[slot].get(mode="clip"), x[0]])
     last = jax.lax.dynamic_slice_in_dim(window, piece.stop - piece.start, 2 * depth)
     return Served(
-        dataclasses.replace(s, recent=s.recent.at[slot].set(last)),
+        dataclasses.replace(s, recent=s.recent.at[slot].set(last, mode="drop")),
         dataclasses.replace(served.pools, mtp=tuple(modules),
                             main={name: _pages(c) for name, c in cache.stacks.items()}),
     )

@@ -90,10 +90,16 @@ class Client:
         self.reason = output.finish_reason
 
 
+def check(engine):
+    """Pages of every rank are free, owned or cached, and nothing else."""
+    for scheduler in engine.ranks.schedulers:
+        scheduler.check()
+
+
 def drain(engine, limit=2000):
     steps = 0
     while engine.step():
-        engine.scheduler.check()
+        check(engine)
         steps += 1
         assert steps < limit, "a request never ends"
 
@@ -164,15 +170,16 @@ def test_company_changes_no_bit_and_loses_no_page(way, plan, devices):
 def watch(engine):
     """Names of requests that were preempted, or found pages of others."""
     preempted, was_cached = set(), set()
-    plan = engine.scheduler.plan
+    plan = engine.ranks.plan
 
     def planned(events=()):
-        made = plan(events)
-        preempted.update(id for id, _ in made.preempted)
-        was_cached.update(id[0] for id in made.admitted if engine.scheduler.rows[id].cached)
-        return made
+        plans = plan(events)
+        for made in plans:
+            preempted.update(id for id, _ in made.preempted)
+            was_cached.update(id[0] for id in made.admitted if engine.ranks.find(id).cached)
+        return plans
 
-    engine.scheduler.plan = planned
+    engine.ranks.plan = planned
     return preempted, was_cached
 
 
@@ -185,10 +192,10 @@ def step(engine, leaving):
             engine.cancel(one[1].id)
             gone.append(one[1])
     engine.step()
-    engine.scheduler.check()
+    check(engine)
     for client in gone:
         assert client.reason == "cancelled"
-        assert all(id[0] != str(client.id) for id in engine.scheduler.rows)
+        assert engine.ranks.find((str(client.id), 0)) is None
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -308,7 +315,7 @@ def test_an_engine_of_any_size_serves_its_longest_request_or_refuses_it_at_once(
     with pytest.raises(UserError, match="positions"):
         engine.add([1] * longest, Sampling(max_new_tokens=1), print)
     if not device.is_invariant:
-        assert len(device._advance) == 1
+        assert len(device.decoding) == 1
 
 
 def test_pages_of_8_bits_want_latents():
