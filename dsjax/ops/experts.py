@@ -75,11 +75,11 @@ def experts_tiled(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w
     shape, so that its bits do not depend on what the other tokens chose. Work grows with the tiles
     in use. No gradient.
     """
-    gate_up, gate_up_operand = weight_of(w_gate_up, mlp.precision, 1, 1, parts=2)
-    down, down_operand = weight_of(w_down, mlp.precision, 1, 1)
-    plan = make_plan(experts, down.shape[0], 0, min(x.shape[0], TILE))
+    _, gate_up = weight_of(w_gate_up, mlp.precision, 1, 1, parts=2)
+    down_master, down = weight_of(w_down, mlp.precision, 1, 1)
+    plan = make_plan(experts, down_master.shape[0], 0, min(x.shape[0], TILE))
     return _add_tiles(mlp, jnp.zeros_like(x), mlp.precision.quantize_for_fprop(x), weights,
-                      Operands(gate_up_operand, down_operand), plan)
+                      Operands(gate_up, down), plan)
 
 
 class Operands(NamedTuple):

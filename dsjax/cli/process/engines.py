@@ -16,7 +16,7 @@ class EngineFlags:
     """Room of the engine."""
 
     slots: int = 16
-    """Requests that are answered at once; others wait."""
+    """Requests that are answered at once on each device; others wait."""
     queue: int = 256
     """Requests that wait at most; one more is refused."""
     context: int | None = None
@@ -25,7 +25,8 @@ class EngineFlags:
     draft: bool = False
     """Speculate with the model's MTP modules: the same distribution in fewer passes."""
     pages: int | None = None
-    """Pages of 32 positions that all requests share; by default enough for every slot's longest."""
+    """Pages of 32 positions that the requests of a device share; by default enough for every slot's
+    longest."""
     page_dtype: Literal["activations", "fp8"] = "activations"
     """Numbers in pages: as they are computed, or in 8 bits."""
 

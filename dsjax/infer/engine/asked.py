@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -54,40 +54,46 @@ class Asked:
         return self.place.put([self._text(text or nobody) for text in texts])
 
     def _text(self, text: Text) -> steps.Row:
-        tokens = np.zeros(self.width * self.page_size, np.int32)
+        tokens: Any = np.zeros(self.width * self.page_size, np.int32)
         tokens[: len(text.tokens)] = text.tokens
         return steps.Row(
-            np.int32(text.slot), tokens, np.int32(len(text.tokens) - 1), np.int32(text.prompt_len),
+            _number(text.slot), tokens, _number(len(text.tokens) - 1), _number(text.prompt_len),
             jax.random.fold_in(key_of(text.sampling.seed), text.sample),
             sampling_params([text.sampling], "any"))
 
     def pairs(self, pairs: Sequence[tuple[int, int] | None]) -> steps.Pair:
         """A page of each rank and where it is copied to."""
         spare = self.pages, self.pages
-        return self.place.put([steps.Pair(*map(np.int32, pair or spare)) for pair in pairs])
+        return self.place.put([steps.Pair(*map(_number, pair or spare)) for pair in pairs])
 
     def pieces(self, pieces: Sequence[Piece | None]) -> steps.Piece:
         """A piece of a text of each rank."""
         nothing = Piece(self.slots, (), 0, 0)
         return self.place.put([
-            steps.Piece(np.int32(p.slot), self._tables([p.pages], 1), np.int32(p.start),
-                        np.int32(p.stop)) for p in (piece or nothing for piece in pieces)])
+            steps.Piece(_number(p.slot), self._tables([p.pages], 1), _number(p.start),
+                        _number(p.stop)) for p in (piece or nothing for piece in pieces)])
 
     def rows(self, slots: Sequence[Sequence[int]], tables: Sequence[Sequence[Sequence[int]]],
              wants_top: bool, rows: int) -> steps.Rows:
         """Rows of a program that decodes, filled up with rows that are no slot's."""
         return self.place.put([
-            steps.Rows(self._slots(mine, rows), self._tables(pages, rows), np.bool_(wants_top))
+            steps.Rows(self._slots(mine, rows), self._tables(pages, rows),
+                       _number(wants_top, np.bool_))
             for mine, pages in zip(slots, tables, strict=True)])
 
-    def _slots(self, slots: Sequence[int], rows: int) -> np.ndarray:
+    def _slots(self, slots: Sequence[int], rows: int) -> Any:
         out = np.full(rows, self.slots, np.int32)
         out[: len(slots)] = slots
         return out
 
-    def _tables(self, tables: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+    def _tables(self, tables: Sequence[Sequence[int]], rows: int) -> Any:
         """Tables of a program's rows, filled up with the spare page."""
         out = np.full((rows, self.width), self.pages, np.int32)
         for row, pages in enumerate(tables):
             out[row, : len(pages)] = pages[: self.width]
         return out
+
+
+def _number(value: int, dtype: Any = np.int32) -> Any:
+    """A number of the host; programs read arrays."""
+    return dtype(value)

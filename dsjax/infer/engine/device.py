@@ -50,8 +50,8 @@ class Setting:
     chunk: int = 256
     """Tokens of a prompt that are read at once."""
     budget: int | None = None
-    """Tokens of a rank's step, of prompts and of rows that decode; None has room for every slot's pass and
-    for a piece of a prompt beside them."""
+    """Tokens of a rank's step, of prompts and of rows that decode; None has room for every slot's
+    pass and for a piece of a prompt beside them."""
     max_queue: int = 256
     """Requests that wait at most."""
     draft: bool = False
@@ -127,7 +127,8 @@ class Device:
 
             advance = {rows: compiled(
                 steps.advance, self.asked.rows(no_rows, no_rows, False, rows), (self.params,),
-                cfg=self.cfg, backend=self.backend, top=self.setting.top_logprobs) for rows in self._buckets()}
+                cfg=self.cfg, backend=self.backend, top=self.setting.top_logprobs)
+                for rows in self._buckets()}
             read = {length: compiled(
                 steps.read, self.asked.pieces(nobody), (self.params,), cfg=self.cfg,
                 backend=self.reading, length=length) for length in lengths}

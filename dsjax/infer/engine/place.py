@@ -96,8 +96,9 @@ class Place:
             run = programs.compiled(step, *whole, served, asked, **static)
             return lambda whole, served, asked: run(*whole, served, asked)
         specs = tuple(_spec(a) for a in jax.tree.leaves(whole))
-        return programs.compiled(_on_every_rank, whole, served, asked, step=step, mesh=self.mesh,
-                                 specs=specs, static=tuple(sorted(static.items())))
+        step = functools.partial(step, **static)
+        run = _on_every_rank(step, self.mesh, specs)
+        return programs.compiled(run, whole, served, asked)
 
 
 def _spec(a: Array) -> PartitionSpec:
@@ -105,22 +106,26 @@ def _spec(a: Array) -> PartitionSpec:
     return where.spec if isinstance(where, NamedSharding) else PartitionSpec()
 
 
-@functools.partial(jax.jit, static_argnames=("step", "mesh", "specs", "static"),
-                   donate_argnames="served")
-def _on_every_rank(whole: tuple[Tree, ...], served: Tree, asked: Tree, *, step: Step, mesh: Mesh,
-                   specs: tuple[PartitionSpec, ...], static: tuple[tuple[str, Any], ...]) -> Tree:
-    """Run a step of one device on every rank; `served`, `asked` and the results lead with [R]."""
-    where = jax.tree.unflatten(jax.tree.structure(whole), specs)
+def _on_every_rank(step: Step, mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Step:
+    """A step of one device as a program of all ranks; `specs` say how leaves of `whole` are cut.
 
-    def here(whole: tuple[Tree, ...], served: Tree, asked: Tree) -> Tree:
-        held = jax.tree.map(lambda spec, a: _in_part(a, spec, mesh), where, whole,
-                            is_leaf=lambda a: isinstance(a, PartitionSpec))
-        mine = jax.tree.map(lambda a: a[0], (served, asked))
-        return jax.tree.map(lambda a: a[None], step(*held, *mine, **dict(static)))
+    `served`, `asked` and the results lead with [R].
+    """
+    def run(whole: tuple[Tree, ...], served: Tree, asked: Tree) -> Tree:
+        where = jax.tree.unflatten(jax.tree.structure(whole), specs)
 
-    # nothing here has a gradient, for which alone it matters what varies between ranks
-    return jax.shard_map(here, mesh=mesh, in_specs=(where, RANKS, RANKS), out_specs=RANKS,
-                         check_vma=False)(whole, served, asked)
+        def here(whole: tuple[Tree, ...], served: Tree, asked: Tree) -> Tree:
+            held = jax.tree.map(lambda spec, a: _in_part(a, spec, mesh), where, whole,
+                                is_leaf=lambda a: isinstance(a, PartitionSpec))
+            mine = jax.tree.map(lambda a: a[0], (served, asked))
+            return jax.tree.map(lambda a: a[None], step(*held, *mine))
+
+        # nothing here has a gradient, for which alone it matters what varies between ranks
+        return jax.shard_map(here, mesh=mesh, in_specs=(where, RANKS, RANKS), out_specs=RANKS,
+                             check_vma=False)(whole, served, asked)
+
+    # the outputs' place is said: an empty array would otherwise lie whole on every device
+    return jax.jit(run, donate_argnums=1, out_shardings=NamedSharding(mesh, RANKS))
 
 
 @struct.dataclass

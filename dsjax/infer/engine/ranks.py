@@ -14,7 +14,7 @@ import collections
 from collections.abc import Iterable
 
 from dsjax.infer.engine.config import Config
-from dsjax.infer.engine.request import Arrive, Cancel, Event, Finish, Plan, Request, Row, RowId
+from dsjax.infer.engine.request import Arrive, Cancel, Event, Plan, Request, Row, RowId
 from dsjax.infer.engine.scheduler import Scheduler
 
 
