@@ -29,6 +29,9 @@ class EngineFlags:
     longest."""
     page_dtype: Literal["activations", "fp8"] = "activations"
     """Numbers in pages: as they are computed, or in 8 bits."""
+    deterministic: bool = False
+    """Read prompts by the programs that decode: an answer has the same bits whether its prompt was
+    found in pages, cut otherwise or read again. Prompts are read more slowly."""
 
     def __post_init__(self) -> None:
         """Refuse what serves nobody."""
@@ -48,7 +51,7 @@ def make(model: Model, flags: EngineFlags) -> Any:
 
     device = Device(model, Setting(
         slots=flags.slots, max_queue=flags.queue, max_len=flags.context, draft=flags.draft,
-        pages=flags.pages, page_dtype=flags.page_dtype))
+        pages=flags.pages, page_dtype=flags.page_dtype, is_deterministic=flags.deterministic))
     if not device.is_invariant:
         say("dsjax: on this machine, or with so few pages, it is not shown that an answer's last "
             "bits do not depend on who else is served")

@@ -38,6 +38,14 @@ class Piece(NamedTuple):
     stop: int
 
 
+def part_of(piece: Piece | None, first: int, length: int) -> Piece | None:
+    """At most `length` positions of a piece, from its position `first` on; None where it ends."""
+    if piece is None or piece.start + first >= piece.stop:
+        return None
+    start = piece.start + first
+    return piece._replace(start=start, stop=min(start + length, piece.stop))
+
+
 @dataclass(frozen=True)
 class Asked:
     """Makes arrays for ranks of so many slots and pages; a table has `width` pages."""
@@ -47,6 +55,8 @@ class Asked:
     pages: int
     width: int
     page_size: int
+    depth: int
+    is_deterministic: bool
 
     def texts(self, texts: Sequence[Text | None]) -> steps.Row:
         """A text of each rank."""
@@ -77,9 +87,34 @@ class Asked:
              wants_top: bool, rows: int) -> steps.Rows:
         """Rows of a program that decodes, filled up with rows that are no slot's."""
         return self.place.put([
-            steps.Rows(self._slots(mine, rows), self._tables(pages, rows),
-                       _number(wants_top, np.bool_))
+            self._rows(mine, pages, rows, wants_top)
             for mine, pages in zip(slots, tables, strict=True)])
+
+    def _rows(self, slots: Sequence[int], tables: Sequence[Sequence[int]], rows: int,
+              wants_top: bool) -> steps.Rows:
+        held, reading = self._tables(tables, rows), None
+        if self.is_deterministic:
+            nowhere: Any = np.full(rows, -1, np.int32)
+            reading = steps.Reading(nowhere, _number(0), _number(0), _number(False, np.bool_), held)
+        return steps.Rows(self._slots(slots, rows), held, _number(wants_top, np.bool_), reading)
+
+    def reading(self, pieces: Sequence[Piece | None], is_main: bool, rows: int) -> steps.Rows:
+        """Pieces as rows of a program that decodes: the main model's turn, or its modules'."""
+        return self.place.put([
+            self._reading(piece, is_main, rows) if piece else self._rows((), (), rows, False)
+            for piece in pieces])
+
+    def _reading(self, piece: Piece, is_main: bool, rows: int) -> steps.Rows:
+        each, first = (self.depth + 1, 0) if is_main else (2 * self.depth, 2 * self.depth)
+        count = -(-(piece.stop - piece.start) // each)
+        at: Any = np.full(rows, -1, np.int32)
+        at[:count] = piece.start + first + each * np.arange(count)
+        mine, nobodys = self._tables([piece.pages] * count, rows), self._tables((), rows)
+        main, modules = (mine, nobodys) if is_main else (nobodys, mine)
+        reading = steps.Reading(at, _number(piece.start), _number(piece.stop),
+                                _number(is_main, np.bool_), modules)
+        return steps.Rows(self._slots([piece.slot] * count, rows), main, _number(False, np.bool_),
+                          reading)
 
     def _slots(self, slots: Sequence[int], rows: int) -> Any:
         out = np.full(rows, self.slots, np.int32)

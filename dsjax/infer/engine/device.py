@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
 from dsjax.infer.engine import experts, steps, trial
-from dsjax.infer.engine.asked import Asked, Piece, Text
+from dsjax.infer.engine.asked import Asked, Piece, Text, part_of
 from dsjax.infer.engine.config import pages_of
 from dsjax.infer.engine.place import ON_A_RANK, Place
 from dsjax.infer.engine.steps import Given, Served, Slots
@@ -37,7 +37,8 @@ from dsjax.runtime.backend import for_rank
 
 @dataclass(frozen=True)
 class Setting:
-    """How requests are served; none of it but `draft` and `page_dtype` changes a token."""
+    """How requests are served; none of it but `draft` and `page_dtype` changes a token, but for
+    float32's rounding where a prompt is read."""
 
     slots: int = 16
     """Rows that read their prompt or decode at once, of each rank."""
@@ -58,6 +59,9 @@ class Setting:
     """Whether the model's MTP modules draft."""
     page_dtype: str = "activations"
     """`fp8` holds latents in 8 bits."""
+    is_deterministic: bool = False
+    """Whether prompts are read by the programs that decode, so that every bit is what it is
+    elsewhere: after a prefix hit, a preemption, in pieces of another size."""
     top_logprobs: int = 20
     """Likeliest tokens whose log-probabilities can be asked for."""
 
@@ -79,7 +83,8 @@ class Device:
         self.pages = setting.pages or setting.slots * longest
         self.budget = setting.budget or setting.slots * (self.depth + 1) + setting.chunk
         self.place = Place(model.mesh)
-        self.asked = Asked(self.place, setting.slots, self.pages, self.width, setting.page_size)
+        self.asked = Asked(self.place, setting.slots, self.pages, self.width, setting.page_size,
+                           self.depth, setting.is_deterministic)
         params, self.cfg = ready(model.params, model.cfg, model.backend)
         self.params = self.place.written_out(params)
         self.reading, self.backend = _backends(model, self.cfg)
@@ -88,6 +93,10 @@ class Device:
         self.is_invariant = trial.choose_rows(self)
         """False if a row's bits depend on its place among the others on this machine, or if pages
         are too few to try."""
+        if setting.is_deterministic and not self.is_invariant:
+            raise UserError("on this machine a row's bits depend on its place among the others, or "
+                            f"{self.pages} pages are too few to try; a deterministic engine wants "
+                            "one row (--slots 1), or more pages")
         self.reset()
 
     @property
@@ -114,11 +123,17 @@ class Device:
         )
         pools = steps.empty_pools(self.params, cfg, self.backend, pages=self.pages,
                                   size=setting.page_size, depth=self.depth, form=form)
-        return Served(slots, pools)
+        hidden = None
+        if setting.is_deterministic and self.depth:
+            positions = 2 * self.depth + max(self._buckets()) * (self.depth + 1)
+            hidden = jnp.zeros((positions, cfg.d_model), self.backend.dtype)
+        return Served(slots, pools, hidden)
 
     def _compile(self) -> None:
         """Compile every program there will be, as many at once as there are cores."""
         lengths = [*(n for n in PIECES if n < self.setting.chunk), self.setting.chunk]
+        if self.setting.is_deterministic:
+            lengths = []
         nobody: list[Any] = [None] * self.ranks
         no_rows: list[list[Any]] = [[] for _ in nobody]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -162,9 +177,23 @@ class Device:
 
     def read(self, pieces: Sequence[Piece | None]) -> None:
         """Read a piece of a text of each rank into its pages."""
+        if self.setting.is_deterministic:
+            self._read_as_decoded(pieces)
+            return
         longest = max(piece.stop - piece.start for piece in pieces if piece)
         length = next(n for n in self._read if n >= longest)
         self.served = self._read[length]((self.params,), self.served, self.asked.pieces(pieces))
+
+    def _read_as_decoded(self, pieces: Sequence[Piece | None]) -> None:
+        """Read pieces by the largest program that decodes, as many positions at once as it has."""
+        rows = max(self.decoding)
+        length = rows * (self.depth + 1)
+        longest = max(piece.stop - piece.start for piece in pieces if piece)
+        for first in range(0, longest, length):
+            parts = [part_of(piece, first, length) for piece in pieces]
+            for is_main in (True, False)[: 1 + bool(self.depth)]:
+                self.served, _ = self.decoding[rows](
+                    (self.params,), self.served, self.asked.reading(parts, is_main, rows))
 
     def advance(self, slots: Sequence[Sequence[int]], tables: Sequence[Sequence[Sequence[int]]],
                 wants_top: bool, rows: int = 0) -> Given:

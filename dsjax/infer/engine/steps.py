@@ -58,6 +58,7 @@ class Served:
 
     slots: Slots
     pools: Pools
+    hidden: Array | None = None  # [W + B (J+1), D] of a piece, see Reading, and of W before it
 
 
 @struct.dataclass
@@ -98,6 +99,24 @@ class Rows:
     slots: Array  # [B]
     tables: Array  # [B, pages a row]
     wants_top: Array  # [] bool: somebody asks for the likeliest tokens
+    reading: Reading | None = None
+
+
+@struct.dataclass
+class Reading:
+    """What makes rows of `advance` read a piece of a text, as the very program that decodes it.
+
+    All rows are one slot's, J+1 positions each; as a layer writes them all before it looks at any,
+    each finds those before it. A first pass is the main model's. Where modules draft, a second one
+    is theirs, on the hidden states that the first left: W positions each. Tables of the one whose
+    turn it is not name the spare page.
+    """
+
+    at: Array  # [B] position of a row's newest token; -1 where a row decodes, or is none
+    start: Array  # [] first position of the piece
+    stop: Array  # []
+    is_main: Array  # [] bool
+    module_tables: Array  # [B, pages a row]
 
 
 def empty_pools(p: TransformerParams, cfg: ModelConfig, backend: Backend, *, pages: int, size: int,
@@ -166,10 +185,11 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
         modules.append(_pages(past))
     window = jnp.concatenate([s.recent.at[slot].get(mode="clip"), x[0]])
     last = jax.lax.dynamic_slice_in_dim(window, piece.stop - piece.start, 2 * depth)
-    return Served(
-        dataclasses.replace(s, recent=s.recent.at[slot].set(last, mode="drop")),
-        dataclasses.replace(served.pools, mtp=tuple(modules),
-                            main={name: _pages(c) for name, c in cache.stacks.items()}),
+    return dataclasses.replace(
+        served,
+        slots=dataclasses.replace(s, recent=s.recent.at[slot].set(last, mode="drop")),
+        pools=dataclasses.replace(served.pools, mtp=tuple(modules),
+                                  main={name: _pages(c) for name, c in cache.stacks.items()}),
     )
 
 
@@ -179,6 +199,11 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
     """Decode the newest token of some slots; `top` likeliest tokens at most are looked for."""
     s, pools, slots, tables = served.slots, served.pools, rows.slots, rows.tables
     mine = jax.tree.map(lambda a: a.at[slots].get(mode="clip"), s)
+    reading, is_text, module_tables, own, hidden = rows.reading, None, tables, slots, served.hidden
+    if reading is not None:
+        is_text, module_tables = reading.at >= 0, reading.module_tables
+        mine, hidden = _as_text(mine, is_text, reading, hidden)
+        own = jnp.where(is_text, s.newest.size, slots)  # what they choose is nobody's
     state = State(
         tokens=mine.tokens,
         newest=mine.newest,
@@ -187,20 +212,57 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
         sampling=mine.sampling,
         cache=_cache(pools, tables),
         recent=mine.recent,
-        mtp=tuple(Paged(pages, tables, pools.form) for pages in pools.mtp),
+        mtp=tuple(Paged(pages, module_tables, pools.form) for pages in pools.mtp),
     )
-    one = speculative.speculative_round if pools.mtp else decode.step
-    state, emitted = one(p, state, cfg, backend)
+    if pools.mtp:
+        state, emitted = speculative.speculative_round(p, state, cfg, backend, is_text)
+    else:
+        state, emitted = decode.step(p, state, cfg, backend)
+    recent = s.recent.at[own].set(state.recent, mode="drop")
+    if reading is not None and hidden is not None:
+        recent, hidden = _after_text(recent, state.recent, rows, hidden)
     after = dataclasses.replace(
         s,
-        tokens=s.tokens.at[slots].set(state.tokens, mode="drop"),
-        newest=s.newest.at[slots].set(state.newest, mode="drop"),
-        recent=s.recent.at[slots].set(state.recent, mode="drop"),
+        tokens=s.tokens.at[own].set(state.tokens, mode="drop"),
+        newest=s.newest.at[own].set(state.newest, mode="drop"),
+        recent=recent,
     )
     pools = dataclasses.replace(
         pools, main={name: _pages(c) for name, c in state.cache.stacks.items()},
         mtp=tuple(_pages(c) for c in state.mtp))
-    return Served(after, pools), _given(emitted, min(top, cfg.vocab), rows.wants_top)
+    return Served(after, pools, hidden), _given(emitted, min(top, cfg.vocab), rows.wants_top)
+
+
+def _as_text(mine: Slots, is_text: Array, reading: Reading,
+             hidden: Array | None) -> tuple[Slots, Array | None]:
+    """Rows that read, at their positions; and before a piece, the hidden states that lead to it."""
+    mine = dataclasses.replace(mine, newest=jnp.where(is_text, reading.at, mine.newest))
+    if hidden is None:
+        return mine, None
+    width = mine.recent.shape[1]
+    before = jnp.where(is_text[0] & reading.is_main, mine.recent[0], hidden[:width])
+    hidden = hidden.at[:width].set(before)
+    index = reading.at[:, None] - reading.start + jnp.arange(width, dtype=jnp.int32)[None]
+    found = hidden.at[index].get(mode="clip")
+    recent = jnp.where(is_text[:, None, None], found, mine.recent)
+    return dataclasses.replace(mine, recent=recent), hidden
+
+
+def _after_text(recent: Array, states: Array, rows: Rows, hidden: Array) -> tuple[Array, Array]:
+    """Keep a piece's hidden states, or when its modules are through the last ones, for its slot.
+
+    recent [N, W, D] of all slots; states [B, W, D] end with those of a row's J+1 positions.
+    """
+    r, width = rows.reading, states.shape[1]
+    assert r is not None, "rows read"
+    a_pass = width // 2 + 1
+    is_text = r.at >= 0
+    index = width + r.at[:, None] - r.start + jnp.arange(a_pass, dtype=jnp.int32)[None]
+    index = jnp.where((is_text & r.is_main)[:, None], index, hidden.shape[0])
+    hidden = hidden.at[index].set(states[:, -a_pass:], mode="drop")
+    last = jax.lax.dynamic_slice_in_dim(hidden, r.stop - r.start, width)
+    slot = jnp.where(is_text[0] & ~r.is_main, rows.slots[0], recent.shape[0])
+    return recent.at[slot].set(last, mode="drop"), hidden
 
 
 @struct.dataclass
