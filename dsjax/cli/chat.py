@@ -92,6 +92,7 @@ def main(args: Chat) -> int:
     engine = engines.make(model, args.engine)
     with _running(engine) as failures, _interruptible():
         _talk(Talk(args, model, engine, found, failures), Page(Console(highlight=False)))
+    engines.save_loads(engine, args.engine)
     return 0
 
 

@@ -91,6 +91,7 @@ def main(args: Serve) -> int:
                     "asks for a key")
 
         server.serve(engine, served, at, announce)
+        engines.save_loads(engine, args.engine)
     return 0
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
@@ -32,6 +34,7 @@ from dsjax.infer.model import Model
 from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers import mla, paged
 from dsjax.layers.backend import Backend
+from dsjax.layers.moe import MoEParams
 from dsjax.runtime.backend import for_rank
 
 
@@ -64,6 +67,8 @@ class Setting:
     elsewhere: after a prefix hit, a preemption, in pieces of another size."""
     top_logprobs: int = 20
     """Likeliest tokens whose log-probabilities can be asked for."""
+    redundant_experts: int = 0
+    """Copies of busy experts, all together, over those of one copy each."""
 
 
 PIECES = (64,)
@@ -73,8 +78,10 @@ PIECES = (64,)
 class Device:
     """Everything that lies on the devices, and what they are asked to do."""
 
-    def __init__(self, model: Model, setting: Setting):
-        _check(model, setting)
+    def __init__(self, model: Model, setting: Setting,
+                 loads: NDArray[np.float64] | None = None):
+        """Place the model; `loads` [L, E], if known, say how its experts are spread."""
+        _check(model, setting, loads)
         self.depth = model.cfg.mtp_depth if setting.draft else 0
         self.max_len = model.context if setting.max_len is None else setting.max_len
         self.setting = setting
@@ -87,6 +94,14 @@ class Device:
                            self.depth, setting.is_deterministic)
         params, self.cfg = ready(model.params, model.cfg, model.backend)
         self.params = self.place.written_out(params)
+        self.placement = None
+        """Where experts are, if several devices share them; their loads are then measured."""
+        if model.layout.expert > 1:
+            self.placement = experts.in_order(self.cfg, model.layout.expert)
+        if loads is not None:
+            self.placement = experts.planned(loads, setting.redundant_experts, self.cfg,
+                                             model.layout)
+            self.params = experts.with_copies(self.params, self.placement, self.place)
         self.reading, self.backend = _backends(model, self.cfg)
         self.reset()
         self._compile()
@@ -123,11 +138,15 @@ class Device:
         )
         pools = steps.empty_pools(self.params, cfg, self.backend, pages=self.pages,
                                   size=setting.page_size, depth=self.depth, form=form)
-        hidden = None
+        loads = hidden = None
+        if self.placement is not None:
+            names = [name for name, stack in self.params.stacks.items()
+                     if isinstance(stack.ffn, MoEParams)]
+            loads = {name: jnp.zeros((1, self.placement.of.shape[1])) for name in names}
         if setting.is_deterministic and self.depth:
             positions = 2 * self.depth + max(self._buckets()) * (self.depth + 1)
             hidden = jnp.zeros((positions, cfg.d_model), self.backend.dtype)
-        return Served(slots, pools, hidden)
+        return Served(slots, pools, loads, hidden)
 
     def _compile(self) -> None:
         """Compile every program there will be, as many at once as there are cores."""
@@ -149,10 +168,12 @@ class Device:
                 backend=self.reading, length=length) for length in lengths}
             admit = compiled(steps.admit, self.asked.texts(nobody))
             copy = compiled(steps.copy, self.asked.pairs(nobody))
+            measure = compiled(steps.measure, self._nothing()) if self.placement else None
         self.decoding = {rows: program.result() for rows, program in advance.items()}
         """Programs that decode, by their rows: those that give a row the same bits."""
         self._read = {length: program.result() for length, program in read.items()}
         self._admit, self._copy = admit.result(), copy.result()
+        self._measure = None if measure is None else measure.result()
 
     def _buckets(self) -> list[int]:
         """Powers of two, a factor of four apart, the last of which holds all slots.
@@ -165,7 +186,7 @@ class Device:
     @property
     def programs(self) -> int:
         """Programs that were compiled."""
-        return 2 + len(self._read) + len(self.decoding)
+        return 2 + len(self._read) + len(self.decoding) + (self._measure is not None)
 
     def admit(self, texts: Sequence[Text | None]) -> None:
         """Put a text into a slot of each rank."""
@@ -206,13 +227,34 @@ class Device:
             (self.params,), self.served, self.asked.rows(slots, tables, wants_top, rows))
         return given
 
+    def measure(self) -> Any:
+        """Count loads of experts anew; those until now can be read by `loads_of`."""
+        assert self._measure is not None, "loads are measured where devices share experts"
+        self.served, loads = self._measure((), self.served, self._nothing())
+        return loads
+
+    def loads_of(self, measured: Any) -> NDArray[np.float64]:
+        """Loads of physical experts, of all ranks together, [L, P]."""
+        return np.sum([[a[0] for a in of_rank.values()]
+                       for of_rank in self.place.taken(measured)], axis=0, dtype=np.float64)
+
+    def _nothing(self) -> Any:
+        return self.place.put([np.int32(0)] * self.ranks)
+
     def taken(self, given: Given) -> list[Given]:
         """What a step gave the rows of each rank, on the host."""
         return self.place.taken(given)
 
 
-def _check(model: Model, setting: Setting) -> None:
+def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) -> None:
     """Refuse what cannot be served."""
+    if loads is None and setting.redundant_experts:
+        raise UserError(f"{setting.redundant_experts} redundant experts are copies of the busiest "
+                        "ones, and no loads are known; give --expert-loads, a run's folder or what "
+                        "--save-expert-loads wrote")
+    if loads is not None and model.layout.expert == 1:
+        raise UserError("loads of experts spread them over the devices of --parallel.expert, and "
+                        "there is one; leave --expert-loads out, or use more")
     if setting.page_dtype == "fp8" and not isinstance(model.cfg.attention, MLAConfig):
         raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
                         "leave --page-dtype out")
@@ -234,5 +276,5 @@ def _backends(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
                                attend_cached=paged.attend, layout=ON_A_RANK)
     if cfg.moe is not None:
         rank = dataclasses.replace(rank, dispatch=functools.partial(
-            experts.on_ranks, layout=model.layout, moe=cfg.moe))
+            experts.on_ranks, layout=model.layout))
     return rank, rank

@@ -19,6 +19,7 @@ from dsjax.errors import QueueFullError, UserError
 from dsjax.infer.engine.asked import Piece, Text
 from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.device import Device
+from dsjax.infer.engine.experts import Loads
 from dsjax.infer.engine.ranks import Ranks
 from dsjax.infer.engine.request import (
     Arrive,
@@ -74,6 +75,11 @@ class Stats:
     drafted: int
     accepted: int
     steps: int
+    experts_busiest: float
+    """Tokens of the busiest device over the mean one among those that share the experts, mean over
+    layers; 0 where one has them all, or nothing is measured yet."""
+    experts_busiest_in_order: float
+    """The same, had every expert one copy and were they placed in order."""
     host_s: float
     """Seconds in which the host prepared and took up steps."""
     total_s: float
@@ -126,6 +132,7 @@ class Engine:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._totals = _Totals()
+        self._loads = Loads(device)
 
     def add(self, prompt: Sequence[int], sampling: Sampling, on_output: OnOutput,
             top_logprobs: int = 0) -> int:
@@ -181,6 +188,7 @@ class Engine:
             self._totals.steps += 1
             self._totals.total_s += total
             self._totals.host_s += total - waited
+        self._loads.after(flight is not None, is_busy)
         return is_busy
 
     def run(self, until: threading.Event) -> None:
@@ -272,6 +280,15 @@ class Engine:
         client.on_output(Output(tuple(kept), tuple(given.logprobs[at, : len(kept)].tolist()), top,
                                 reason, NOT_A_NUMBER if reason == "error" else ""))
 
+    def expert_loads(self) -> list[list[float]] | None:
+        """Tokens that chose each expert, by layer; None where that is not measured.
+
+        For the thread that steps, or when none does.
+        """
+        self._loads.after(has_started=False, is_busy=False)
+        loads = self._loads.logical
+        return None if loads is None else loads.tolist()
+
     def stats(self) -> Stats:
         """Count what is served, and what was."""
         t, running = self._totals, self.ranks.running
@@ -291,6 +308,8 @@ class Engine:
             drafted=t.passes * self.device.depth,
             accepted=t.accepted,
             steps=t.steps,
+            experts_busiest=self._loads.busiest,
+            experts_busiest_in_order=self._loads.busiest_in_order,
             host_s=t.host_s,
             total_s=t.total_s,
         )

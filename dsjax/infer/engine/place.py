@@ -62,6 +62,12 @@ class Place:
         stacked = np.stack([np.asarray(part) for part in parts])
         return jax.device_put(stacked, meshes.sharding(self.mesh, AXES))
 
+    def everywhere(self, a: np.ndarray) -> Array:
+        """Bring an array to every rank, whole."""
+        if self.mesh is None:
+            return jnp.asarray(a)
+        return jax.device_put(a, meshes.sharding(self.mesh))
+
     def filled(self, make: Callable[[], Tree]) -> Tree:
         """Make the same arrays on every rank."""
         if self.mesh is None:

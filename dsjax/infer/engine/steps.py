@@ -28,7 +28,7 @@ from dsjax.layers.cache import Cache
 from dsjax.layers.paged import AS_MADE, Form, Paged, pool
 from dsjax.model import block as blocks
 from dsjax.model import mtp, transformer
-from dsjax.model.transformer import ModelCache, TransformerParams
+from dsjax.model.transformer import Counts, ModelCache, TransformerParams
 
 
 @struct.dataclass
@@ -58,6 +58,7 @@ class Served:
 
     slots: Slots
     pools: Pools
+    loads: dict[str, Array] | None = None  # [1, E] of each mixture, where they are measured
     hidden: Array | None = None  # [W + B (J+1), D] of a piece, see Reading, and of W before it
 
 
@@ -173,8 +174,9 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
     text = s.tokens.at[slot].get(mode="clip")[None]
     positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
     tokens = _at(text, positions)
+    counts = _counts(served.loads, positions < piece.stop)
     x, cache = transformer.hidden_cached(
-        p, tokens, positions, _cache(served.pools, table), cfg, backend)
+        p, tokens, positions, _cache(served.pools, table, counts), cfg, backend)
     previous, modules = x, []
     for k in range(1, depth + 1):
         assert p.mtp is not None, "drafting needs MTP parameters"
@@ -188,6 +190,7 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
     return dataclasses.replace(
         served,
         slots=dataclasses.replace(s, recent=s.recent.at[slot].set(last, mode="drop")),
+        loads=_loads(cache),
         pools=dataclasses.replace(served.pools, mtp=tuple(modules),
                                   main={name: _pages(c) for name, c in cache.stacks.items()}),
     )
@@ -200,17 +203,21 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
     s, pools, slots, tables = served.slots, served.pools, rows.slots, rows.tables
     mine = jax.tree.map(lambda a: a.at[slots].get(mode="clip"), s)
     reading, is_text, module_tables, own, hidden = rows.reading, None, tables, slots, served.hidden
+    is_counted = slots < s.newest.size
     if reading is not None:
         is_text, module_tables = reading.at >= 0, reading.module_tables
         mine, hidden = _as_text(mine, is_text, reading, hidden)
         own = jnp.where(is_text, s.newest.size, slots)  # what they choose is nobody's
+        is_counted &= reading.is_main | ~is_text
+    is_counted = jnp.broadcast_to(is_counted[:, None], (slots.size, len(pools.mtp) + 1))
+    counts = _counts(served.loads, is_counted)
     state = State(
         tokens=mine.tokens,
         newest=mine.newest,
         keys=mine.keys,
         prompt_len=mine.prompt_len,
         sampling=mine.sampling,
-        cache=_cache(pools, tables),
+        cache=_cache(pools, tables, counts),
         recent=mine.recent,
         mtp=tuple(Paged(pages, module_tables, pools.form) for pages in pools.mtp),
     )
@@ -230,7 +237,8 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
     pools = dataclasses.replace(
         pools, main={name: _pages(c) for name, c in state.cache.stacks.items()},
         mtp=tuple(_pages(c) for c in state.mtp))
-    return Served(after, pools, hidden), _given(emitted, min(top, cfg.vocab), rows.wants_top)
+    given = _given(emitted, min(top, cfg.vocab), rows.wants_top)
+    return Served(after, pools, _loads(state.cache), hidden), given
 
 
 def _as_text(mine: Slots, is_text: Array, reading: Reading,
@@ -286,10 +294,25 @@ def _given(emitted: Emitted, top: int, wants_top: Array) -> Given:
     return Given(emitted.tokens, emitted.count, chosen, ids, best)
 
 
-def _cache(pools: Pools, table: Array) -> ModelCache:
+@functools.partial(jax.jit, donate_argnames="served")
+def measure(served: Served, _: Array) -> tuple[Served, Any]:
+    """Hand out the loads of experts, and count anew."""
+    zeros = jax.tree.map(jnp.zeros_like, served.loads)
+    return dataclasses.replace(served, loads=zeros), served.loads
+
+
+def _cache(pools: Pools, table: Array, counts: Counts | None) -> ModelCache:
     """The past of every layer, through one table."""
     return ModelCache({name: Paged(pages, table[None], pools.form)
-                       for name, pages in pools.main.items()})
+                       for name, pages in pools.main.items()}, counts)
+
+
+def _counts(loads: dict[str, Array] | None, is_real: Array) -> Counts | None:
+    return None if loads is None else Counts(loads, is_real)
+
+
+def _loads(cache: ModelCache) -> dict[str, Array] | None:
+    return None if cache.counts is None else cache.counts.loads
 
 
 def _pages(cache: Cache) -> Any:
