@@ -47,7 +47,8 @@ class EngineFlags:
         for name, least in (("slots", 1), ("queue", 0), ("pages", 1), ("redundant_experts", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}; give more")
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {value} must be at least {least}; give more")
         if self.context is not None and self.context < 2:
             raise UserError(f"--context {self.context} has no room for a prompt and a new token; "
                             "it must be at least 2")
