@@ -55,7 +55,8 @@ def main(asked: Asked) -> None:
 
 def row(name: str, physical: int, engine: Engine, is_same: bool) -> list[Any]:
     """A row of the record."""
-    return [name, physical, f"{engine.stats().experts_busiest:.2f}", "all" if is_same else "not all"]
+    same = "all" if is_same else "not all"
+    return [name, physical, f"{engine.stats().experts_busiest:.2f}", same]
 
 
 def serve(device: Device, seed: int) -> tuple[Engine, list[list[int]]]:

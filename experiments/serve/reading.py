@@ -46,7 +46,8 @@ def main(asked: Asked) -> None:
          f"{min(rates):,.0f} to {max(rates):,.0f}", f"{statistics.median(rates) / first:.2f}"]
         for (name, device), rates in zip(devices.items(), found.values(), strict=True)]
     asked.write("reading", f"prompts of {LENGTH} tokens, read at once or as they would be decoded, "
-                "`tiny` in float32", ("prompts", "rows", "tokens/s", "spread", "of the first"), rows)
+                "`tiny` in float32",
+                ("prompts", "rows", "tokens/s", "spread", "of the first"), rows)
 
 
 def read(device: Device, texts: Sequence[Sequence[int]]) -> float:
