@@ -17,6 +17,7 @@ from dsjax.cli.process import devices, engines
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.refusal import typed_as
 from dsjax.errors import UserError
 from dsjax.terminal import Console
@@ -59,6 +60,9 @@ class Chat:
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
     precision: Literal["fp32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    devices: int | None = None
+    """Make so many virtual devices of the CPU, to try a layout on."""
     cache: bool = True
     """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
@@ -69,6 +73,8 @@ def main(args: Chat) -> int:
 
     require()
     seed_in_range(args.seed, "--seed ")
+    if args.devices is not None:
+        devices.make(args.devices)
     devices.require()
     from dsjax import infer
     from dsjax.serve import template
@@ -77,7 +83,8 @@ def main(args: Chat) -> int:
         infer.Sampling(args.temperature, args.top_p, args.max_new_tokens or 1, seed=args.seed)
         if args.max_new_tokens == 0:
             infer.Sampling(max_new_tokens=0)
-    model = infer.load(args.folder, infer.Choice(args.precision, end_token=args.end_token))
+    model = infer.load(args.folder,
+                       infer.Choice(args.precision, args.parallel, args.end_token))
     found = template.load(args.folder, model.tokenizer)
     if found is None and args.system is not None:
         raise UserError(f"--system {args.system[:40]!r} needs a chat template, which {args.folder} "
@@ -85,6 +92,7 @@ def main(args: Chat) -> int:
     engine = engines.make(model, args.engine)
     with _running(engine) as failures, _interruptible():
         _talk(Talk(args, model, engine, found, failures), Page(Console(highlight=False)))
+    engines.save_loads(engine, args.engine)
     return 0
 
 

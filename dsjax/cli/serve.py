@@ -11,6 +11,7 @@ from dsjax import disk
 from dsjax.cli.process import devices, engines
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Serve:
       dsjax serve runs/tiny
       dsjax serve runs/tiny --port 9000 --api-key-file keys.txt --host 0.0.0.0
       dsjax serve DeepSeek-V2-Lite --slots 32 --page-dtype fp8
+      dsjax serve runs/tiny --parallel.data 2 --parallel.expert 4 --devices 8
 
     A page to talk to the model is at the address itself. SIGTERM or ctrl-C finishes what runs; a
     second one ends at once.
@@ -57,6 +59,9 @@ class Serve:
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
     precision: Literal["fp32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    devices: int | None = None
+    """Make so many virtual devices of the CPU, to try a layout on."""
     cache: bool = True
     """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
@@ -69,11 +74,13 @@ def main(args: Serve) -> int:
     keys = _keys(args)
     _within(args)
     with server.listen(args.host, args.port) as at:
+        if args.devices is not None:
+            devices.make(args.devices)
         devices.require()
         from dsjax import infer
 
         model = infer.load(args.folder,
-                           infer.Choice(args.precision, end_token=args.end_token))
+                           infer.Choice(args.precision, args.parallel, args.end_token))
         served = _served(args, model, keys)
         engine = engines.make(model, args.engine)
 
@@ -84,6 +91,7 @@ def main(args: Serve) -> int:
                     "asks for a key")
 
         server.serve(engine, served, at, announce)
+        engines.save_loads(engine, args.engine)
     return 0
 
 

@@ -55,6 +55,8 @@ class Model:
     """Positions a row takes by default."""
     backend: Backend
     mesh: Mesh | None
+    layout: ParallelConfig = field(default_factory=ParallelConfig)
+    """Of the mesh."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def load(folder: Path | str, choice: Choice = Choice(),
     where = None if mesh is None else rules.used_shardings(transformer.specs(said.cfg), mesh)
     dtype = "stored" if precision.matmul == "fp8" else "dequantized"
     params = weights.load(folder, dtype, where, choice=weights.Choice(model=said.cfg), say=say)
-    return Model(said.cfg, params, words, said.context, backend, mesh)
+    return Model(said.cfg, params, words, said.context, backend, mesh, choice.parallel)
 
 
 def _described(folder: Path) -> _Folder:

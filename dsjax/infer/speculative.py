@@ -37,14 +37,18 @@ from dsjax.model import mtp, transformer
 from dsjax.model.transformer import TransformerParams
 
 
-def speculative_round(p: TransformerParams, state: State, cfg: ModelConfig,
-                      backend: Backend) -> tuple[State, Emitted]:
-    """Draft, verify in one pass, keep a prefix and one token more; every row by itself."""
+def speculative_round(p: TransformerParams, state: State, cfg: ModelConfig, backend: Backend,
+                      is_text: Array | None = None) -> tuple[State, Emitted]:
+    """Draft, verify in one pass, keep a prefix and one token more; every row by itself.
+
+    Rows of which `is_text` [B] is true go through a text that is there: its tokens stand in for
+    the drafts, and all are accepted.
+    """
     depth = len(state.mtp)
     row = jnp.arange(state.tokens.shape[0])[:, None]
     keys = keys_at(state.keys, state.newest + 1)
     draft_keys, verify_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    state, drafts = draft(p, state, draft_keys, cfg, backend)
+    state, drafts = draft(p, state, draft_keys, cfg, backend, is_text)
 
     positions = state.newest[:, None] + jnp.arange(depth + 1, dtype=jnp.int32)[None]
     tokens = state.tokens[row, positions]
@@ -52,6 +56,8 @@ def speculative_round(p: TransformerParams, state: State, cfg: ModelConfig,
     text = Text(state.tokens, state.prompt_len, positions)
     logits, targets = distributions(p, x, text, state.sampling)
     accepted, extra = jax.vmap(verify)(verify_keys, targets, drafts, tokens[:, 1:])
+    if is_text is not None:
+        accepted = jnp.where(is_text, depth, accepted)
 
     kept = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
     is_extra = jnp.arange(depth + 1, dtype=jnp.int32)[None] == accepted[:, None]
@@ -67,11 +73,11 @@ def speculative_round(p: TransformerParams, state: State, cfg: ModelConfig,
     return state, emitted
 
 
-def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig,
-          backend: Backend) -> tuple[State, Array]:
+def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig, backend: Backend,
+          is_text: Array | None = None) -> tuple[State, Array]:
     """Write J drafted tokens after each row's newest; returns their distributions [B, J, V].
 
-    keys [B].
+    keys [B]; rows of which `is_text` [B] is true keep the tokens that they have.
     """
     assert p.mtp is not None, "drafting needs MTP parameters"
     depth, max_len = len(state.mtp), state.tokens.shape[1]
@@ -90,6 +96,8 @@ def draft(p: TransformerParams, state: State, keys: Array, cfg: ModelConfig,
         drafts.append(distributions(p, previous[:, -1:], text, state.sampling)[1][:, 0])
         drafted = sample(jax.vmap(jax.random.fold_in, (0, None))(keys, k), drafts[-1],
                          state.sampling)
+        if is_text is not None:
+            drafted = jnp.where(is_text, tokens[row, state.newest + k], drafted)
         tokens = tokens.at[row, state.newest + k].set(drafted)
         pasts.append(past)
     state = dataclasses.replace(state, tokens=tokens, mtp=tuple(pasts))

@@ -16,6 +16,7 @@ from jax import Array
 from dsjax.config.model import MoEConfig
 from dsjax.layers import router
 from dsjax.layers.backend import Backend
+from dsjax.layers.replicas import Replicas
 from dsjax.layers.router import RouterParams, RouterStats, Routing
 from dsjax.layers.swiglu import SwiGLUParams, swiglu, swiglu_specs
 from dsjax.params import stack
@@ -28,6 +29,8 @@ class MoEParams:
     router: RouterParams
     experts: SwiGLUParams  # [E, D, 2, F], [E, F, D]
     shared: SwiGLUParams | None
+    replicas: Replicas | None = None
+    """Copies of experts; `experts` are then the physical ones."""
 
 
 def moe_specs(d_model: int, cfg: MoEConfig) -> MoEParams:
@@ -52,6 +55,12 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
         return routing, router.stats(routing, is_real, cfg)
 
     routing, stats = backend.layout.map_rows(choose, p.router, x, is_real, routes)
+    experts = routing.experts
+    if p.replicas is not None:
+        experts = p.replicas.chosen(experts, routing.weights)
+        physical = router.count(experts, is_real.astype(routing.affinity.dtype),
+                                p.replicas.of.size)
+        stats = dataclasses.replace(stats, physical_loads=physical)
     if backend.keep_routes:
         stats = dataclasses.replace(stats, experts=routing.experts)
     if cfg.capacity_factor is not None:
@@ -60,7 +69,7 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
     per_token = cfg.experts_per_token
     y, extra_rounds = backend.dispatch(
         tokens,
-        routing.experts.reshape(-1, per_token),
+        experts.reshape(-1, per_token),
         routing.weights.reshape(-1, per_token).astype(x.dtype),
         p.experts.w_gate_up,
         p.experts.w_down,

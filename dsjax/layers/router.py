@@ -48,6 +48,7 @@ class RouterStats:
     group_share: Array  # [B, G] share of real tokens that chose an expert of the group
     extra_rounds: Array | None = None  # [] of the experts' exchange over devices, see parallel
     experts: Array | None = None  # [B, T, K] the choice itself, where it is asked for
+    physical_loads: Array | None = None  # [B, P] of copies of experts, where there are any
 
 
 def joined(stats: Sequence[RouterStats]) -> RouterStats | None:
@@ -114,9 +115,9 @@ def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
     """
     real = is_real.astype(routing.affinity.dtype)
     tokens = jnp.maximum(real.sum(1), 1.0)[:, None]
-    loads = _count(routing.experts, real, cfg.experts)
+    loads = count(routing.experts, real, cfg.experts)
     unbiased = jax.lax.top_k(jax.lax.stop_gradient(routing.affinity), cfg.experts_per_token)[1]
-    frequency = _count(unbiased, real, cfg.experts) * (cfg.experts / cfg.experts_per_token)
+    frequency = count(unbiased, real, cfg.experts) * (cfg.experts / cfg.experts_per_token)
     share = routing.affinity / (routing.affinity.sum(-1, keepdims=True) + 1e-20)
     group = routing.experts // (cfg.experts // cfg.groups)
     is_hit = jax.nn.one_hot(group, cfg.groups, dtype=bool).any(axis=2)
@@ -128,15 +129,15 @@ def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
     )
 
 
-def _count(experts: Array, real: Array, count: int) -> Array:
+def count(experts: Array, real: Array, among: int) -> Array:
     """Real tokens of each row that chose each expert: experts [B, T, K] -> [B, E] float32."""
     def by_adding(experts: Array, real: Array) -> Array:
         rows = jnp.arange(experts.shape[0])[:, None, None]
         weights = jnp.broadcast_to(real[..., None], experts.shape)
-        return jnp.zeros((experts.shape[0], count), real.dtype).at[rows, experts].add(weights)
+        return jnp.zeros((experts.shape[0], among), real.dtype).at[rows, experts].add(weights)
 
     def by_comparing(experts: Array, real: Array) -> Array:
-        each = jnp.arange(count, dtype=experts.dtype)[None, None, None]
+        each = jnp.arange(among, dtype=experts.dtype)[None, None, None]
         return jnp.where(experts[..., None] == each, real[..., None, None], 0.0).sum((1, 2))
 
     # a TPU adds by a sort, whose program is large (ops/buckets.py)

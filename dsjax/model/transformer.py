@@ -152,6 +152,16 @@ class ModelCache:
     """The past of every layer."""
 
     stacks: dict[str, Cache]  # leaves lead with [L]
+    counts: Counts | None = None
+    """Loads of experts, where they are measured."""
+
+
+@struct.dataclass
+class Counts:
+    """Tokens that chose each expert; new ones are added as they pass."""
+
+    loads: dict[str, Array]  # [L, E] of each stack of mixtures, of physical experts if there are
+    is_real: Array  # [B, T] bool, which of the new tokens count
 
 
 def empty_cache(cfg: ModelConfig, batch: int, length: int, backend: Backend) -> ModelCache:
@@ -176,17 +186,27 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
     """
     x = embed(p, tokens, backend)
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), positions)
-    is_real = jnp.ones(tokens.shape, bool)
+    counts = cache.counts
+    is_real = jnp.ones(tokens.shape, bool) if counts is None else counts.is_real
 
-    def body(x: Array, layer: tuple[BlockParams, Cache]) -> tuple[Array, Cache]:
-        mix = blocks.cached(angles, positions, layer[1], cfg, backend)
-        x, _, new = blocks.block(layer[0], x, mix, is_real, cfg, backend)
-        return x, new
+    def body(x: Array, layer: tuple[BlockParams, Cache, Array | None]
+             ) -> tuple[Array, tuple[Cache, Array | None]]:
+        p, past, loads = layer
+        mix = blocks.cached(angles, positions, past, cfg, backend)
+        x, stats, new = blocks.block(p, x, mix, is_real, cfg, backend)
+        if loads is not None and stats is not None:
+            more = stats.loads if stats.physical_loads is None else stats.physical_loads
+            loads = loads + more.sum(0)
+        return x, (new, loads)
 
-    caches = {}
+    caches, loads = {}, {} if counts is None else dict(counts.loads)
     for name, stack in p.stacks.items():
-        x, caches[name] = lax.scan(body, x, (stack, cache.stacks[name]))
-    return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches)
+        x, (caches[name], more) = lax.scan(body, x, (stack, cache.stacks[name], loads.get(name)))
+        if more is not None:
+            loads[name] = more
+    if counts is not None:
+        counts = dataclasses.replace(counts, loads=loads)
+    return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches, counts)
 
 
 def written_out(p: TransformerParams) -> TransformerParams:

@@ -30,12 +30,12 @@ CAPACITY_FACTOR = 1.125  # capacity factor: C over the mean load
 class Plan(NamedTuple):
     """Layout of assignments (token, choice) in rows; T*K marks an empty row.
 
-    The batched part has rows [E * C]; overflow tiles of TILE rows each belong to one expert.
+    The batched part has rows [E * C]; overflow tiles of some rows each belong to one expert.
     """
 
     source: Array  # [E * C] assignment in each row
     slot: Array  # [T, K] row of each assignment, E * C when it overflowed
-    tile_source: Array  # [tiles, TILE] assignment in each overflow row
+    tile_source: Array  # [tiles, rows] assignment in each overflow row
     tile_expert: Array  # [tiles]
     tiles_used: Array  # []
 
@@ -67,6 +67,21 @@ def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Matrix,
     return _experts(mlp, x, weights, gate_up, down, Operands(gate_up_operand, down_operand), plan)
 
 
+def experts_tiled(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                  *, mlp: ExpertMLP) -> Array:
+    """The chosen experts of every token, all in tiles of one expert each; shapes as there.
+
+    A token's sum is made in the order of its experts' numbers and its rows' products have one
+    shape, so that its bits do not depend on what the other tokens chose. Work grows with the tiles
+    in use. No gradient.
+    """
+    _, gate_up = weight_of(w_gate_up, mlp.precision, 1, 1, parts=2)
+    down_master, down = weight_of(w_down, mlp.precision, 1, 1)
+    plan = make_plan(experts, down_master.shape[0], 0, min(x.shape[0], TILE))
+    return _add_tiles(mlp, jnp.zeros_like(x), mlp.precision.quantize_for_fprop(x), weights,
+                      Operands(gate_up, down), plan)
+
+
 class Operands(NamedTuple):
     """The two matrices as products read them."""
 
@@ -83,10 +98,10 @@ def _capacity(assignments: int, experts: int) -> int:
     return min(assignments, math.ceil(assignments / experts * CAPACITY_FACTOR / 8) * 8)
 
 
-def make_plan(experts: Array, count: int, capacity: int) -> Plan:
+def make_plan(experts: Array, count: int, capacity: int, tile: int = TILE) -> Plan:
     """Give each assignment a row, in order within its expert. experts [T, K] int32.
 
-    Those outside [0, count) get rows beyond the last.
+    Those outside [0, count) get rows beyond the last. `tile` is how many rows an overflow tile has.
     """
     total = experts.size
     flat = lax.optimization_barrier(experts.reshape(-1))  # see ops/buckets.py
@@ -94,21 +109,21 @@ def make_plan(experts: Array, count: int, capacity: int) -> Plan:
     expert = jnp.where(is_here, flat, 0)
     loads, position = buckets.sizes(flat, count), buckets.places(flat, count)
     at = jnp.arange(total, dtype=jnp.int32)
-    tiles = -(-jnp.maximum(loads - capacity, 0) // TILE)
+    tiles = -(-jnp.maximum(loads - capacity, 0) // tile)
     last_tile = jnp.cumsum(tiles)
-    max_tiles = (total - 1) // TILE + count
+    max_tiles = (total - 1) // tile + count
     rows = count * capacity
-    overflow_row = rows + (last_tile - tiles)[expert] * TILE + position - capacity
+    overflow_row = rows + (last_tile - tiles)[expert] * tile + position - capacity
     row = jnp.where(position < capacity, expert * capacity + position, overflow_row)
-    slot = jnp.where(is_here, row, rows + max_tiles * TILE + at)
-    source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[slot].set(
+    slot = jnp.where(is_here, row, rows + max_tiles * tile + at)
+    source = jnp.full(rows + max_tiles * tile, total, jnp.int32).at[slot].set(
         at, unique_indices=True)
     tile_expert = jnp.searchsorted(
         last_tile, jnp.arange(max_tiles, dtype=jnp.int32), side="right").astype(jnp.int32)
     return Plan(
         source=source[:rows],
         slot=jnp.minimum(slot, rows).reshape(experts.shape),
-        tile_source=source[rows:].reshape(max_tiles, TILE),
+        tile_source=source[rows:].reshape(max_tiles, tile),
         tile_expert=jnp.minimum(tile_expert, count - 1),
         tiles_used=last_tile[-1],
     )
@@ -154,17 +169,21 @@ def _forward(mlp, x, weights, gate_up, down, operands, plan):
     once = mlp.precision.quantize_for_fprop(x)
     x_rows, w_rows = by_expert(permute(once, plan.source, weights), count)
     y_rows, hidden_in = mlp.forward(x_rows, w_rows, *operands, x.dtype)
-    y = combine(y_rows, plan.slot)
-
-    def add_tile(i: Array, y: Array) -> Array:
-        index = plan.tile_source[i]
-        rows, w = permute(once, index, weights)
-        y_tile, _ = mlp.forward(rows, w, *operands.of(plan.tile_expert[i]), x.dtype)
-        return y.at[index // weights.shape[1]].add(y_tile.astype(y.dtype), mode="drop")
-
-    y = lax.fori_loop(0, plan.tiles_used, add_tile, y)
+    y = _add_tiles(mlp, combine(y_rows, plan.slot), once, weights, operands, plan)
     saved_hidden = swiglu.save(hidden_in, mlp.precision)
     return y, (weights, operands, plan, saved, saved_hidden)
+
+
+def _add_tiles(mlp: ExpertMLP, y: Array, once: Operand, weights: Array, operands: Operands,
+               plan: Plan) -> Array:
+    """Add the overflow tiles in use to y [T, D]; `once` are quantized tokens."""
+    def add_tile(i: Array, total: Array) -> Array:
+        index = plan.tile_source[i]
+        rows, w = permute(once, index, weights)
+        y_tile, _ = mlp.forward(rows, w, *operands.of(plan.tile_expert[i]), y.dtype)
+        return total.at[index // weights.shape[1]].add(y_tile.astype(y.dtype), mode="drop")
+
+    return lax.fori_loop(0, plan.tiles_used, add_tile, y)
 
 
 def _backward(mlp, residuals, dy):

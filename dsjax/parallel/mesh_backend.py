@@ -190,7 +190,7 @@ def exchange_stages(tokens: int, inner: Inner, layout: ParallelConfig, moe: MoEC
 def _experts(x: Array, experts: Array, weights: Array, masters: Tree, quantized: Tree, *,
              mlp: ExpertMLP, assignments: int) -> tuple[Array, Array]:
     """The experts of this device on the rows that arrived."""
-    pair = [_together(m, q) for m, q in zip(masters, quantized, strict=True)]
+    pair = [together(m, q) for m, q in zip(masters, quantized, strict=True)]
     here = min(assignments, experts.size)
     y = op.experts_batched(x, experts, weights, *pair, mlp=mlp, assignments=here)
     return y, jnp.zeros(())
@@ -200,7 +200,7 @@ def _dispatch(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_dow
               mlp: ExpertMLP, *, mesh: Mesh, layout: ParallelConfig,
               model: ModelConfig) -> tuple[Array, Array]:
     """As `Dispatch`, over the mesh. x [T, D], experts and weights [T, K] of all devices."""
-    masters, quantized = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
+    masters, quantized = zip(*(apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
     moe = model.moe
     assert moe is not None, "only a mixture dispatches"
     specs = moe_specs(model.d_model, moe).experts
@@ -225,13 +225,13 @@ def dispatch_here(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w
                   mlp: ExpertMLP, *, layout: ParallelConfig,
                   moe: MoEConfig) -> tuple[Array, Array]:
     """As `Dispatch`, for the tokens of one device, inside a shard_map manual over the mesh."""
-    masters, quantized = zip(*(_apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
+    masters, quantized = zip(*(apart(w, mlp.precision) for w in (w_gate_up, w_down)), strict=True)
     work = functools.partial(_experts, mlp=mlp, assignments=experts.size)
     stage = exchange_stages(x.shape[0], work, layout, moe, mlp.precision.wire)
     return expert.routed(stage, x, experts, weights, masters, quantized)
 
 
-def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
+def apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
     """Split a weight: the master with the gradient, and beside it the quantized operand if any.
 
     A Scaled has no gradient. Its operand is made here, where all its tiles are whole, and goes
@@ -243,8 +243,8 @@ def _apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
     return None, Weight(master, precision.from_codes(master) if quantized is None else quantized)
 
 
-def _together(master: Array | None, quantized: Any) -> Matrix:
-    """Rejoin what `_apart` cut, for the experts' products."""
+def together(master: Array | None, quantized: Any) -> Matrix:
+    """Rejoin what `apart` cut, for the experts' products."""
     if master is None:
         return quantized
     return master if quantized is None else Weight(master, quantized)

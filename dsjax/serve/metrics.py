@@ -22,6 +22,9 @@ GAUGES = {
     "pages_free": "Pages of the cache that hold nothing.",
     "pages_owned": "Pages of the cache that requests hold.",
     "pages_cached": "Pages of the cache kept for prompts that begin alike.",
+    "experts_busiest": "Tokens of the busiest device over the mean one, of those that share "
+                       "experts; 0 where one has all.",
+    "experts_busiest_in_order": "The same, had every expert one copy and were they in order.",
 }
 COUNTERS = {
     "prompt_tokens": "Tokens of prompts that were taken.",

@@ -69,6 +69,10 @@ class Stats(Protocol):
     @property
     def steps(self) -> int: ...  # noqa: D102
     @property
+    def experts_busiest(self) -> float: ...  # noqa: D102
+    @property
+    def experts_busiest_in_order(self) -> float: ...  # noqa: D102
+    @property
     def host_s(self) -> float: ...  # noqa: D102
     @property
     def total_s(self) -> float: ...  # noqa: D102

@@ -10,7 +10,7 @@ import pytest
 from dsjax.numerics.precision import BF16, FP32, Weight
 from dsjax.ops import experts as grouped
 from dsjax.ops.expert_mlp import batched as products_of
-from dsjax.ops.experts import experts_batched, experts_plain, make_plan
+from dsjax.ops.experts import experts_batched, experts_plain, experts_tiled, make_plan
 from tests.agreement import FP64, close, compiled, pulled
 from tests.reference import moe
 
@@ -104,6 +104,39 @@ def test_the_order_of_tokens_does_not_matter():
     with jax.enable_x64(True):
         y, moved = f(x, experts, weights), f(x[order], experts[order], weights[order])
     close(moved, np.asarray(y)[order], 1e-13)
+
+
+@pytest.mark.parametrize("name", list(ROUTINGS))
+def test_experts_in_tiles_agree_with_the_plain_form(name):
+    experts, operands, _ = inputs(name)
+    x, *rest = operands
+
+    @compiled
+    def tiled(x, experts, weights, *matrices):
+        return experts_tiled(x, experts, weights, *matrices, mlp=products_of(FP64))
+
+    with jax.enable_x64(True):
+        close(tiled(x, experts, *rest), experts_plain(x, experts, *rest), 1e-13)
+        some = jnp.where(experts == experts[0, 0], -1, experts)  # elsewhere: adds nothing
+        weights = jnp.where(some < 0, 0.0, rest[0])
+        close(tiled(x, some, *rest), experts_plain(x, experts, weights, *rest[1:]), 1e-13)
+
+
+def test_in_tiles_a_tokens_bits_do_not_depend_on_what_others_choose():
+    rng = np.random.default_rng(2)
+    _, (_, _, *matrices), _ = inputs("one in every token's choice")
+    matrices = [jnp.asarray(a, jnp.float32) for a in matrices]
+    x = jnp.asarray(rng.standard_normal((150, D)), jnp.float32)
+    mine = np.sort(distinct(rng, 20, 3, 7), axis=1)
+    f = compiled(lambda x, e, w: experts_tiled(x, e, w, *matrices, mlp=products_of(FP32)))
+    found = []
+    for favored in (None, 0, 6):
+        experts = np.sort(np.concatenate([mine, distinct(rng, 130, 3, 7, favored)]), axis=1)
+        weights = jnp.asarray(experts + 1, jnp.float32) / 7
+        noise = jnp.asarray(rng.standard_normal((130, D)), jnp.float32)
+        found.append(np.asarray(f(jnp.concatenate([x[:20], noise]), experts, weights))[:20])
+    for other in found[1:]:
+        assert other.tobytes() == found[0].tobytes()
 
 
 @pytest.mark.parametrize("precision", [FP32, BF16], ids=["float32", "bfloat16"])

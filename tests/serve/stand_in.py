@@ -40,7 +40,8 @@ class Engine:
         self._running, self._count = None, 0
         self._numbers = dict.fromkeys(
             ("pages_cached", "prompt_tokens", "cached_tokens", "generated_tokens", "passes",
-             "drafted", "accepted", "steps", "host_s", "total_s"), 0)
+             "drafted", "accepted", "steps", "host_s", "total_s", "experts_busiest",
+             "experts_busiest_in_order"), 0)
 
     def add(self, prompt, sampling, on_output, top_logprobs=0):
         if len(prompt) + sampling.max_new_tokens > self.max_len:

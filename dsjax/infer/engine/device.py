@@ -3,15 +3,14 @@
 Every program has its shape before the first request comes; none is compiled later. Rows that decode
 are filled up to the next of a few numbers of rows.
 
-A row's bits must not depend on its company. Within one program they do not: products of a row are
-those of the row. Between programs of other numbers of rows they do where a library takes another
-kernel (XLA on a CPU: for one row, for more than 32, and for tiny matrices). So it is tried on the
-machine at hand, and numbers of rows that give other bits than the largest are left out.
+Over a mesh every rank has its own slots and pages, and all run one program: what is asked comes as
+a list by rank, None where a rank has nothing to do.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,92 +20,111 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
-from dsjax.config.model import MLAConfig
+from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
-from dsjax.infer import programs
-from dsjax.infer.engine import steps
+from dsjax.infer.engine import experts, steps, trial
+from dsjax.infer.engine.asked import Asked, Piece, Text, part_of
 from dsjax.infer.engine.config import pages_of
-from dsjax.infer.engine.request import Row
+from dsjax.infer.engine.place import ON_A_RANK, Place
 from dsjax.infer.engine.steps import Given, Served, Slots
 from dsjax.infer.generate import ready
 from dsjax.infer.model import Model
 from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers import mla, paged
-from dsjax.model import transformer
-from dsjax.numerics.precision import value
-from dsjax.ops import experts as op
-from dsjax.params import key_of
+from dsjax.layers.backend import Backend
+from dsjax.layers.moe import MoEParams
+from dsjax.runtime.backend import for_rank
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How requests are served; none of it but `draft` and `page_dtype` changes a token."""
+    """How requests are served; none of it but `draft` and `page_dtype` changes a token, but for
+    float32's rounding where a prompt is read."""
 
     slots: int = 16
-    """Rows that read their prompt or decode at once."""
+    """Rows that read their prompt or decode at once, of each rank."""
     max_len: int | None = None
     """Positions of a request, prompt and new tokens; None is the model's context."""
     pages: int | None = None
-    """Pages of the cache; None has room for every slot's longest request."""
+    """Pages of the cache, of each rank; None has room for every slot's longest request."""
     page_size: int = 32
     """Positions of a page."""
     chunk: int = 256
     """Tokens of a prompt that are read at once."""
     budget: int | None = None
-    """Tokens of a step, of prompts and of rows that decode; None has room for every slot's pass and
-    for a piece of a prompt beside them."""
+    """Tokens of a rank's step, of prompts and of rows that decode; None has room for every slot's
+    pass and for a piece of a prompt beside them."""
     max_queue: int = 256
     """Requests that wait at most."""
     draft: bool = False
     """Whether the model's MTP modules draft."""
     page_dtype: str = "activations"
     """`fp8` holds latents in 8 bits."""
+    is_deterministic: bool = False
+    """Whether prompts are read by the programs that decode, so that every bit is what it is
+    elsewhere: after a prefix hit, a preemption, in pieces of another size."""
     top_logprobs: int = 20
     """Likeliest tokens whose log-probabilities can be asked for."""
+    redundant_experts: int = 0
+    """Copies of busy experts, all together, over those of one copy each."""
 
 
 PIECES = (64,)
 """Tokens of the programs that read a prompt's last piece, beside `chunk`."""
 
-TRIAL_STEPS = 5
-TRIAL = 200
-"""Tokens at most of a text by which programs are tried: sums over few hide their order."""
-
 
 class Device:
-    """Everything that lies on the device, and what it is asked to do."""
+    """Everything that lies on the devices, and what they are asked to do."""
 
-    def __init__(self, model: Model, setting: Setting):
-        if model.mesh is not None:
-            raise UserError("the engine serves on one device; leave --parallel out, or continue "
-                            "prompts on several with dsjax generate")
-        if setting.page_dtype == "fp8" and not isinstance(model.cfg.attention, MLAConfig):
-            raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
-                            "leave --page-dtype out")
+    def __init__(self, model: Model, setting: Setting,
+                 loads: NDArray[np.float64] | None = None):
+        """Place the model; `loads` [L, E], if known, say how its experts are spread."""
+        _check(model, setting, loads)
         self.depth = model.cfg.mtp_depth if setting.draft else 0
-        if setting.draft and not self.depth:
-            raise UserError("drafting needs an MTP module, but the model has mtp_depth=0; leave "
-                            "--draft out, or train with --model.mtp-depth 1")
         self.max_len = model.context if setting.max_len is None else setting.max_len
         self.setting = setting
         self.width = paged.table_width(self.max_len + 2 * self.depth, setting.page_size)
         longest = pages_of(self.max_len, setting.page_size, self.depth)
         self.pages = setting.pages or setting.slots * longest
         self.budget = setting.budget or setting.slots * (self.depth + 1) + setting.chunk
+        self.place = Place(model.mesh)
+        self.asked = Asked(self.place, setting.slots, self.pages, self.width, setting.page_size,
+                           self.depth, setting.is_deterministic)
         params, self.cfg = ready(model.params, model.cfg, model.backend)
-        self.params = transformer.written_out(params)
-        self.reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
-        self.backend = dataclasses.replace(self.reading, dispatch=_every_row)
-        self.served = self._empty()
+        self.params = self.place.written_out(params)
+        self.placement = None
+        """Where experts are, if several devices share them; their loads are then measured."""
+        if model.layout.expert > 1:
+            self.placement = experts.in_order(self.cfg, model.layout.expert)
+        if loads is not None:
+            self.placement = experts.planned(loads, setting.redundant_experts, self.cfg,
+                                             model.layout)
+            self.params = experts.with_copies(self.params, self.placement, self.place)
+        self.reading, self.backend = _backends(model, self.cfg)
+        self.reset()
         self._compile()
-        self.is_invariant = self._choose_rows()
+        self.is_invariant = trial.choose_rows(self)
         """False if a row's bits depend on its place among the others on this machine, or if pages
         are too few to try."""
-        self.served = self._empty()
+        if setting.is_deterministic and not self.is_invariant:
+            raise UserError("on this machine a row's bits depend on its place among the others, or "
+                            f"{self.pages} pages are too few to try; a deterministic engine wants "
+                            "one row (--slots 1), or more pages")
+        self.reset()
+
+    @property
+    def ranks(self) -> int:
+        """Devices with slots and pages of their own."""
+        return self.place.ranks
+
+    def reset(self) -> None:
+        """Forget all texts and pages."""
+        self.served = self.place.filled(self._empty)
 
     def _empty(self) -> Served:
-        """Pages and slots before the first request."""
+        """Pages and slots of a rank before the first request."""
         setting, cfg, positions = self.setting, self.cfg, self.width * self.setting.page_size
         form = mla.FP8_PAGES if setting.page_dtype == "fp8" else paged.AS_MADE
         count = setting.slots
@@ -120,28 +138,42 @@ class Device:
         )
         pools = steps.empty_pools(self.params, cfg, self.backend, pages=self.pages,
                                   size=setting.page_size, depth=self.depth, form=form)
-        return Served(slots, pools)
+        loads = hidden = None
+        if self.placement is not None:
+            names = [name for name, stack in self.params.stacks.items()
+                     if isinstance(stack.ffn, MoEParams)]
+            loads = {name: jnp.zeros((1, self.placement.of.shape[1])) for name in names}
+        if setting.is_deterministic and self.depth:
+            positions = 2 * self.depth + max(self._buckets()) * (self.depth + 1)
+            hidden = jnp.zeros((positions, cfg.d_model), self.backend.dtype)
+        return Served(slots, pools, loads, hidden)
 
     def _compile(self) -> None:
         """Compile every program there will be, as many at once as there are cores."""
-        static = {"cfg": self.cfg, "backend": self.backend}
-        served, number = self.served, jnp.int32(0)
         lengths = [*(n for n in PIECES if n < self.setting.chunk), self.setting.chunk]
+        if self.setting.is_deterministic:
+            lengths = []
+        nobody: list[Any] = [None] * self.ranks
+        no_rows: list[list[Any]] = [[] for _ in nobody]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            def compiled(function: Any, *args: Any, **static: Any) -> Future[Any]:
-                return pool.submit(programs.compiled, function, *args, **static)
+            def compiled(step: Any, asked: Any, whole: Any = (), **static: Any) -> Future[Any]:
+                return pool.submit(self.place.compiled, step, whole, self.served, asked, **static)
 
             advance = {rows: compiled(
-                steps.advance, self.params, served, self._rows([], [], False, rows), **static,
-                top=self.setting.top_logprobs) for rows in self._buckets()}
+                steps.advance, self.asked.rows(no_rows, no_rows, False, rows), (self.params,),
+                cfg=self.cfg, backend=self.backend, top=self.setting.top_logprobs)
+                for rows in self._buckets()}
             read = {length: compiled(
-                steps.read, self.params, served, self._piece(0, [], 0, 0), cfg=self.cfg,
+                steps.read, self.asked.pieces(nobody), (self.params,), cfg=self.cfg,
                 backend=self.reading, length=length) for length in lengths}
-            admit = compiled(steps.admit, served, number, self._row([0], 1, Sampling()))
-            copy = compiled(steps.copy, served, number, number)
-        self._advance = {rows: program.result() for rows, program in advance.items()}
+            admit = compiled(steps.admit, self.asked.texts(nobody))
+            copy = compiled(steps.copy, self.asked.pairs(nobody))
+            measure = compiled(steps.measure, self._nothing()) if self.placement else None
+        self.decoding = {rows: program.result() for rows, program in advance.items()}
+        """Programs that decode, by their rows: those that give a row the same bits."""
         self._read = {length: program.result() for length, program in read.items()}
         self._admit, self._copy = admit.result(), copy.result()
+        self._measure = None if measure is None else measure.result()
 
     def _buckets(self) -> list[int]:
         """Powers of two, a factor of four apart, the last of which holds all slots.
@@ -151,113 +183,98 @@ class Device:
         most = max((self.setting.slots - 1).bit_length(), 1)
         return [2**n for n in range(most, 0, -2)][::-1]
 
-    def _choose_rows(self) -> bool:
-        """Leave out programs in which two rows get other bits than in the largest, tried."""
-        largest = max(self._advance)
-        length = min(self.max_len, self.pages // 2 * self.setting.page_size, TRIAL)
-        length -= TRIAL_STEPS * (self.depth + 1)
-        if length < 1 or self.setting.slots == 1:
-            self._advance = {largest: self._advance[largest]}
-            return self.setting.slots == 1
-        slots = range(self.setting.slots)
-        wanted = self._trial(largest, slots, length)
-        for rows in sorted(self._advance)[:-1]:
-            if not _same(wanted, self._trial(rows, slots[:rows], length)):
-                del self._advance[rows]
-        return _same(wanted, self._trial(largest, slots[::-1], length))
-
-    def _trial(self, rows: int, order: Sequence[int], length: int) -> Any:
-        """Decode some steps in the first slots; what the first two were given, and their pages."""
-        each = -(-(length + TRIAL_STEPS * (self.depth + 1)) // self.setting.page_size)
-        slots = [slot for slot in order if (slot + 1) * each <= self.pages][:rows]
-        tables = [range(slot * each, (slot + 1) * each) for slot in slots]
-        self.served = self._empty()
-        for slot, pages in zip(slots, tables):
-            text = np.random.default_rng(slot).integers(0, self.cfg.vocab, length)
-            self._put(slot, text.tolist(), Sampling(temperature=float(slot % 2)))
-            for start in range(0, length - 1, self.setting.chunk):
-                self.read(slot, pages, start, min(start + self.setting.chunk, length - 1))
-        given = [jax.device_get(self.advance(slots, tables, True, rows))
-                 for _ in range(TRIAL_STEPS)]
-        first = [slots.index(slot) for slot in (0, 1)]
-        pools = self.served.pools
-        return (jax.tree.map(lambda a: a[first], given),
-                jax.tree.map(lambda a: np.asarray(a[:, : 2 * each]), pools.main),
-                jax.tree.map(lambda a: np.asarray(a[: 2 * each]), pools.mtp))
-
     @property
     def programs(self) -> int:
         """Programs that were compiled."""
-        return 2 + len(self._read) + len(self._advance)
+        return 2 + len(self._read) + len(self.decoding) + (self._measure is not None)
 
-    def admit(self, slot: int, row: Row) -> None:
-        """Put a row's text into a slot."""
-        request = row.request
-        of = self._row(row.tokens, len(request.prompt), request.sampling, row.sample)
-        self.served = self._admit(self.served, jnp.int32(slot), of)
+    def admit(self, texts: Sequence[Text | None]) -> None:
+        """Put a text into a slot of each rank."""
+        self.served = self._admit((), self.served, self.asked.texts(texts))
 
-    def _put(self, slot: int, tokens: Sequence[int], sampling: Sampling) -> None:
-        self.served = self._admit(self.served, jnp.int32(slot),
-                                  self._row(tokens, len(tokens), sampling))
+    def copy(self, pairs: Sequence[tuple[int, int] | None]) -> None:
+        """Copy a page of each rank, (source, destination)."""
+        self.served = self._copy((), self.served, self.asked.pairs(pairs))
 
-    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy pages, (source, destination)."""
-        for source, to in copies:
-            self.served = self._copy(self.served, jnp.int32(source), jnp.int32(to))
+    def read(self, pieces: Sequence[Piece | None]) -> None:
+        """Read a piece of a text of each rank into its pages."""
+        if self.setting.is_deterministic:
+            self._read_as_decoded(pieces)
+            return
+        longest = max(piece.stop - piece.start for piece in pieces if piece)
+        length = next(n for n in self._read if n >= longest)
+        self.served = self._read[length]((self.params,), self.served, self.asked.pieces(pieces))
 
-    def read(self, slot: int, pages: Sequence[int], start: int, stop: int) -> None:
-        """Read a piece of a slot's text into its pages."""
-        length = next(n for n in self._read if n >= stop - start)
-        self.served = self._read[length](self.params, self.served,
-                                         self._piece(slot, pages, start, stop))
+    def _read_as_decoded(self, pieces: Sequence[Piece | None]) -> None:
+        """Read pieces by the largest program that decodes, as many positions at once as it has."""
+        rows = max(self.decoding)
+        length = rows * (self.depth + 1)
+        longest = max(piece.stop - piece.start for piece in pieces if piece)
+        for first in range(0, longest, length):
+            parts = [part_of(piece, first, length) for piece in pieces]
+            for is_main in (True, False)[: 1 + bool(self.depth)]:
+                self.served, _ = self.decoding[rows](
+                    (self.params,), self.served, self.asked.reading(parts, is_main, rows))
 
-    def advance(self, slots: Sequence[int], tables: Sequence[Sequence[int]],
+    def advance(self, slots: Sequence[Sequence[int]], tables: Sequence[Sequence[Sequence[int]]],
                 wants_top: bool, rows: int = 0) -> Given:
-        """Decode the newest token of some slots; what comes is read later.
+        """Decode the newest token of some slots of each rank; what comes is `taken` later.
 
         `rows` are those of the program at least.
         """
-        rows = next(n for n in self._advance if n >= max(rows, len(slots)))
-        self.served, given = self._advance[rows](
-            self.params, self.served, self._rows(slots, tables, wants_top, rows))
+        rows = next(n for n in self.decoding if n >= max(rows, *map(len, slots)))
+        self.served, given = self.decoding[rows](
+            (self.params,), self.served, self.asked.rows(slots, tables, wants_top, rows))
         return given
 
-    def _row(self, tokens: Sequence[int], prompt_len: int, sampling: Sampling,
-             sample: int = 0) -> steps.Row:
-        text = np.zeros(self.width * self.setting.page_size, np.int32)
-        text[: len(tokens)] = tokens
-        return steps.Row(jnp.asarray(text), jnp.int32(len(tokens) - 1), jnp.int32(prompt_len),
-                         jax.random.fold_in(key_of(sampling.seed), sample),
-                         sampling_params([sampling], "any"))
+    def measure(self) -> Any:
+        """Count loads of experts anew; those until now can be read by `loads_of`."""
+        assert self._measure is not None, "loads are measured where devices share experts"
+        self.served, loads = self._measure((), self.served, self._nothing())
+        return loads
 
-    def _piece(self, slot: int, pages: Sequence[int], start: int, stop: int) -> steps.Piece:
-        return steps.Piece(jnp.int32(slot), self._tables([pages], 1), jnp.int32(start),
-                           jnp.int32(stop))
+    def loads_of(self, measured: Any) -> NDArray[np.float64]:
+        """Loads of physical experts, of all ranks together, [L, P]."""
+        return np.sum([[a[0] for a in of_rank.values()]
+                       for of_rank in self.place.taken(measured)], axis=0, dtype=np.float64)
 
-    def _rows(self, slots: Sequence[int], tables: Sequence[Sequence[int]], wants_top: bool,
-              rows: int) -> steps.Rows:
-        """A program's rows; those beyond the slots are no slot."""
-        out = np.full(rows, self.setting.slots, np.int32)
-        out[: len(slots)] = slots
-        return steps.Rows(jnp.asarray(out), self._tables(tables, rows), jnp.bool_(wants_top))
+    def _nothing(self) -> Any:
+        return self.place.put([np.int32(0)] * self.ranks)
 
-    def _tables(self, tables: Sequence[Sequence[int]], rows: int) -> Any:
-        """Tables of a program's rows, filled up with the spare page."""
-        out = np.full((rows, self.width), self.pages, np.int32)
-        for row, pages in enumerate(tables):
-            out[row, : len(pages)] = pages[: self.width]
-        return jnp.asarray(out)
+    def taken(self, given: Given) -> list[Given]:
+        """What a step gave the rows of each rank, on the host."""
+        return self.place.taken(given)
 
 
-def _every_row(x, experts, weights, w_gate_up, w_down, mlp):
-    """All experts on the device, each with room for every token: none goes another way for others.
-    """
-    assignments = value(w_down).shape[0] * x.shape[0]
-    y = op.experts_batched(x, experts, weights, w_gate_up, w_down, mlp=mlp,
-                           assignments=assignments)
-    return y, jnp.zeros(())
+def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) -> None:
+    """Refuse what cannot be served."""
+    if loads is None and setting.redundant_experts:
+        raise UserError(f"{setting.redundant_experts} redundant experts are copies of the busiest "
+                        "ones, and no loads are known; give --expert-loads, a run's folder or what "
+                        "--save-expert-loads wrote")
+    if loads is not None and model.layout.expert == 1:
+        raise UserError("loads of experts spread them over the devices of --parallel.expert, and "
+                        "there is one; leave --expert-loads out, or use more")
+    if setting.page_dtype == "fp8" and not isinstance(model.cfg.attention, MLAConfig):
+        raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
+                        "leave --page-dtype out")
+    if setting.draft and not model.cfg.mtp_depth:
+        raise UserError("drafting needs an MTP module, but the model has mtp_depth=0; leave "
+                        "--draft out, or train with --model.mtp-depth 1")
+    if jax.process_count() > 1:
+        raise UserError(f"the engine serves from one process, and there are {jax.process_count()}; "
+                        "start one process for each group of devices and share the requests among "
+                        "them, or continue prompts with dsjax generate")
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two trees hold the same bits."""
-    return all(x.tobytes() == y.tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+def _backends(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
+    """What reads prompts, and what decodes; on a mesh a rank's part of both."""
+    if model.mesh is None:
+        reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
+        return reading, dataclasses.replace(reading, dispatch=experts.every_row)
+    rank = dataclasses.replace(for_rank(model.backend, cfg, model.layout),
+                               attend_cached=paged.attend, layout=ON_A_RANK)
+    if cfg.moe is not None:
+        rank = dataclasses.replace(rank, dispatch=functools.partial(
+            experts.on_ranks, layout=model.layout))
+    return rank, rank

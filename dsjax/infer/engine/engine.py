@@ -1,4 +1,4 @@
-"""The engine: requests in, tokens out; step after step of one plan each.
+"""The engine: requests in, tokens out; step after step of one plan a rank.
 
 The host prepares a step while the device runs the one before: `step` plans, starts the programs,
 and only then reads what the last step gave. What a row's tokens are depends on the row alone (see
@@ -11,18 +11,20 @@ import collections
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-import jax
+from typing import Literal, NamedTuple, TypeVar
 
 from dsjax.errors import QueueFullError, UserError
+from dsjax.infer.engine.asked import Piece, Text
 from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.device import Device
+from dsjax.infer.engine.experts import Loads
+from dsjax.infer.engine.ranks import Ranks
 from dsjax.infer.engine.request import (
     Arrive,
     Cancel,
+    Chunk,
     Emitted,
     Event,
     Finish,
@@ -31,10 +33,10 @@ from dsjax.infer.engine.request import (
     Row,
     RowId,
 )
-from dsjax.infer.engine.scheduler import Scheduler
 from dsjax.infer.engine.steps import Given
 from dsjax.infer.sample import NONE, Sampling
 
+T = TypeVar("T")
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -73,6 +75,11 @@ class Stats:
     drafted: int
     accepted: int
     steps: int
+    experts_busiest: float
+    """Tokens of the busiest device over the mean one among those that share the experts, mean over
+    layers; 0 where one has them all, or nothing is measured yet."""
+    experts_busiest_in_order: float
+    """The same, had every expert one copy and were they placed in order."""
     host_s: float
     """Seconds in which the host prepared and took up steps."""
     total_s: float
@@ -88,9 +95,9 @@ class _Client:
 
 
 class _Flight(NamedTuple):
-    """A step that was started: whose rows, and what they will give."""
+    """A step that was started: whose rows by rank, and what they will give."""
 
-    rows: list[RowId]
+    rows: list[list[RowId]]
     given: Given | None
 
 
@@ -111,12 +118,12 @@ class Engine:
 
     def __init__(self, device: Device):
         self.device, self.setting = device, device.setting
-        self.max_len = device.max_len
-        self.scheduler = Scheduler(Config(
+        self.max_len, self.slots = device.max_len, device.ranks * device.setting.slots
+        self.ranks = Ranks(Config(
             slots=self.setting.slots, budget=device.budget, chunk=self.setting.chunk,
             page_size=self.setting.page_size, pages=device.pages,
-            max_queue=self.setting.max_queue + self.setting.slots,  # `add` refuses earlier
-            max_len=self.max_len, depth=device.depth))
+            max_queue=self.setting.max_queue + self.slots,  # `add` refuses earlier
+            max_len=self.max_len, depth=device.depth), device.ranks)
         self._inbox: collections.deque[Event] = collections.deque()
         self._events: list[Event] = []
         self._clients: dict[str, _Client] = {}
@@ -125,6 +132,7 @@ class Engine:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._totals = _Totals()
+        self._loads = Loads(device)
 
     def add(self, prompt: Sequence[int], sampling: Sampling, on_output: OnOutput,
             top_logprobs: int = 0) -> int:
@@ -133,7 +141,7 @@ class Engine:
         """
         self._check(prompt, sampling, top_logprobs)
         with self._lock:
-            if len(self._clients) >= self.setting.max_queue + self.setting.slots:
+            if len(self._clients) >= self.setting.max_queue + self.slots:
                 raise QueueFullError(f"{len(self._clients)} requests are served or wait already; "
                                      "try again later")
             number = next(self._numbers)
@@ -155,7 +163,7 @@ class Engine:
         if not 0 <= min(prompt) <= max(prompt) < vocab:
             raise UserError(f"the prompt has ids from {min(prompt)} to {max(prompt)}, but the "
                             f"model knows 0 to {vocab - 1}")
-        if beyond := self.scheduler.cfg.refusal(len(prompt), sampling.max_new_tokens):
+        if beyond := self.ranks.cfg.refusal(len(prompt), sampling.max_new_tokens):
             raise UserError(beyond)
         if not 0 <= top <= self.setting.top_logprobs:
             raise UserError(f"top_logprobs={top} is out of range; use 0 to "
@@ -165,20 +173,22 @@ class Engine:
         """Plan a step and start it, then hand out what the last one gave; False if idle."""
         began = time.perf_counter()
         waited = 0.0
-        plan = self._plan()
-        flight = self._start(plan)
+        plans = self._plan()
+        flight = self._start(plans)
         last, self._flight = self._flight, flight
         if last is not None and last.given is not None:
             before = time.perf_counter()
-            given = jax.device_get(last.given)
+            given = self.device.taken(last.given)
             waited = time.perf_counter() - before
-            self._take(last, given)
-        is_busy = not plan.is_empty or last is not None or bool(self._events)
+            for rows, of_rank in zip(last.rows, given, strict=True):
+                self._take(rows, of_rank)
+        is_busy = flight is not None or last is not None or bool(self._events)
         if is_busy:
             total = time.perf_counter() - began
             self._totals.steps += 1
             self._totals.total_s += total
             self._totals.host_s += total - waited
+        self._loads.after(flight is not None, is_busy)
         return is_busy
 
     def run(self, until: threading.Event) -> None:
@@ -188,50 +198,61 @@ class Engine:
             if not self.step() and not self._inbox:
                 self._wake.wait(0.05)
 
-    def _plan(self) -> Plan:
-        """Give the scheduler what happened, and answer those whose part is over."""
+    def _plan(self) -> list[Plan]:
+        """Give the schedulers what happened, and answer those whose part is over."""
         events, self._events = self._events, []
         while self._inbox:
             event = self._inbox.popleft()
             events.append(event)
             if isinstance(event, Cancel) and (client := self._clients.pop(event.id, None)):
                 client.on_output(Output(finish_reason="cancelled"))
-        plan = self.scheduler.plan(events)
-        for refused in plan.refused:
+        plans = self.ranks.plan(events)
+        for refused in (refused for plan in plans for refused in plan.refused):
             if client := self._clients.pop(refused.id, None):
                 client.on_output(Output(finish_reason="error", error=refused.reason))
-        return plan
+        return plans
 
-    def _start(self, plan: Plan) -> _Flight | None:
-        """Start a plan's programs, in its order."""
-        if plan.is_empty:
+    def _start(self, plans: list[Plan]) -> _Flight | None:
+        """Start the programs of all ranks' plans, in their order."""
+        if all(plan.is_empty for plan in plans):
             return None
-        self.device.copy(plan.copies)
-        for admitted in plan.admitted:
-            row = self.scheduler.rows[admitted]
-            self.device.admit(_slot(row), row)
-            self._totals.prompt += len(row.request.prompt)
-            self._totals.cached += row.cached
-        for chunk in plan.chunks:
-            pages = self.scheduler.rows[chunk.id].table.pages
-            self.device.read(chunk.slot, pages, chunk.start, chunk.stop)
-        if not plan.rows:
-            return _Flight([], None)
-        wants_top = False
-        slots, tables = [], []
-        for planned in plan.rows:
-            row = self.scheduler.rows[planned.id]
-            slots.append(_slot(row))
-            tables.append(row.table.pages)
-            client = self._clients.get(planned.id[0])
-            wants_top |= client is not None and client.top > 0
-        return _Flight([row.id for row in plan.rows], self.device.advance(slots, tables, wants_top))
+        for pairs in _together(plan.copies for plan in plans):
+            self.device.copy(pairs)
+        for texts in _together(map(self._text, plan.admitted) for plan in plans):
+            self.device.admit(texts)
+        for pieces in _together(map(self._piece, plan.chunks) for plan in plans):
+            self.device.read(pieces)
+        ids = [[row.id for row in plan.rows] for plan in plans]
+        if not any(ids):
+            return _Flight(ids, None)
+        rows = [[self._row(id) for id in of_rank] for of_rank in ids]
+        asking = (self._clients.get(id[0]) for of_rank in ids for id in of_rank)
+        return _Flight(ids, self.device.advance(
+            [[_slot(row) for row in of_rank] for of_rank in rows],
+            [[row.table.pages for row in of_rank] for of_rank in rows],
+            any(client is not None and client.top > 0 for client in asking)))
 
-    def _take(self, flight: _Flight, given: Given) -> None:
-        """Hand out what a step gave, and tell the scheduler."""
+    def _row(self, id: RowId) -> Row:
+        row = self.ranks.find(id)
+        assert row is not None, f"{id} is planned but has ended"
+        return row
+
+    def _text(self, id: RowId) -> Text:
+        """A row as it is admitted."""
+        row = self._row(id)
+        request = row.request
+        self._totals.prompt += len(request.prompt)
+        self._totals.cached += row.cached
+        return Text(_slot(row), row.tokens, len(request.prompt), request.sampling, row.sample)
+
+    def _piece(self, chunk: Chunk) -> Piece:
+        return Piece(chunk.slot, self._row(chunk.id).table.pages, chunk.start, chunk.stop)
+
+    def _take(self, rows: list[RowId], given: Given) -> None:
+        """Hand out what a step gave the rows of a rank, and tell its scheduler."""
         totals = self._totals
-        for at, id in enumerate(flight.rows):
-            row = self.scheduler.rows.get(id)
+        for at, id in enumerate(rows):
+            row = self.ranks.find(id)
             if row is None:
                 continue  # it ended while the step ran
             new = given.tokens[at, : int(given.count[at])].tolist()
@@ -259,16 +280,27 @@ class Engine:
         client.on_output(Output(tuple(kept), tuple(given.logprobs[at, : len(kept)].tolist()), top,
                                 reason, NOT_A_NUMBER if reason == "error" else ""))
 
+    def expert_loads(self) -> list[list[float]] | None:
+        """Tokens that chose each expert, by layer; None where that is not measured.
+
+        For the thread that steps, or when none does.
+        """
+        self._loads.after(has_started=False, is_busy=False)
+        loads = self._loads.logical
+        return None if loads is None else loads.tolist()
+
     def stats(self) -> Stats:
         """Count what is served, and what was."""
-        t, pages = self._totals, self.scheduler.pages
-        running = self.scheduler.running
+        t, running = self._totals, self.ranks.running
+        pages = [scheduler.pages for scheduler in self.ranks.schedulers]
+        free, available = (sum(getattr(one, name) for one in pages)
+                           for name in ("free", "available"))
         return Stats(
             running=running,
             waiting=len(self._clients) - running,
-            pages_free=pages.free,
-            pages_owned=pages.count - pages.available,
-            pages_cached=pages.available - pages.free,
+            pages_free=free,
+            pages_owned=sum(one.count for one in pages) - available,
+            pages_cached=available - free,
             prompt_tokens=t.prompt,
             cached_tokens=t.cached,
             generated_tokens=t.generated,
@@ -276,6 +308,8 @@ class Engine:
             drafted=t.passes * self.device.depth,
             accepted=t.accepted,
             steps=t.steps,
+            experts_busiest=self._loads.busiest,
+            experts_busiest_in_order=self._loads.busiest_in_order,
             host_s=t.host_s,
             total_s=t.total_s,
         )
@@ -284,6 +318,11 @@ class Engine:
 NOT_A_NUMBER = ("the model's logits are not numbers, so there is no token to choose; its "
                 "parameters hold NaN or are too large: look at the loss of its training, or use "
                 "an earlier checkpoint")
+
+
+def _together(by_rank: Iterable[Iterable[T]]) -> Iterator[list[T | None]]:
+    """The first things of all ranks, then the second ones; None where a rank has fewer."""
+    return map(list, itertools.zip_longest(*by_rank))
 
 
 def _until_end(row: Row, new: list[int]) -> tuple[list[int], FinishReason | None]:

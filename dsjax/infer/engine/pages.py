@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 Key = tuple[int, tuple[int, ...]]
@@ -79,16 +79,26 @@ class Pages:
         there. The table is the caller's to release.
         """
         assert keep > 0, "a prompt without a token to compute has no query"
-        table, identity = Table(), ROOT
+        table = Table()
+        for page in self._published(tokens, keep):
+            self._refer(page)
+            table.pages.append(page)
+            table.chain.append(self._identity[page])
+        return table
+
+    def found(self, tokens: Sequence[int]) -> int:
+        """Published pages that begin `tokens`; nothing is shared."""
+        return sum(1 for _ in self._published(tokens, 1))
+
+    def _published(self, tokens: Sequence[int], keep: int) -> Iterator[int]:
+        """Pages that begin `tokens`, up to the first that is missing."""
+        identity = ROOT
         for end in range(self.size, len(tokens) - keep + 1, self.size):
             page = self._index.get(self._key_at(identity, tokens, end))
             if page is None:
-                break
-            self._refer(page)
+                return
+            yield page
             identity = self._identity[page]
-            table.pages.append(page)
-            table.chain.append(identity)
-        return table
 
     def allocate(self, n: int) -> list[int] | None:
         """Take n pages to write in, evicting cached ones; None, and nothing changed, if too few."""

@@ -87,6 +87,20 @@ class Scheduler:
         """True if every request has ended."""
         return not self.rows
 
+    def serves(self, id: str) -> bool:
+        """True if a request has a row that has not ended."""
+        return id in self._samples
+
+    def rows_after(self, events: Iterable[Event]) -> int:
+        """Rows that will be left when events that end some have been taken."""
+        ended: set[RowId] = set()
+        for event in events:
+            if isinstance(event, Finish):
+                ended.add(event.id)
+            elif isinstance(event, Cancel):
+                ended |= {(event.id, sample) for sample in self._samples.get(event.id, ())}
+        return len(self.rows.keys() - ended)
+
     def plan(self, events: Iterable[Event] = ()) -> Plan:
         """Take events, in order, and plan the next step."""
         plan = Plan()

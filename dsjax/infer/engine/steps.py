@@ -28,7 +28,7 @@ from dsjax.layers.cache import Cache
 from dsjax.layers.paged import AS_MADE, Form, Paged, pool
 from dsjax.model import block as blocks
 from dsjax.model import mtp, transformer
-from dsjax.model.transformer import ModelCache, TransformerParams
+from dsjax.model.transformer import Counts, ModelCache, TransformerParams
 
 
 @struct.dataclass
@@ -58,12 +58,15 @@ class Served:
 
     slots: Slots
     pools: Pools
+    loads: dict[str, Array] | None = None  # [1, E] of each mixture, where they are measured
+    hidden: Array | None = None  # [W + B (J+1), D] of a piece, see Reading, and of W before it
 
 
 @struct.dataclass
 class Row:
-    """A text as it enters a slot."""
+    """A text as it enters a slot; none where the slot is beyond the last."""
 
+    slot: Array  # []
     tokens: Array  # [S]
     newest: Array  # []
     prompt_len: Array  # []
@@ -72,8 +75,16 @@ class Row:
 
 
 @struct.dataclass
+class Pair:
+    """A page that is copied to another."""
+
+    source: Array  # []
+    to: Array  # []
+
+
+@struct.dataclass
 class Piece:
-    """Positions [start, stop) of a slot's text."""
+    """Positions [start, stop) of a slot's text; nothing of a slot beyond the last."""
 
     slot: Array  # []
     table: Array  # [1, pages a row]
@@ -89,6 +100,24 @@ class Rows:
     slots: Array  # [B]
     tables: Array  # [B, pages a row]
     wants_top: Array  # [] bool: somebody asks for the likeliest tokens
+    reading: Reading | None = None
+
+
+@struct.dataclass
+class Reading:
+    """What makes rows of `advance` read a piece of a text, as the very program that decodes it.
+
+    All rows are one slot's, J+1 positions each; as a layer writes them all before it looks at any,
+    each finds those before it. A first pass is the main model's. Where modules draft, a second one
+    is theirs, on the hidden states that the first left: W positions each. Tables of the one whose
+    turn it is not name the spare page.
+    """
+
+    at: Array  # [B] position of a row's newest token; -1 where a row decodes, or is none
+    start: Array  # [] first position of the piece
+    stop: Array  # []
+    is_main: Array  # [] bool
+    module_tables: Array  # [B, pages a row]
 
 
 def empty_pools(p: TransformerParams, cfg: ModelConfig, backend: Backend, *, pages: int, size: int,
@@ -105,25 +134,28 @@ def empty_pools(p: TransformerParams, cfg: ModelConfig, backend: Backend, *, pag
 
 
 @functools.partial(jax.jit, donate_argnames="served")
-def admit(served: Served, slot: Array, row: Row) -> Served:
+def admit(served: Served, row: Row) -> Served:
     """Put a text into a slot; none of it is read yet."""
     s = served.slots
-    sampling = jax.tree.map(lambda all_, one: all_.at[slot].set(one[0]), s.sampling, row.sampling)
+
+    def put(of_slots: Array, of_row: Array) -> Array:
+        return of_slots.at[row.slot].set(of_row, mode="drop")
+
     return dataclasses.replace(served, slots=dataclasses.replace(
         s,
-        tokens=s.tokens.at[slot].set(row.tokens),
-        newest=s.newest.at[slot].set(row.newest),
-        prompt_len=s.prompt_len.at[slot].set(row.prompt_len),
-        keys=s.keys.at[slot].set(row.key),
-        sampling=sampling,
-        recent=s.recent.at[slot].set(0),
+        tokens=put(s.tokens, row.tokens),
+        newest=put(s.newest, row.newest),
+        prompt_len=put(s.prompt_len, row.prompt_len),
+        keys=put(s.keys, row.key),
+        sampling=jax.tree.map(lambda all_, one: put(all_, one[0]), s.sampling, row.sampling),
+        recent=s.recent.at[row.slot].set(0, mode="drop"),
     ))
 
 
 @functools.partial(jax.jit, donate_argnames="served")
-def copy(served: Served, source: Array, to: Array) -> Served:
+def copy(served: Served, pair: Pair) -> Served:
     """Copy a page of every layer and module."""
-    pools = served.pools
+    pools, source, to = served.pools, pair.source, pair.to
     main = jax.tree.map(lambda a: a.at[:, to].set(a[:, source]), pools.main)
     modules = jax.tree.map(lambda a: a.at[to].set(a[source]), pools.mtp)
     return dataclasses.replace(served, pools=dataclasses.replace(pools, main=main, mtp=modules))
@@ -139,11 +171,12 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
     """
     s, slot, table = served.slots, piece.slot, piece.table
     depth = len(served.pools.mtp)
-    text = s.tokens[slot][None]
+    text = s.tokens.at[slot].get(mode="clip")[None]
     positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
     tokens = _at(text, positions)
+    counts = _counts(served.loads, positions < piece.stop)
     x, cache = transformer.hidden_cached(
-        p, tokens, positions, _cache(served.pools, table), cfg, backend)
+        p, tokens, positions, _cache(served.pools, table, counts), cfg, backend)
     previous, modules = x, []
     for k in range(1, depth + 1):
         assert p.mtp is not None, "drafting needs MTP parameters"
@@ -152,12 +185,14 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
             mtp.module(p.mtp, k - 1), previous, embedded, positions,
             Paged(served.pools.mtp[k - 1], table, served.pools.form), cfg, backend)
         modules.append(_pages(past))
-    window = jnp.concatenate([s.recent[slot], x[0]])
+    window = jnp.concatenate([s.recent.at[slot].get(mode="clip"), x[0]])
     last = jax.lax.dynamic_slice_in_dim(window, piece.stop - piece.start, 2 * depth)
-    return Served(
-        dataclasses.replace(s, recent=s.recent.at[slot].set(last)),
-        dataclasses.replace(served.pools, mtp=tuple(modules),
-                            main={name: _pages(c) for name, c in cache.stacks.items()}),
+    return dataclasses.replace(
+        served,
+        slots=dataclasses.replace(s, recent=s.recent.at[slot].set(last, mode="drop")),
+        loads=_loads(cache),
+        pools=dataclasses.replace(served.pools, mtp=tuple(modules),
+                                  main={name: _pages(c) for name, c in cache.stacks.items()}),
     )
 
 
@@ -167,28 +202,75 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
     """Decode the newest token of some slots; `top` likeliest tokens at most are looked for."""
     s, pools, slots, tables = served.slots, served.pools, rows.slots, rows.tables
     mine = jax.tree.map(lambda a: a.at[slots].get(mode="clip"), s)
+    reading, is_text, module_tables, own, hidden = rows.reading, None, tables, slots, served.hidden
+    is_counted = slots < s.newest.size
+    if reading is not None:
+        is_text, module_tables = reading.at >= 0, reading.module_tables
+        mine, hidden = _as_text(mine, is_text, reading, hidden)
+        own = jnp.where(is_text, s.newest.size, slots)  # what they choose is nobody's
+        is_counted &= reading.is_main | ~is_text
+    is_counted = jnp.broadcast_to(is_counted[:, None], (slots.size, len(pools.mtp) + 1))
+    counts = _counts(served.loads, is_counted)
     state = State(
         tokens=mine.tokens,
         newest=mine.newest,
         keys=mine.keys,
         prompt_len=mine.prompt_len,
         sampling=mine.sampling,
-        cache=_cache(pools, tables),
+        cache=_cache(pools, tables, counts),
         recent=mine.recent,
-        mtp=tuple(Paged(pages, tables, pools.form) for pages in pools.mtp),
+        mtp=tuple(Paged(pages, module_tables, pools.form) for pages in pools.mtp),
     )
-    one = speculative.speculative_round if pools.mtp else decode.step
-    state, emitted = one(p, state, cfg, backend)
+    if pools.mtp:
+        state, emitted = speculative.speculative_round(p, state, cfg, backend, is_text)
+    else:
+        state, emitted = decode.step(p, state, cfg, backend)
+    recent = s.recent.at[own].set(state.recent, mode="drop")
+    if reading is not None and hidden is not None:
+        recent, hidden = _after_text(recent, state.recent, rows, hidden)
     after = dataclasses.replace(
         s,
-        tokens=s.tokens.at[slots].set(state.tokens, mode="drop"),
-        newest=s.newest.at[slots].set(state.newest, mode="drop"),
-        recent=s.recent.at[slots].set(state.recent, mode="drop"),
+        tokens=s.tokens.at[own].set(state.tokens, mode="drop"),
+        newest=s.newest.at[own].set(state.newest, mode="drop"),
+        recent=recent,
     )
     pools = dataclasses.replace(
         pools, main={name: _pages(c) for name, c in state.cache.stacks.items()},
         mtp=tuple(_pages(c) for c in state.mtp))
-    return Served(after, pools), _given(emitted, min(top, cfg.vocab), rows.wants_top)
+    given = _given(emitted, min(top, cfg.vocab), rows.wants_top)
+    return Served(after, pools, _loads(state.cache), hidden), given
+
+
+def _as_text(mine: Slots, is_text: Array, reading: Reading,
+             hidden: Array | None) -> tuple[Slots, Array | None]:
+    """Rows that read, at their positions; and before a piece, the hidden states that lead to it."""
+    mine = dataclasses.replace(mine, newest=jnp.where(is_text, reading.at, mine.newest))
+    if hidden is None:
+        return mine, None
+    width = mine.recent.shape[1]
+    before = jnp.where(is_text[0] & reading.is_main, mine.recent[0], hidden[:width])
+    hidden = hidden.at[:width].set(before)
+    index = reading.at[:, None] - reading.start + jnp.arange(width, dtype=jnp.int32)[None]
+    found = hidden.at[index].get(mode="clip")
+    recent = jnp.where(is_text[:, None, None], found, mine.recent)
+    return dataclasses.replace(mine, recent=recent), hidden
+
+
+def _after_text(recent: Array, states: Array, rows: Rows, hidden: Array) -> tuple[Array, Array]:
+    """Keep a piece's hidden states, or when its modules are through the last ones, for its slot.
+
+    recent [N, W, D] of all slots; states [B, W, D] end with those of a row's J+1 positions.
+    """
+    r, width = rows.reading, states.shape[1]
+    assert r is not None, "rows read"
+    a_pass = width // 2 + 1
+    is_text = r.at >= 0
+    index = width + r.at[:, None] - r.start + jnp.arange(a_pass, dtype=jnp.int32)[None]
+    index = jnp.where((is_text & r.is_main)[:, None], index, hidden.shape[0])
+    hidden = hidden.at[index].set(states[:, -a_pass:], mode="drop")
+    last = jax.lax.dynamic_slice_in_dim(hidden, r.stop - r.start, width)
+    slot = jnp.where(is_text[0] & ~r.is_main, rows.slots[0], recent.shape[0])
+    return recent.at[slot].set(last, mode="drop"), hidden
 
 
 @struct.dataclass
@@ -212,10 +294,25 @@ def _given(emitted: Emitted, top: int, wants_top: Array) -> Given:
     return Given(emitted.tokens, emitted.count, chosen, ids, best)
 
 
-def _cache(pools: Pools, table: Array) -> ModelCache:
+@functools.partial(jax.jit, donate_argnames="served")
+def measure(served: Served, _: Array) -> tuple[Served, Any]:
+    """Hand out the loads of experts, and count anew."""
+    zeros = jax.tree.map(jnp.zeros_like, served.loads)
+    return dataclasses.replace(served, loads=zeros), served.loads
+
+
+def _cache(pools: Pools, table: Array, counts: Counts | None) -> ModelCache:
     """The past of every layer, through one table."""
     return ModelCache({name: Paged(pages, table[None], pools.form)
-                       for name, pages in pools.main.items()})
+                       for name, pages in pools.main.items()}, counts)
+
+
+def _counts(loads: dict[str, Array] | None, is_real: Array) -> Counts | None:
+    return None if loads is None else Counts(loads, is_real)
+
+
+def _loads(cache: ModelCache) -> dict[str, Array] | None:
+    return None if cache.counts is None else cache.counts.loads
 
 
 def _pages(cache: Cache) -> Any:
