@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dsjax.config.model import ModelConfig
 from dsjax.infer import programs
-from dsjax.infer.decode import State, cache_bytes_per_token
+from dsjax.infer.decode import State, cache_bytes_per_token, written_out
 from dsjax.infer.generate import ready
 from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers.backend import Backend
@@ -70,6 +70,7 @@ def _measured(params: TransformerParams, cfg: ModelConfig, load: Load,
         recent=jnp.zeros((load.batch, 0, cfg.d_model), backend.dtype),
         mtp=(),
     )
+    params, state = written_out(params, state, backend)
     start = time.perf_counter()
     static = {"cfg": cfg, "backend": backend, "steps": load.steps}
     advance = programs.compiled(programs.advance, params, state, **static)

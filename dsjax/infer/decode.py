@@ -21,10 +21,11 @@ from jax import Array
 from dsjax.config.model import ModelConfig
 from dsjax.infer.penalties import Text, penalized
 from dsjax.infer.sample import SamplingParams, probs, sample
-from dsjax.layers.backend import Backend
+from dsjax.layers.backend import ONE_DEVICE, Backend
 from dsjax.layers.cache import Cache, Kept
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import ModelCache, TransformerParams
+from dsjax.runtime import fit
 
 
 @struct.dataclass
@@ -135,6 +136,20 @@ def step(p: TransformerParams, state: State, cfg: ModelConfig,
         cache=cache,
     )
     return state, Emitted(chosen[:, None], jnp.ones_like(position), logits)
+
+
+def written_out(p: TransformerParams, state: State,
+                backend: Backend) -> tuple[TransformerParams, State]:
+    """Give every layer a stack of its own, if one device has room for that copy of the weights.
+
+    Steps over 16 rows then take half the time on a CPU. They give the same numbers.
+    """
+    both = p.stacks, state.cache.stacks
+    if (backend.layout is not ONE_DEVICE
+            or not fit.has_room(sum(a.nbytes for a in jax.tree.leaves(both)))):
+        return p, state
+    cache = transformer.written_out(state.cache)
+    return transformer.written_out(p), dataclasses.replace(state, cache=cache)
 
 
 def cache_bytes_per_token(cfg: ModelConfig, backend: Backend, depth: int = 0) -> int:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.errors import UserError
 from dsjax.infer import inputs, programs
-from dsjax.infer.decode import State, cache_bytes_per_token
+from dsjax.infer.decode import State, cache_bytes_per_token, written_out
 from dsjax.infer.sample import NONE, Sampling
 from dsjax.layers.backend import ONE_DEVICE, Backend
 from dsjax.model import transformer
@@ -136,6 +136,7 @@ def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Seq
     state, first = prefill(*args)
     rows.take_first(np.asarray(first))
     prefill_s, start = _lap(start)
+    params, state = written_out(params, state, backend)
     advance = programs.compiled(programs.advance, params, state, **static, steps=options.steps)
     more_compile_s, start = _lap(start)
     while rows.is_any_live:

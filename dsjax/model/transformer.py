@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,10 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
     return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches, counts)
 
 
-def written_out(p: TransformerParams) -> TransformerParams:
+Stacked = TypeVar("Stacked", TransformerParams, ModelCache)
+
+
+def written_out(p: Stacked) -> Stacked:
     """The same layers, each a stack of its own (`moe.0`, `moe.1`, ...), for `hidden_cached`.
 
     A scan reads a layer out of its stack, which on a CPU is a copy of all its weights and cache.
@@ -217,5 +220,9 @@ def written_out(p: TransformerParams) -> TransformerParams:
     layers = {}
     for name, stack in p.stacks.items():
         for i in range(len(jax.tree.leaves(stack)[0])):
-            layers[f"{name}.{i}"] = jax.tree.map(lambda a, i=i: a[i : i + 1], stack)
+            layers[f"{name}.{i}"] = _layer(stack, i)
     return dataclasses.replace(p, stacks=layers)
+
+
+def _layer(stack: Any, i: int) -> Any:
+    return jax.tree.map(lambda a: a[i : i + 1], stack)

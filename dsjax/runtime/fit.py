@@ -60,6 +60,12 @@ def refuse(what: str, parts: Mapping[str, int], remedy: str) -> None:
         raise UserError(_sentence(what, parts, remedy, there))
 
 
+def has_room(nbytes: int) -> bool:
+    """Return True if so many bytes are free on this process's first device, as far as it says."""
+    there = _here(None)
+    return there is not None and nbytes <= there.free
+
+
 @contextlib.contextmanager
 def refusing(what: str, parts: Mapping[str, int], remedy: str) -> Iterator[None]:
     """As `refuse`, and the same sentence where memory runs out within the block."""
