@@ -30,12 +30,12 @@ CAPACITY_FACTOR = 1.125  # capacity factor: C over the mean load
 class Plan(NamedTuple):
     """Layout of assignments (token, choice) in rows; T*K marks an empty row.
 
-    The batched part has rows [E * C]; overflow tiles of TILE rows each belong to one expert.
+    The batched part has rows [E * C]; overflow tiles of some rows each belong to one expert.
     """
 
     source: Array  # [E * C] assignment in each row
     slot: Array  # [T, K] row of each assignment, E * C when it overflowed
-    tile_source: Array  # [tiles, TILE] assignment in each overflow row
+    tile_source: Array  # [tiles, rows] assignment in each overflow row
     tile_expert: Array  # [tiles]
     tiles_used: Array  # []
 
@@ -83,10 +83,10 @@ def _capacity(assignments: int, experts: int) -> int:
     return min(assignments, math.ceil(assignments / experts * CAPACITY_FACTOR / 8) * 8)
 
 
-def make_plan(experts: Array, count: int, capacity: int) -> Plan:
+def make_plan(experts: Array, count: int, capacity: int, tile: int = TILE) -> Plan:
     """Give each assignment a row, in order within its expert. experts [T, K] int32.
 
-    Those outside [0, count) get rows beyond the last.
+    Those outside [0, count) get rows beyond the last. `tile` is how many rows an overflow tile has.
     """
     total = experts.size
     flat = lax.optimization_barrier(experts.reshape(-1))  # see ops/buckets.py
@@ -94,21 +94,21 @@ def make_plan(experts: Array, count: int, capacity: int) -> Plan:
     expert = jnp.where(is_here, flat, 0)
     loads, position = buckets.sizes(flat, count), buckets.places(flat, count)
     at = jnp.arange(total, dtype=jnp.int32)
-    tiles = -(-jnp.maximum(loads - capacity, 0) // TILE)
+    tiles = -(-jnp.maximum(loads - capacity, 0) // tile)
     last_tile = jnp.cumsum(tiles)
-    max_tiles = (total - 1) // TILE + count
+    max_tiles = (total - 1) // tile + count
     rows = count * capacity
-    overflow_row = rows + (last_tile - tiles)[expert] * TILE + position - capacity
+    overflow_row = rows + (last_tile - tiles)[expert] * tile + position - capacity
     row = jnp.where(position < capacity, expert * capacity + position, overflow_row)
-    slot = jnp.where(is_here, row, rows + max_tiles * TILE + at)
-    source = jnp.full(rows + max_tiles * TILE, total, jnp.int32).at[slot].set(
+    slot = jnp.where(is_here, row, rows + max_tiles * tile + at)
+    source = jnp.full(rows + max_tiles * tile, total, jnp.int32).at[slot].set(
         at, unique_indices=True)
     tile_expert = jnp.searchsorted(
         last_tile, jnp.arange(max_tiles, dtype=jnp.int32), side="right").astype(jnp.int32)
     return Plan(
         source=source[:rows],
         slot=jnp.minimum(slot, rows).reshape(experts.shape),
-        tile_source=source[rows:].reshape(max_tiles, TILE),
+        tile_source=source[rows:].reshape(max_tiles, tile),
         tile_expert=jnp.minimum(tile_expert, count - 1),
         tiles_used=last_tile[-1],
     )

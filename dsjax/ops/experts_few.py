@@ -33,6 +33,12 @@ def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_d
 
     x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
     """
+    return assignments(x, experts, weights, w_gate_up, w_down, precision=precision).sum(axis=1)
+
+
+def assignments(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                *, precision: Precision) -> Array:
+    """Outputs [T, K, D] that `experts_few` adds up, from the same arguments."""
     per_token = experts.shape[1]
     chosen = [experts.reshape(-1)[a] for a in range(experts.size)]
     gate_up, down = _quantized(w_gate_up, precision, parts=2), _quantized(w_down, precision)
@@ -41,7 +47,7 @@ def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_d
     gate, up = jnp.split(hidden_in, 2, axis=-1)
     hidden = jax.nn.silu(gate) * up * weights.reshape(-1, 1).astype(x.dtype)
     y = _multiply([row[None] for row in hidden], down, chosen, precision).astype(x.dtype)
-    return y.reshape(*experts.shape, -1).sum(axis=1)
+    return y.reshape(*experts.shape, -1)
 
 
 def _multiply(rows: list[Array], quantized: _Quantized, chosen: list[Array],
