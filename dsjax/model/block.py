@@ -83,8 +83,7 @@ def attention(p: BlockParams, x: Array, mix: Mix, cfg: ModelConfig) -> tuple[Arr
 
 def feed_forward(p: BlockParams, x: Array, is_real: Array, cfg: ModelConfig, backend: Backend,
                  routes: Array | None = None) -> tuple[Array, RouterStats | None]:
-    """The layer's second half: x [B, T, D] with the feed-forward added, and the router's statistics.
-    """
+    """The layer's second half: x [B, T, D] with the feed-forward added, and router statistics."""
     y, stats = rms_norm(x, p.ffn_norm, cfg.norm_eps), None
     if isinstance(p.ffn, MoEParams):
         assert cfg.moe is not None, "a mixture needs a MoEConfig"

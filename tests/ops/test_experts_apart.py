@@ -1,5 +1,7 @@
 """Outputs kept apart are those of the clear form, in pieces as at once, wherever experts lie."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from dsjax.numerics import gemm
 from dsjax.numerics.precision import BF16, FP32, Weight
 from dsjax.numerics.scaled import quantize
 from dsjax.ops.expert_mlp import batched
+from dsjax.ops.expert_stack import stack
 from dsjax.ops.experts import experts_plain
 from dsjax.ops.experts_apart import experts_apart
 
@@ -27,7 +30,12 @@ def drawn(tokens, seed=0):
     return x, experts, weights, gate_up, down
 
 
-apart = jax.jit(lambda *args, into=None: experts_apart(*args, mlp=MLP, into=into))
+
+
+@functools.partial(jax.jit, static_argnames="mlp")
+def apart(x, experts, weights, gate_up, down, mlp=MLP, into=None):
+    return experts_apart(x, experts, weights, stack(gate_up, 2), stack(down, 1), mlp=mlp, into=into)
+
 
 
 @pytest.mark.parametrize("tokens", TOKENS.values(), ids=list(TOKENS))
@@ -65,9 +73,9 @@ def test_an_expert_that_is_not_there_leaves_what_was(tokens):
 @pytest.mark.parametrize("tokens", [5, 17])
 def test_quantized_once_or_here_is_the_same(precision, tokens):
     x, experts, weights, gate_up, down = drawn(tokens)
-    held = [Weight(jnp.zeros(w.shape), precision.quantize_weight(w.reshape(*w.shape[:2], -1), parts))
+    held = [Weight(jnp.zeros(1), precision.quantize_weight(w.reshape(*w.shape[:2], -1), parts))
             for w, parts in ((jnp.asarray(gate_up), 2), (jnp.asarray(down), 1))]
-    run = jax.jit(lambda *a: experts_apart(*a, mlp=batched(precision)))
+    run = functools.partial(apart, mlp=batched(precision))
     np.testing.assert_array_equal(run(x, experts, weights, *held),
                                   run(x, experts, weights, gate_up, down))
 
@@ -76,9 +84,8 @@ def test_quantized_once_or_here_is_the_same(precision, tokens):
 def test_experts_that_rest_in_eight_bits_are_what_their_codes_stand_for(tokens):
     x, experts, weights, gate_up, down = drawn(tokens)
     codes = [quantize(jnp.asarray(gate_up), (128, 1, 128)), quantize(jnp.asarray(down), (128, 128))]
-    run = jax.jit(lambda *a: experts_apart(*a, mlp=batched(gemm.FP8)))
-    held = [Weight(jnp.zeros(w.shape), gemm.FP8.from_codes(q))
-            for w, q in zip((gate_up, down), codes)]
+    run = functools.partial(apart, mlp=batched(gemm.FP8))
+    held = [Weight(jnp.zeros(1), gemm.FP8.from_codes(q)) for q in codes]
     made = run(x, experts, weights, *codes)
     np.testing.assert_array_equal(made, run(x, experts, weights, *held))
     assert np.abs(np.asarray(made)).max() > 1

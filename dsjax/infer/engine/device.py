@@ -12,6 +12,7 @@ machine at hand, and numbers of rows that give other bits than the largest are l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,9 @@ from dsjax.infer.engine.request import Row
 from dsjax.infer.engine.steps import Given, Served, Slots
 from dsjax.infer.generate import ready
 from dsjax.infer.model import Model
+from dsjax.infer.offload import cache as offload
+from dsjax.infer.offload import serve as layered
+from dsjax.infer.offload.cache import ExpertCache
 from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers import mla, paged
 from dsjax.model import transformer
@@ -85,6 +89,8 @@ class Device:
             raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
                             "leave --page-dtype out")
         self.depth = model.cfg.mtp_depth if setting.draft else 0
+        if setting.draft and model.experts is not None:
+            raise UserError(offload.NO_DRAFTS)
         if setting.draft and not self.depth:
             raise UserError("drafting needs an MTP module, but the model has mtp_depth=0; leave "
                             "--draft out, or train with --model.mtp-depth 1")
@@ -94,12 +100,18 @@ class Device:
         longest = pages_of(self.max_len, setting.page_size, self.depth)
         self.pages = setting.pages or setting.slots * longest
         self.budget = setting.budget or setting.slots * (self.depth + 1) + setting.chunk
-        params, self.cfg = ready(model.params, model.cfg, model.backend)
-        self.params = transformer.written_out(params)
+        if model.experts is None:
+            params, self.cfg = ready(model.params, model.cfg, model.backend)
+            self.params = transformer.written_out(params)
+        else:
+            self.params, self.cfg = model.params, model.cfg
         self.reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
         self.backend = dataclasses.replace(self.reading, dispatch=_every_row)
         self.served = self._empty()
-        self._compile()
+        if model.experts is None:
+            self._compile()
+        else:
+            self._begin_layers(model.experts)
         self.is_invariant = self._choose_rows()
         """False if a row's bits depend on its place among the others on this machine, or if pages
         are too few to try."""
@@ -126,7 +138,6 @@ class Device:
         """Compile every program there will be, as many at once as there are cores."""
         static = {"cfg": self.cfg, "backend": self.backend}
         served, number = self.served, jnp.int32(0)
-        lengths = [*(n for n in PIECES if n < self.setting.chunk), self.setting.chunk]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             def compiled(function: Any, *args: Any, **static: Any) -> Future[Any]:
                 return pool.submit(programs.compiled, function, *args, **static)
@@ -136,12 +147,31 @@ class Device:
                 top=self.setting.top_logprobs) for rows in self._buckets()}
             read = {length: compiled(
                 steps.read, self.params, served, self._piece(0, [], 0, 0), cfg=self.cfg,
-                backend=self.reading, length=length) for length in lengths}
+                backend=self.reading, length=length) for length in self._lengths()}
             admit = compiled(steps.admit, served, number, self._row([0], 1, Sampling()))
             copy = compiled(steps.copy, served, number, number)
         self._advance = {rows: program.result() for rows, program in advance.items()}
         self._read = {length: program.result() for length, program in read.items()}
         self._admit, self._copy = admit.result(), copy.result()
+
+    def _begin_layers(self, experts: ExpertCache) -> None:
+        """Make the programs that run layer by layer, and call each once so that it is compiled."""
+        own = layered.Programs(self.params, self.cfg, self.reading, experts)
+        self._admit, self._copy = steps.admit, steps.copy
+        self._advance = {rows: functools.partial(own.advance, top=self.setting.top_logprobs)
+                         for rows in self._buckets()}
+        self._read = {length: functools.partial(own.read, length=length)
+                      for length in self._lengths()}
+        self._put(0, [0], Sampling())
+        for read in self._read.values():
+            self.served = read(self.params, self.served, self._piece(0, [], 0, 0))
+        for rows, advance in self._advance.items():
+            self.served, _ = advance(self.params, self.served, self._rows([], [], False, rows))
+        self.copy([(0, 0)])
+
+    def _lengths(self) -> list[int]:
+        """Tokens of the programs that read."""
+        return [*(n for n in PIECES if n < self.setting.chunk), self.setting.chunk]
 
     def _buckets(self) -> list[int]:
         """Powers of two, a factor of four apart, the last of which holds all slots.

@@ -137,58 +137,76 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
     What follows in the program is padding: nobody looks at what it leaves before it is written
     again.
     """
-    s, slot, table = served.slots, piece.slot, piece.table
-    depth = len(served.pools.mtp)
-    text = s.tokens[slot][None]
-    positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
-    tokens = _at(text, positions)
+    depth, table = len(served.pools.mtp), piece.table
+    tokens, positions = piece_tokens(served.slots, piece, length)
     x, cache = transformer.hidden_cached(
-        p, tokens, positions, _cache(served.pools, table), cfg, backend)
+        p, tokens, positions, cache_of(served.pools, table), cfg, backend)
     previous, modules = x, []
     for k in range(1, depth + 1):
         assert p.mtp is not None, "drafting needs MTP parameters"
+        text = served.slots.tokens[piece.slot][None]
         embedded = transformer.embed(p, _at(text, positions + k), backend)
         previous, past = mtp.hidden_cached(
             mtp.module(p.mtp, k - 1), previous, embedded, positions,
             Paged(served.pools.mtp[k - 1], table, served.pools.form), cfg, backend)
         modules.append(_pages(past))
-    window = jnp.concatenate([s.recent[slot], x[0]])
-    last = jax.lax.dynamic_slice_in_dim(window, piece.stop - piece.start, 2 * depth)
-    return Served(
-        dataclasses.replace(s, recent=s.recent.at[slot].set(last)),
-        dataclasses.replace(served.pools, mtp=tuple(modules),
-                            main={name: _pages(c) for name, c in cache.stacks.items()}),
-    )
+    pools = dataclasses.replace(served.pools, mtp=tuple(modules), main=pages_of(cache))
+    return Served(after_piece(served.slots, piece, x), pools)
+
+
+def piece_tokens(slots: Slots, piece: Piece, length: int) -> tuple[Array, Array]:
+    """Tokens and positions of a piece, [1, C] both."""
+    positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
+    return _at(slots.tokens[piece.slot][None], positions), positions
+
+
+def after_piece(slots: Slots, piece: Piece, x: Array) -> Slots:
+    """Keep the last hidden states of a piece that was read: x [1, C, D]."""
+    recent = slots.recent[piece.slot]
+    last = jax.lax.dynamic_slice_in_dim(jnp.concatenate([recent, x[0]]), piece.stop - piece.start,
+                                        recent.shape[0])
+    return dataclasses.replace(slots, recent=slots.recent.at[piece.slot].set(last))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "backend", "top"), donate_argnames="served")
 def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfig,
             backend: Backend, top: int) -> tuple[Served, Given]:
     """Decode the newest token of some slots; `top` likeliest tokens at most are looked for."""
-    s, pools, slots, tables = served.slots, served.pools, rows.slots, rows.tables
-    mine = jax.tree.map(lambda a: a.at[slots].get(mode="clip"), s)
-    state = State(
+    pools, tables = served.pools, rows.tables
+    state = dataclasses.replace(
+        rows_state(served.slots, rows), cache=cache_of(pools, tables),
+        mtp=tuple(Paged(pages, tables, pools.form) for pages in pools.mtp))
+    one = speculative.speculative_round if pools.mtp else decode.step
+    state, emitted = one(p, state, cfg, backend)
+    pools = dataclasses.replace(pools, main=pages_of(state.cache),
+                                mtp=tuple(_pages(c) for c in state.mtp))
+    return (Served(after_rows(served.slots, rows, state), pools),
+            given(emitted, min(top, cfg.vocab), rows.wants_top))
+
+
+def rows_state(slots: Slots, rows: Rows) -> State:
+    """The rows that decode, without their past."""
+    mine = jax.tree.map(lambda a: a.at[rows.slots].get(mode="clip"), slots)
+    return State(
         tokens=mine.tokens,
         newest=mine.newest,
         keys=mine.keys,
         prompt_len=mine.prompt_len,
         sampling=mine.sampling,
-        cache=_cache(pools, tables),
+        cache=ModelCache({}),
         recent=mine.recent,
-        mtp=tuple(Paged(pages, tables, pools.form) for pages in pools.mtp),
+        mtp=(),
     )
-    one = speculative.speculative_round if pools.mtp else decode.step
-    state, emitted = one(p, state, cfg, backend)
-    after = dataclasses.replace(
-        s,
-        tokens=s.tokens.at[slots].set(state.tokens, mode="drop"),
-        newest=s.newest.at[slots].set(state.newest, mode="drop"),
-        recent=s.recent.at[slots].set(state.recent, mode="drop"),
+
+
+def after_rows(slots: Slots, rows: Rows, state: State) -> Slots:
+    """Put rows that have decoded back into their slots."""
+    return dataclasses.replace(
+        slots,
+        tokens=slots.tokens.at[rows.slots].set(state.tokens, mode="drop"),
+        newest=slots.newest.at[rows.slots].set(state.newest, mode="drop"),
+        recent=slots.recent.at[rows.slots].set(state.recent, mode="drop"),
     )
-    pools = dataclasses.replace(
-        pools, main={name: _pages(c) for name, c in state.cache.stacks.items()},
-        mtp=tuple(_pages(c) for c in state.mtp))
-    return Served(after, pools), _given(emitted, min(top, cfg.vocab), rows.wants_top)
 
 
 @struct.dataclass
@@ -202,7 +220,8 @@ class Given:
     top_logprobs: Array  # [B, J+1, N]
 
 
-def _given(emitted: Emitted, top: int, wants_top: Array) -> Given:
+def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
+    """What a pass gave, with the log-probabilities of `top` likeliest tokens if they are wanted."""
     assert emitted.logits is not None, "one step hands out its logits"
     all_ = jax.nn.log_softmax(emitted.logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(all_, jnp.maximum(emitted.tokens, 0)[..., None], axis=-1)[..., 0]
@@ -212,10 +231,15 @@ def _given(emitted: Emitted, top: int, wants_top: Array) -> Given:
     return Given(emitted.tokens, emitted.count, chosen, ids, best)
 
 
-def _cache(pools: Pools, table: Array) -> ModelCache:
+def cache_of(pools: Pools, table: Array) -> ModelCache:
     """The past of every layer, through one table."""
     return ModelCache({name: Paged(pages, table[None], pools.form)
                        for name, pages in pools.main.items()})
+
+
+def pages_of(cache: ModelCache) -> dict[str, Any]:
+    """Pages of every layer."""
+    return {name: _pages(c) for name, c in cache.stacks.items()}
 
 
 def _pages(cache: Cache) -> Any:
