@@ -107,18 +107,17 @@ class ExpertCache:
     def __init__(self, store: Store, cfg: ModelConfig, precision: Precision, room: Room) -> None:
         """Allocate the slots; refuse room for less than a token's experts of one layer."""
         assert cfg.moe is not None, "a cache is of a mixture"
-        device = jax.local_devices()[0]
         self.experts, self.store = cfg.moe.experts, store
         stored = store.spec()
         form = jax.eval_shape(functools.partial(as_pool, precision=precision), stored)
         slots, ahead = _sizes(room, nbytes(form), store, cfg)
         self.slots = Slots(slots, _by_key(room, store))
         self.pool: Pool = jax.tree.map(
-            lambda a: jnp.zeros((slots, *a.shape), a.dtype, device=device), form)
+            lambda a: jnp.zeros((slots, *a.shape), a.dtype), form)
         self.counts, self.is_ahead = Counts(), ahead > 0
         number = jax.ShapeDtypeStruct((), np.int32)
         self._put = _put.lower(self.pool, number, stored, precision=precision).compile()
-        self._fetcher = Fetcher(store, device, ahead)
+        self._fetcher = Fetcher(store, ahead)
         self._predicted: tuple[int, frozenset[int]] | None = None
         self._fill(self.slots.first_fill())
 

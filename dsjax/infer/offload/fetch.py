@@ -24,11 +24,11 @@ WORKERS = 2  # reading and transposing release the interpreter
 
 
 class Fetcher:
-    """The way from a store to a device."""
+    """The way from a store to the device that programs run on."""
 
-    def __init__(self, store: Store, device: jax.Device, ahead: int) -> None:
+    def __init__(self, store: Store, ahead: int) -> None:
         """Start threads; `ahead` is how many experts may be under way before they are needed."""
-        self._store, self._device, self._most = store, device, ahead
+        self._store, self._most = store, ahead
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="experts")
         self._ahead: dict[Key, Future[SwiGLUParams]] = {}
         self._dropped: list[Future[SwiGLUParams]] = []
@@ -67,7 +67,7 @@ class Fetcher:
             while reading:
                 key, made = reading.popleft()
                 read_on()
-                yield key, jax.device_put(made.result(), self._device)
+                yield key, jax.device_put(made.result())
         finally:
             for _, made in reading:
                 made.cancel()
@@ -77,4 +77,4 @@ class Fetcher:
         self._threads.shutdown(cancel_futures=True)
 
     def _send(self, key: Key) -> SwiGLUParams:
-        return jax.device_put(self._store.read(key), self._device)
+        return jax.device_put(self._store.read(key))

@@ -56,7 +56,6 @@ def test_slots_hold_what_the_store_has_and_counts_add_up(traffic, cache):
 def test_the_device_never_holds_more_than_was_asked_for(precision):
     """Live arrays, looked at whenever an expert is read, which others wait for by then."""
     backend, _ = models.backends(precision)
-    models.trunk(backend)
     seen, lock = [], threading.Lock()
 
     class Watched(Store):

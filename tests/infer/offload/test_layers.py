@@ -1,4 +1,4 @@
-"""Layers one by one, over a cache of any size, compute what the resident model computes, to the bit.
+"""Layers one by one, over a cache of any size, give the resident model's numbers, to the bit.
 
 The resident model has the same products (`models.apart`); where rows decode alone in float32 these
 are its default ones.
@@ -60,7 +60,7 @@ def test_hidden_states_have_the_resident_models_bits(precision, experts):
     is_real = SEGMENTS != 0
     assert models.same_bits(np.asarray(x)[is_real], np.asarray(wanted[0])[is_real])
     assert models.same_bits(y, wanted[1])
-    assert 0 < cache.counts.wanted
+    assert cache.counts.wanted > 0
     if experts == 100:
         assert cache.slots.count == 3 * models.MOE.experts
 
@@ -79,7 +79,7 @@ def offloaded():
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_text_is_the_one_of_plain_generate(sampling, offloaded):
     params, options = offloaded
-    own, same = models.backends()
+    own, _ = models.backends()
     prompt = [[5, 6, 7, 8, 9, 10, 0, 1]]
     seen = []
     made = generate(params, CFG, prompt, sampling, options, lambda row, new: seen.extend(new))
@@ -93,7 +93,7 @@ def test_a_text_is_the_one_of_plain_generate(sampling, offloaded):
     assert used.wanted == report.passes * 3 * models.MOE.experts_per_token
     assert 0 < used.hits < used.wanted
     assert used.expected == used.wanted
-    assert 0 < used.right
+    assert used.right > 0
 
 
 def test_rows_of_unequal_lengths_go_as_in_the_resident_model(offloaded):
