@@ -197,7 +197,7 @@ def _sizes(room: Room, slot: int, store: Store, cfg: ModelConfig) -> tuple[int, 
         raise UserError(
             f"a cache of {room.nbytes:,} bytes has no room for the {least} experts of a token in "
             f"one layer, of {slot:,} bytes each, and for one on its way ({sent:,} bytes); give it "
-            f"at least {least * slot + sent:,} bytes")
+            f"at least {(least * slot + sent + 999) // 1000}kB")
     ahead = 0
     if room.is_ahead:  # as many as a token chooses, where these take at most a share of the room
         most = min(least, room.nbytes // (ON_ITS_WAY * sent) - 1)

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ def test_slots_hold_what_the_store_has_and_counts_add_up(traffic, cache):
 
 @pytest.mark.parametrize("precision", [FP32, BF16, gemm.FP8], ids=lambda p: p.name)
 def test_the_device_never_holds_more_than_was_asked_for(precision):
-    """Live arrays, looked at whenever an expert is read, which others wait for by then."""
+    """Live arrays, looked at whenever an expert is read, while others wait on the device."""
     backend, _ = models.backends(precision)
     seen, lock = [], threading.Lock()
 
@@ -75,8 +76,8 @@ def test_the_device_never_holds_more_than_was_asked_for(precision):
     used = max(seen) - base
     room = 14 * cache.store.expert_bytes
     pool = sum(a.nbytes for a in jax.tree.leaves(cache.pool))
-    assert pool < used <= room
-    assert room - used < 2 * cache.store.expert_bytes  # and it is made use of
+    assert pool <= used <= room
+    assert room - pool < 5 * cache.store.expert_bytes  # a quarter is on its way, and it is used
     assert cache.counts.ahead > 0
 
 
@@ -105,7 +106,7 @@ def test_loads_of_another_model_are_refused():
 def test_room_for_less_than_a_tokens_experts_is_refused_with_the_least():
     there = models.store()
     least = (models.MOE.experts_per_token + 1) * there.expert_bytes
-    with pytest.raises(UserError, match=f"at least {least:,} bytes"):
+    with pytest.raises(UserError, match=f"at least {-(-least // 1000)}kB"):
         models.ExpertCache(there, models.CFG, FP32, Room(least - 1))
     assert models.ExpertCache(there, models.CFG, FP32, Room(least)).slots.count == 2
 
@@ -142,3 +143,17 @@ def test_wrong_predictions_take_no_slot():
     cache.hold(1, [7])
     assert set(cache.slots.keys) == {*before, (1, 7)}
     assert (cache.counts.expected, cache.counts.right) == (1, 0)
+
+
+def test_after_many_wrong_predictions_a_right_one_is_still_fetched():
+    cache = models.cache(20)
+    for _ in range(9):
+        cache.predict(1, [5, 6])
+        cache.hold(1, [7])
+    assert cache.counts.ahead == 0
+    deadline = time.monotonic() + 30
+    while cache.counts.ahead == 0:  # as soon as the last wrong one has been read
+        assert time.monotonic() < deadline
+        cache.predict(2, [8])
+        cache.hold(2, [8])
+        cache.slots.forget([(2, 8)])
