@@ -45,6 +45,8 @@ class Choice:
     mtp: bool | None = None
     """Of a released checkpoint: False leaves its MTP modules, True wants them, None takes them
     where they are."""
+    is_read_again: bool = False
+    """Of a released checkpoint: True where parts of its files will be read many times."""
 
 
 def is_released(folder: Path | str) -> bool:
@@ -92,7 +94,7 @@ def use(folder: Path | str, with_weights: Callable[[Weights], T], dtype: str = "
     if choice.which != "params":
         raise UserError(f"{folder} is a released checkpoint, which keeps no average of its "
                         "parameters; leave the average out, or give a run that has one")
-    opened = read.open_folder(folder, dtype, choice.mtp)
+    opened = read.open_folder(folder, dtype, choice.mtp, choice.is_read_again)
     for remark in opened.remarks:
         say(f"{folder}: {remark}")
     multihost.first_checks(opened.check, f"{folder}")

@@ -37,6 +37,12 @@ ALIGNMENT = 64
 def load(weights: Weights, shardings: Shardings = None,
          progress: Progress | None = None) -> TransformerParams:
     """Stream weights onto devices, each number onto the shards that hold it and nowhere else."""
+    return reader.tree(weights.cfg, arrays(weights, shardings, progress))
+
+
+def arrays(weights: Weights, shardings: Shardings = None,
+           progress: Progress | None = None) -> dict[str, Array]:
+    """As `load`, by name: also of weights that are a part of a model's."""
     buffers = Buffers(weights.leaves, _sharding_of(weights, shardings))
     total = sum(leaf.nbytes for leaf in weights.leaves.values())
     done = 0
@@ -45,7 +51,7 @@ def load(weights: Weights, shardings: Shardings = None,
         done += values.nbytes
         if progress is not None:
             progress(done, total)
-    return reader.tree(weights.cfg, buffers.arrays())
+    return buffers.arrays()
 
 
 def nbytes_here(weights: Weights, shardings: Shardings) -> int:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dsjax.cli.generate import Page
-from dsjax.cli.process import devices, engines
+from dsjax.cli.process import devices, engines, experts
 from dsjax.cli.process.engines import EngineFlags
+from dsjax.cli.process.experts import ExpertFlags
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.parallel import ParallelConfig
@@ -56,6 +57,7 @@ class Chat:
     """Seed of the choices."""
     engine: Annotated[EngineFlags, Mark.INLINE] = field(
         default_factory=lambda: EngineFlags(slots=1))
+    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
     end_token: str | None = None
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
     precision: Literal["fp32", "bf16", "fp8"] | None = None
@@ -83,13 +85,13 @@ def main(args: Chat) -> int:
         infer.Sampling(args.temperature, args.top_p, args.max_new_tokens or 1, seed=args.seed)
         if args.max_new_tokens == 0:
             infer.Sampling(max_new_tokens=0)
-    model = infer.load(args.folder,
-                       infer.Choice(args.precision, args.parallel, args.end_token))
+    model = infer.load(args.folder, infer.Choice(
+        args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
     found = template.load(args.folder, model.tokenizer)
     if found is None and args.system is not None:
         raise UserError(f"--system {args.system[:40]!r} needs a chat template, which {args.folder} "
                         "does not have; leave it out")
-    engine = engines.make(model, args.engine)
+    engine = engines.make(model, args.engine, args.experts.expert_loads)
     with _running(engine) as failures, _interruptible():
         _talk(Talk(args, model, engine, found, failures), Page(Console(highlight=False)))
     engines.save_loads(engine, args.engine)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
-from dsjax.cli.process import devices
+from dsjax.cli.process import devices, experts
+from dsjax.cli.process.experts import ExpertFlags
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.parallel import ParallelConfig
@@ -22,7 +23,7 @@ from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.data.tokenizers.tokenizer import Tokenizer
-    from dsjax.infer import Completion, Generation, Model, Options, Report, Sampling
+    from dsjax.infer import Completion, Counts, Generation, Model, Options, Report, Sampling
 
 MAX_NEW_TOKENS = 128
 
@@ -35,6 +36,7 @@ class Generate:
       dsjax generate runs/tiny --prompt 'To be' --precision bf16
       dsjax generate runs/tiny --parallel.fsdp 2 --parallel.expert 4 --devices 8
       dsjax generate DeepSeek-V2-Lite --prompt 'To be' --parallel.expert 8
+      dsjax generate DeepSeek-V2-Lite --prompt 'To be' --precision bf16 --experts-cache 4GB
     """
 
     folder: Annotated[str, Word("FOLDER")]
@@ -64,6 +66,7 @@ class Generate:
     checkpoint's context."""
     precision: Literal["fp32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
+    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     devices: int | None = None
     """Make so many virtual devices of the CPU, to try a layout on."""
@@ -113,7 +116,12 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
     """Load the model, and continue its prompts in the form that was asked for."""
     from dsjax import infer
 
-    model = infer.load(args.folder, infer.Choice(args.precision, args.parallel, args.end_token))
+    if args.experts.expert_loads is not None and args.experts.experts_cache is None:
+        raise UserError(f"--expert-loads {args.experts.expert_loads} is about a cache of experts, "
+                        "and there is none; give --experts-cache, as 2GB")
+    room = experts.room(args.experts, args.folder)
+    model = infer.load(args.folder,
+                       infer.Choice(args.precision, args.parallel, args.end_token, room))
     prompts = _ids(model.tokenizer, texts, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.context if args.context is None else args.context
     longest = max(map(len, prompts))
@@ -127,7 +135,8 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
             seed=args.seed,
             vocab=model.tokenizer.vocab,
         )
-        options = infer.Options(model.backend, model.mesh, args.draft, context)
+        options = infer.Options(model.backend, model.mesh, args.draft, context,
+                                experts=model.experts)
         request = Request(texts, prompts, sampling)
         made = write(model, request, options, None if args.json else console)
     if args.json:
@@ -204,6 +213,9 @@ def line(report: Report) -> str:
         shares = ", ".join(f"{share:.0%}" for share in report.acceptance)
         parts.append(f"drafts accepted {shares}")
         parts.append(f"{report.tokens_per_pass:.2f} tokens a pass")
+    if used := report.decode_experts:
+        parts.append(f"experts in slots {used.hit_rate:.0%}, fetched ahead {used.ahead_rate:.0%}, "
+                     f"predicted {used.accuracy:.0%}")
     return "; ".join(parts)
 
 
@@ -227,7 +239,15 @@ def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Compl
         "cache_bytes_per_token": report.cache_bytes_per_token,
         "acceptance": list(report.acceptance),
         "tokens_per_pass": report.tokens_per_pass,
+        "experts": {"prefill": _experts(report.prefill_experts),
+                    "decode": _experts(report.decode_experts)},
     }
+
+
+def _experts(used: Counts | None) -> dict | None:
+    """Use of the cache of experts, with its rates."""
+    return None if used is None else asdict(used) | {
+        "hit_rate": used.hit_rate, "ahead_rate": used.ahead_rate, "accuracy": used.accuracy}
 
 
 def _prompts(args: Generate) -> list[str]:

@@ -110,18 +110,26 @@ def read(path: Path) -> Loads:
     return Loads(loads, labels, path.stem, 1, path.with_suffix(".png"))
 
 
+def has_loads(folder: Path) -> bool:
+    """True for the folder of a run that has counted what its experts were used for."""
+    from dsjax.report import metrics
+
+    source = folder / "metrics.jsonl"
+    return source.is_file() and any(
+        "loads" in e for e in metrics.read_metrics(source, "eval", _warn))
+
+
 def _of_run(folder: Path) -> Loads:
     from dsjax.config.stored import run_from_json
     from dsjax.report import metrics
     from dsjax.train import step_report
 
     source = folder / "metrics.jsonl"
-    events = metrics.read_metrics(source, "eval", _warn) if source.exists() else []
-    if not any("loads" in e for e in events):
+    if not has_loads(folder):
         raise UserError(
             f"{folder} holds no loads of experts (metrics.jsonl has them at every evaluation of a "
             "mixture); train with --output.eval-every, or give a JSON file of loads")
-    run = run_from_json(folder / "config.json")
+    run, events = run_from_json(folder / "config.json"), metrics.read_metrics(source, "eval", _warn)
     labels = step_report.layer_labels(run)
     steps, loads = metrics.recorded_loads(events, len(labels))
     if not steps or run.model.moe is None:

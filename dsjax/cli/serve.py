@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
-from dsjax.cli.process import devices, engines
+from dsjax.cli.process import devices, engines, experts
 from dsjax.cli.process.engines import EngineFlags
+from dsjax.cli.process.experts import ExpertFlags
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError, say
@@ -55,6 +56,7 @@ class Serve:
     max_new_tokens: int | None = None
     """Tokens of an answer at most; by default what the context has room for."""
     engine: Annotated[EngineFlags, Mark.INLINE] = field(default_factory=EngineFlags)
+    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
     end_token: str | None = None
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
     precision: Literal["fp32", "bf16", "fp8"] | None = None
@@ -79,10 +81,10 @@ def main(args: Serve) -> int:
         devices.require()
         from dsjax import infer
 
-        model = infer.load(args.folder,
-                           infer.Choice(args.precision, args.parallel, args.end_token))
+        model = infer.load(args.folder, infer.Choice(
+            args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
         served = _served(args, model, keys)
-        engine = engines.make(model, args.engine)
+        engine = engines.make(model, args.engine, args.experts.expert_loads)
 
         def announce(address: str, _: object) -> None:
             print(f"{served.name} is served at {address}/v1; talk to it at {address}", flush=True)

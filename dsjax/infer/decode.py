@@ -67,29 +67,45 @@ def prefill(p: TransformerParams, prompts: Prompts, *, cfg: ModelConfig, backend
 
     `max_len` is S; `depth` is the number of MTP modules that will draft, 0 for plain decoding.
     """
+    segments = segments_of(prompts)
+    main = transformer.hidden(p, prompts.tokens, segments, cfg, backend, is_kept=True)
+    cache = transformer.make_cache(main, max_len, backend)
+    modules = tuple(
+        backend.make_cache(kept, max_len) for kept in _kept_by_modules(
+            p, prompts.tokens, segments, main.x, cfg, backend, depth))
+    state, first = begin(p, prompts, main.x, cache, max_len, depth)
+    return dataclasses.replace(state, mtp=modules), backend.layout.constrain(first, (None,))
+
+
+def segments_of(prompts: Prompts) -> Array:
+    """Segments [B, T] of padded prompts: 1 in a prompt, 0 beyond it."""
+    at = jnp.arange(prompts.tokens.shape[1], dtype=jnp.int32)
+    return (at[None] < prompts.lengths[:, None]).astype(jnp.int32)
+
+
+def begin(p: TransformerParams, prompts: Prompts, x: Array, cache: ModelCache, max_len: int,
+          depth: int) -> tuple[State, Array]:
+    """Choose each row's first token [B] of prompts that were read: x [B, T, D], after the norm.
+
+    The state has no past of MTP modules yet.
+    """
     tokens, lengths = prompts.tokens, prompts.lengths
-    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    segments = (at[None] < lengths[:, None]).astype(jnp.int32)
-    main = transformer.hidden(p, tokens, segments, cfg, backend, is_kept=True)
     row = jnp.arange(tokens.shape[0])
-    last = main.x[row, lengths - 1]
+    last = x[row, lengths - 1]
     text = Text(tokens, lengths, lengths[:, None] - 1)
     _, targets = distributions(p, last[:, None], text, prompts.sampling)
     first = sample(keys_at(prompts.keys, lengths), targets[:, 0], prompts.sampling)
     recent = lengths[:, None] - 2 * depth + jnp.arange(2 * depth, dtype=jnp.int32)[None]
-    state = State(
+    return State(
         tokens=_fit(tokens, max_len).at[row, lengths].set(first),
         newest=lengths,
         keys=prompts.keys,
         prompt_len=lengths,
         sampling=prompts.sampling,
-        cache=transformer.make_cache(main, max_len, backend),
-        recent=main.x[row[:, None], jnp.maximum(recent, 0)],
-        mtp=tuple(
-            backend.make_cache(kept, max_len)
-            for kept in _kept_by_modules(p, tokens, segments, main.x, cfg, backend, depth)),
-    )
-    return state, backend.layout.constrain(first, (None,))
+        cache=cache,
+        recent=x[row[:, None], jnp.maximum(recent, 0)],
+        mtp=(),
+    ), first
 
 
 def _kept_by_modules(p: TransformerParams, tokens: Array, segments: Array, previous: Array,
@@ -121,11 +137,20 @@ def distributions(p: TransformerParams, x: Array, text: Text,
 def step(p: TransformerParams, state: State, cfg: ModelConfig,
          backend: Backend) -> tuple[State, Emitted]:
     """Run every row's newest token and choose the next one."""
+    token, position = newest(state)
+    x, cache = transformer.hidden_cached(p, token, position, state.cache, cfg, backend)
+    return choose(p, dataclasses.replace(state, cache=cache), x)
+
+
+def newest(state: State) -> tuple[Array, Array]:
+    """Newest token of every row and its position, [B, 1] both."""
     row = jnp.arange(state.tokens.shape[0])
-    token, position = state.tokens[row, state.newest], state.newest
-    x, cache = transformer.hidden_cached(
-        p, token[:, None], position[:, None], state.cache, cfg, backend
-    )
+    return state.tokens[row, state.newest][:, None], state.newest[:, None]
+
+
+def choose(p: TransformerParams, state: State, x: Array) -> tuple[State, Emitted]:
+    """Choose the token after each row's newest, whose hidden state is x [B, 1, D]."""
+    row, position = jnp.arange(state.tokens.shape[0]), state.newest
     text = Text(state.tokens, state.prompt_len, position[:, None])
     logits, targets = distributions(p, x, text, state.sampling)
     chosen = sample(keys_at(state.keys, position + 1), targets[:, 0], state.sampling)
@@ -133,7 +158,6 @@ def step(p: TransformerParams, state: State, cfg: ModelConfig,
         state,
         tokens=state.tokens.at[row, position + 1].set(chosen),
         newest=position + 1,
-        cache=cache,
     )
     return state, Emitted(chosen[:, None], jnp.ones_like(position), logits)
 

@@ -8,6 +8,7 @@ its neighbors.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from dsjax.config.model import ModelConfig, dropless
 from dsjax.errors import UserError
 from dsjax.infer import inputs, programs
 from dsjax.infer.decode import State, cache_bytes_per_token, written_out
+from dsjax.infer.offload import decode as offload
+from dsjax.infer.offload.cache import NO_DRAFTS, Counts, ExpertCache
 from dsjax.infer.sample import NONE, Sampling
 from dsjax.layers.backend import ONE_DEVICE, Backend
 from dsjax.model import transformer
@@ -51,6 +54,8 @@ class Options:
     """Positions a row may take at most."""
     steps: int = STEPS
     """Passes between two looks of the host."""
+    experts: ExpertCache | None = None
+    """The cache of routed experts that the parameters are without."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ class Report:
     acceptance: tuple[float, ...]
     """Share of passes in which the draft of depth k was accepted; empty without drafting."""
     cache_bytes_per_token: int
+    prefill_experts: Counts | None = None
+    """Use of the cache of experts while the prompts were read; None without one."""
+    decode_experts: Counts | None = None
+    """Use of it after that."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -126,6 +135,8 @@ def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Seq
               rows: _Rows, max_len: int, options: Options) -> Generation:
     """Prefill, then program after program until every row has ended."""
     backend, depth = options.backend, len(rows.accepted)
+    if options.experts is not None:
+        return _over_cache(params, cfg, prompts, rows, max_len, options)
     params, cfg = ready(params, cfg, backend)
     static = {"cfg": cfg, "backend": backend}
     start = time.perf_counter()
@@ -143,18 +154,40 @@ def _continue(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Seq
         state, emitted = advance(params, state)
         rows.take(*jax.device_get((emitted.tokens, emitted.count)))
     decode_s, _ = _lap(start)
-    completions = rows.completions()
-    return Generation(completions, Report(
-        prompt_tokens=sum(map(len, prompts)),
-        new_tokens=sum(len(c.tokens) for c in completions),
-        prefill_s=prefill_s,
-        decode_s=decode_s if rows.passes else 0.0,
-        compile_s=compile_s + more_compile_s,
-        passes=rows.passes,
-        decoded=rows.decoded,
-        acceptance=tuple(float(n) / max(rows.passes, 1) for n in rows.accepted),
-        cache_bytes_per_token=cache_bytes_per_token(cfg, backend, depth),
-    ))
+    bytes_ = cache_bytes_per_token(cfg, backend, depth)
+    return rows.generation(sum(map(len, prompts)), bytes_,
+                           Times(prefill_s, decode_s, compile_s + more_compile_s))
+
+
+def _over_cache(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequence[int]],
+                rows: _Rows, max_len: int, options: Options) -> Generation:
+    """As `_continue`, for parameters that `infer.load` made ready, layer by layer."""
+    assert options.experts is not None, "the routed experts lie in a cache"
+    backend, counts = options.backend, options.experts.counts
+    own = offload.Programs(params, cfg, backend, options.experts)
+    before, start = dataclasses.replace(counts), time.perf_counter()
+    state, first = own.prefill(inputs.of_prompts(prompts, rows.sampling, None), max_len)
+    rows.take_first(np.asarray(first))
+    prefill_s, start = _lap(start)
+    compile_s, read = own.layers.compile_s, dataclasses.replace(counts)
+    while rows.is_any_live:
+        state, emitted = own.advance(state)
+        rows.take(*jax.device_get((emitted.tokens, emitted.count)))
+    decode_s, _ = _lap(start)
+    more_compile_s = own.layers.compile_s - compile_s
+    made = rows.generation(sum(map(len, prompts)), cache_bytes_per_token(cfg, backend),
+                           Times(prefill_s - compile_s, decode_s - more_compile_s,
+                                 compile_s + more_compile_s))
+    return made._replace(report=dataclasses.replace(
+        made.report, prefill_experts=read.since(before), decode_experts=counts.since(read)))
+
+
+class Times(NamedTuple):
+    """Seconds of a generation's parts."""
+
+    prefill: float
+    decode: float
+    compile: float
 
 
 def ready(params: TransformerParams, cfg: ModelConfig,
@@ -191,9 +224,20 @@ class _Rows:
     def is_any_live(self) -> bool:
         return None in self.reasons
 
-    def completions(self) -> list[Completion]:
-        """Return the completion of each row; all of them have ended."""
-        return [Completion(tuple(t), r or "length") for t, r in zip(self.tokens, self.reasons)]
+    def generation(self, prompt_tokens: int, cache_bytes: int, times: Times) -> Generation:
+        """Return the completion of each row, all of which have ended, and the report."""
+        done = [Completion(tuple(t), r or "length") for t, r in zip(self.tokens, self.reasons)]
+        return Generation(done, Report(
+            prompt_tokens=prompt_tokens,
+            new_tokens=sum(len(c.tokens) for c in done),
+            prefill_s=times.prefill,
+            decode_s=times.decode if self.passes else 0.0,
+            compile_s=times.compile,
+            passes=self.passes,
+            decoded=self.decoded,
+            acceptance=tuple(float(n) / max(self.passes, 1) for n in self.accepted),
+            cache_bytes_per_token=cache_bytes,
+        ))
 
     def take_first(self, first: np.ndarray) -> None:
         """Take what prefill chose, [B]; rows beyond the prompts only fill the batch."""
@@ -260,6 +304,8 @@ def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], sampling: Sequence
                 f"for {len(prompt) + row.max_new_tokens} positions, but the context is {context}; "
                 "shorten the prompt, lower --max-new-tokens or raise --context"
             )
+    if options.draft and options.experts is not None:
+        raise UserError(NO_DRAFTS)
     if options.draft and not cfg.mtp_depth:
         raise UserError(
             "drafting needs an MTP module, but the model has mtp_depth=0; "

@@ -17,13 +17,15 @@ from jax.sharding import Mesh
 
 from dsjax import disk, weights
 from dsjax.checkpoint import store
-from dsjax.config.model import ModelConfig
+from dsjax.config.model import ModelConfig, dropless
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import MachineConfig, PrecisionConfig
 from dsjax.config.stored import run_from_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError, say
+from dsjax.infer.offload import load as offload
+from dsjax.infer.offload.cache import ExpertCache, Room
 from dsjax.layers.backend import Backend
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
@@ -42,6 +44,8 @@ class Choice:
     """The devices that share the rows, the matrices and the experts."""
     end_token: str | None = None
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
+    experts: Room | None = None
+    """Room on the device for routed experts that lie elsewhere; None holds all of them there."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class Model:
     mesh: Mesh | None
     layout: ParallelConfig = field(default_factory=ParallelConfig)
     """Of the mesh."""
+    experts: ExpertCache | None = None
+    """The cache of the routed experts, which `params` are then without, as they are of MTP
+    modules."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,19 @@ class _Folder:
 
 def load(folder: Path | str, choice: Choice = Choice(),
          say: Callable[[str], None] = say) -> Model:
-    """Read a run folder or a released one; each number goes onto the devices that use it."""
+    """Read a run folder or a released one; each number goes onto the devices that use it.
+
+    With `choice.experts` routed experts stay in the files or the host's memory, and go onto the
+    device as tokens choose them.
+    """
     folder = Path(folder)
     said = _described(folder)
     words = tokenizer.load(folder / "tokenizer.json", end=choice.end_token)
     _hold(words, folder, said.cfg.vocab)
     mesh = _mesh(choice.parallel, said.cfg)
+    if choice.experts is not None and mesh is not None:
+        raise UserError(f"a cache of experts is of one device, and --parallel has "
+                        f"{choice.parallel.devices}; leave --parallel or --experts-cache out")
     precision = said.precision
     if choice.precision is not None:
         precision = dataclasses.replace(precision, matmul=choice.precision)
@@ -84,6 +98,10 @@ def load(folder: Path | str, choice: Choice = Choice(),
                                     machine=said.machine)
     where = None if mesh is None else rules.used_shardings(transformer.specs(said.cfg), mesh)
     dtype = "stored" if precision.matmul == "fp8" else "dequantized"
+    if choice.experts is not None:
+        cfg = dropless(dataclasses.replace(said.cfg, mtp_depth=0))
+        params, experts = offload.load(folder, cfg, backend, dtype, room=choice.experts, say=say)
+        return Model(cfg, params, words, said.context, backend, mesh, experts=experts)
     params = weights.load(folder, dtype, where, choice=weights.Choice(model=said.cfg), say=say)
     return Model(said.cfg, params, words, said.context, backend, mesh, choice.parallel)
 

@@ -69,16 +69,28 @@ def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig, 
     `routes` [B, T, K], if given, are each token's experts. Returns the new residual stream, the
     router's statistics (None for a dense layer) and what `mix` cached.
     """
+    x, cache = attention(p, x, mix, cfg)
+    x, stats = feed_forward(p, x, is_real, cfg, backend, routes)
+    return x, stats, cache
+
+
+def attention(p: BlockParams, x: Array, mix: Mix, cfg: ModelConfig) -> tuple[Array, Any]:
+    """The layer's first half: x [B, T, D] with attention added, and what `mix` cached."""
     with jax.named_scope("attention"):
         mixed, cache = mix(p.attn, rms_norm(x, p.attn_norm, cfg.norm_eps))
-        x = checkpoint_name(x + mixed, "residual")
+        return checkpoint_name(x + mixed, "residual"), cache
+
+
+def feed_forward(p: BlockParams, x: Array, is_real: Array, cfg: ModelConfig, backend: Backend,
+                 routes: Array | None = None) -> tuple[Array, RouterStats | None]:
+    """The layer's second half: x [B, T, D] with the feed-forward added, and router statistics."""
     y, stats = rms_norm(x, p.ffn_norm, cfg.norm_eps), None
     if isinstance(p.ffn, MoEParams):
         assert cfg.moe is not None, "a mixture needs a MoEConfig"
         y, stats = moe.moe(p.ffn, y, is_real, cfg.moe, backend, routes)
     else:
         y = swiglu.swiglu(p.ffn, y, backend)
-    return backend.layout.constrain(x + y, ("batch", None, None)), stats, cache
+    return backend.layout.constrain(x + y, ("batch", None, None)), stats
 
 
 def expanded(angles: Angles, segments: Array, cfg: ModelConfig, backend: Backend) -> Mix:

@@ -10,7 +10,7 @@ Axes: T tokens, K experts per token, A assignments (T*K), E experts, D model, F 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,40 +33,38 @@ def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_d
 
     x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
     """
-    per_token = experts.shape[1]
     chosen = [experts.reshape(-1)[a] for a in range(experts.size)]
-    gate_up, down = _quantized(w_gate_up, precision, parts=2), _quantized(w_down, precision)
-    rows = [x[a // per_token][None] for a in range(experts.size)]
-    hidden_in = _multiply(rows, gate_up, chosen, precision).astype(x.dtype)
+    gate_ups, downs = (_sliced(w, chosen, precision, parts)
+                       for w, parts in ((w_gate_up, 2), (w_down, 1)))
+    return assignments(x, weights, gate_ups, downs, precision=precision).sum(axis=1)
+
+
+def assignments(x: Array, weights: Array, gate_ups: Sequence[Operand], downs: Sequence[Operand],
+                *, precision: Precision) -> Array:
+    """Outputs [T, K, D], weighted, of one expert's two matrices for each assignment.
+
+    x [T, D], weights [T, K], A operands [D, 2F] and [F, D].
+    """
+    per_token = weights.shape[1]
+    rows = [x[a // per_token][None] for a in range(weights.size)]
+    hidden_in = _multiply(rows, gate_ups, precision).astype(x.dtype)
     gate, up = jnp.split(hidden_in, 2, axis=-1)
     hidden = jax.nn.silu(gate) * up * weights.reshape(-1, 1).astype(x.dtype)
-    y = _multiply([row[None] for row in hidden], down, chosen, precision).astype(x.dtype)
-    return y.reshape(*experts.shape, -1).sum(axis=1)
+    y = _multiply([row[None] for row in hidden], downs, precision).astype(x.dtype)
+    return y.reshape(*weights.shape, -1)
 
 
-def _multiply(rows: list[Array], quantized: _Quantized, chosen: list[Array],
-              precision: Precision) -> Array:
+def _multiply(rows: Sequence[Array], matrices: Sequence[Operand], precision: Precision) -> Array:
     """Each row [1, K] against its own expert's matrix [K, N] -> [A, N] float32."""
-    outs = []
-    for row, expert in zip(rows, chosen, strict=True):
-        matrix = jax.tree.map(
-            lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False), quantized.stacked
-        )
-        if quantized.is_resting:
-            matrix = precision.from_codes(matrix)
-        outs.append(precision.fprop(precision.quantize_input(row), matrix))
-    return jnp.concatenate(outs)
+    return jnp.concatenate([precision.fprop(precision.quantize_input(row), matrix)
+                            for row, matrix in zip(rows, matrices, strict=True)])
 
 
-class _Quantized(NamedTuple):
-    """Stacked matrices [E, K, ...]: in the form that products read, or resting in 8 bits."""
-
-    stacked: Operand
-    is_resting: bool
-
-
-def _quantized(w: Matrix, precision: Precision, parts: int = 1) -> _Quantized:
-    """Return the matrices to slice; of those that rest in 8 bits only the chosen are decoded."""
-    if isinstance(w, Scaled):
-        return _Quantized(w, True)
-    return _Quantized(weight_of(w, precision, 1, 1, parts)[1], False)
+def _sliced(w: Matrix, chosen: Sequence[Array], precision: Precision,
+            parts: int) -> list[Operand]:
+    """The chosen experts' matrices; of those that rest in 8 bits only these are decoded."""
+    is_resting = isinstance(w, Scaled)
+    stacked = w if is_resting else weight_of(w, precision, 1, 1, parts)[1]
+    made = [jax.tree.map(lambda a, e=expert: lax.dynamic_index_in_dim(a, e, 0, keepdims=False),
+                         stacked) for expert in chosen]
+    return [precision.from_codes(one) for one in made] if is_resting else made

@@ -41,6 +41,8 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype
+    is_read_again: bool = False
+    """True where the system shall keep what was read, as far as memory that nobody needs goes."""
 
     @property
     def row_bytes(self) -> int:
@@ -65,7 +67,7 @@ class Tensor:
                 if not got:
                     raise UserError(f"{self.file} ends inside {self.name}; download it again")
                 done += got
-            if hasattr(os, "posix_fadvise"):  # what was read once is not read again
+            if hasattr(os, "posix_fadvise") and not self.is_read_again:
                 os.posix_fadvise(file.fileno(), at, len(view), os.POSIX_FADV_DONTNEED)
         return out
 

@@ -139,8 +139,9 @@ class Opened:
             _compare(copy, main)
 
 
-def open_folder(folder: Path, dtype: str = "stored", mtp: bool | None = None) -> Opened:
-    """Match a checkpoint's tensors with a model's parameters; see `hf.load`."""
+def open_folder(folder: Path, dtype: str = "stored", mtp: bool | None = None,
+                is_read_again: bool = False) -> Opened:
+    """Match a checkpoint's tensors with a model's parameters; see `hf.load` and `Tensor`."""
     if dtype not in reader.DTYPES:
         raise UserError(f"the dtype {dtype!r} is not a choice; use one of "
                         f"{', '.join(reader.DTYPES)}")
@@ -148,6 +149,8 @@ def open_folder(folder: Path, dtype: str = "stored", mtp: bool | None = None) ->
     where = str(folder / files.CONFIG)
     released = config.read(data, where)
     tensors = files.open_checkpoint(folder)
+    if is_read_again:
+        tensors = {n: dataclasses.replace(t, is_read_again=True) for n, t in tensors.items()}
     if "q_lora_rank" not in data and DIRECT_QUERY in tensors:  # the tensors say that it is null
         released = config.read(data | {"q_lora_rank": None}, where)
     counted = released.model.layers + released.model.mtp_depth

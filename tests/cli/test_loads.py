@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from dsjax.cli.main import main
+from dsjax.cli.process import experts
 from dsjax.config.stored import run_to_json
+from dsjax.errors import UserError
+from dsjax.infer import Room
 from dsjax.report.metrics import MetricWriter
 from tests.train.small_run import MODEL, small_run
 
@@ -32,6 +35,29 @@ def folder(tmp_path):
     writer.write(24, "eval", {"loads": LOADS})
     writer.close()
     return tmp_path
+
+
+def test_a_cache_of_experts_takes_the_main_models_loads(folder, tmp_path):
+    flags = experts.ExpertFlags(experts_cache="2GB")
+    assert experts.room(flags, str(folder)) == Room(2 * 10**9, (tuple(LOADS[0].tolist()),))
+    assert experts.room(flags, str(tmp_path / "elsewhere")) == Room(2 * 10**9)
+    assert experts.room(experts.ExpertFlags(), str(folder)) is None
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps([[1, 2], [3, 4]]))
+    found = experts.room(experts.ExpertFlags("1 MiB", path, False), str(folder))
+    assert found == Room(2**20, ((1.0, 2.0), (3.0, 4.0)), is_ahead=False)
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("2GB", 2 * 10**9), ("1.5gib", 3 * 2**29), ("500 MB", 5 * 10**8), ("7B", 7)])
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert experts.nbytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["2", "GB", "-1GB", "2 G", "1e9B", "", "2GB2"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UserError, match="a number and a unit"):
+        experts.nbytes(text)
 
 
 def shown(capsys, *argv):

@@ -36,9 +36,6 @@ class EngineFlags:
     found in pages, cut otherwise or read again. Prompts are read more slowly."""
     redundant_experts: int = 0
     """Copies of the busiest experts, over the devices of --parallel.expert (V3: 32)."""
-    expert_loads: Path | None = None
-    """A run's folder, or what --save-expert-loads wrote: loads by which experts are copied and
-    spread."""
     save_expert_loads: Path | None = None
     """File for the loads of experts that were measured, at the end."""
 
@@ -54,16 +51,16 @@ class EngineFlags:
                             "it must be at least 2")
 
 
-def make(model: Model, flags: EngineFlags) -> Any:
-    """The engine of a model."""
+def make(model: Model, flags: EngineFlags, expert_loads: Path | None) -> Any:
+    """The engine of a model; measured loads spread the experts over devices that share them."""
     from dsjax.infer.engine.device import Device, Setting
     from dsjax.infer.engine.engine import Engine
 
     loads = None
-    if flags.expert_loads is not None:
+    if expert_loads is not None and model.experts is None:
         from dsjax.cli.loads import read
 
-        loads = read(flags.expert_loads).loads
+        loads = read(expert_loads).loads
     if flags.save_expert_loads is not None and model.layout.expert == 1:
         raise UserError(f"--save-expert-loads {flags.save_expert_loads} has nothing to save: loads "
                         "are measured where devices share the experts; use --parallel.expert")

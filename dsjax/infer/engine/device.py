@@ -31,6 +31,9 @@ from dsjax.infer.engine.place import ON_A_RANK, Place
 from dsjax.infer.engine.steps import Given, Served, Slots
 from dsjax.infer.generate import ready
 from dsjax.infer.model import Model
+from dsjax.infer.offload import cache as offload
+from dsjax.infer.offload import serve as layered
+from dsjax.infer.offload.cache import ExpertCache
 from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers import mla, paged
 from dsjax.layers.backend import Backend
@@ -92,8 +95,13 @@ class Device:
         self.place = Place(model.mesh)
         self.asked = Asked(self.place, setting.slots, self.pages, self.width, setting.page_size,
                            self.depth, setting.is_deterministic)
-        params, self.cfg = ready(model.params, model.cfg, model.backend)
-        self.params = self.place.written_out(params)
+        self.experts = model.experts
+        """The cache of routed experts; None where all of them are on the device."""
+        if self.experts is None:
+            params, self.cfg = ready(model.params, model.cfg, model.backend)
+            self.params = self.place.written_out(params)
+        else:
+            self.params, self.cfg = model.params, model.cfg
         self.placement = None
         """Where experts are, if several devices share them; their loads are then measured."""
         if model.layout.expert > 1:
@@ -104,7 +112,10 @@ class Device:
             self.params = experts.with_copies(self.params, self.placement, self.place)
         self.reading, self.backend = _backends(model, self.cfg)
         self.reset()
-        self._compile()
+        if self.experts is None:
+            self._compile()
+        else:
+            self._begin_layers(self.experts)
         self.is_invariant = trial.choose_rows(self)
         """False if a row's bits depend on its place among the others on this machine, or if pages
         are too few to try."""
@@ -150,9 +161,7 @@ class Device:
 
     def _compile(self) -> None:
         """Compile every program there will be, as many at once as there are cores."""
-        lengths = [*(n for n in PIECES if n < self.setting.chunk), self.setting.chunk]
-        if self.setting.is_deterministic:
-            lengths = []
+        lengths = [] if self.setting.is_deterministic else self._lengths()
         nobody: list[Any] = [None] * self.ranks
         no_rows: list[list[Any]] = [[] for _ in nobody]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -174,6 +183,26 @@ class Device:
         self._read = {length: program.result() for length, program in read.items()}
         self._admit, self._copy = admit.result(), copy.result()
         self._measure = None if measure is None else measure.result()
+
+    def _begin_layers(self, cache: ExpertCache) -> None:
+        """Make the programs that run layer by layer, and call each once so that it is compiled."""
+        own = layered.Programs(self.params, self.cfg, self.reading, cache)
+        self._admit, self._copy = own.admit, own.copy
+        self.decoding = {rows: functools.partial(own.advance, top=self.setting.top_logprobs)
+                         for rows in self._buckets()}
+        self._read = {length: functools.partial(own.read, length=length)
+                      for length in self._lengths()}
+        self._measure = None
+        self.admit([Text(0, (0,), 1, Sampling())])
+        for length in self._read:
+            self.read([Piece(0, (), 0, length)])
+        for rows in self.decoding:
+            self.advance([[]], [[]], False, rows)
+        self.copy([None])
+
+    def _lengths(self) -> list[int]:
+        """Tokens of the programs that read."""
+        return [*(n for n in PIECES if n < self.setting.chunk), self.setting.chunk]
 
     def _buckets(self) -> list[int]:
         """Powers of two, a factor of four apart, the last of which holds all slots.
@@ -248,6 +277,10 @@ class Device:
 
 def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) -> None:
     """Refuse what cannot be served."""
+    if setting.redundant_experts and model.experts is not None:
+        raise UserError(f"{setting.redundant_experts} redundant experts are spread over devices, "
+                        "and a cache of experts is of one; leave --redundant-experts or "
+                        "--experts-cache out")
     if loads is None and setting.redundant_experts:
         raise UserError(f"{setting.redundant_experts} redundant experts are copies of the busiest "
                         "ones, and no loads are known; give --expert-loads, a run's folder or what "
@@ -258,6 +291,11 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
     if setting.page_dtype == "fp8" and not isinstance(model.cfg.attention, MLAConfig):
         raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
                         "leave --page-dtype out")
+    if setting.draft and model.experts is not None:
+        raise UserError(offload.NO_DRAFTS)
+    if setting.is_deterministic and model.experts is not None:
+        raise UserError("a deterministic engine reads prompts by the programs that decode, which "
+                        "with --experts-cache are others; leave one of the two out")
     if setting.draft and not model.cfg.mtp_depth:
         raise UserError("drafting needs an MTP module, but the model has mtp_depth=0; leave "
                         "--draft out, or train with --model.mtp-depth 1")

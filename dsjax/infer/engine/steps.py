@@ -169,14 +169,11 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
     What follows in the program is padding: nobody looks at what it leaves before it is written
     again.
     """
-    s, slot, table = served.slots, piece.slot, piece.table
-    depth = len(served.pools.mtp)
-    text = s.tokens.at[slot].get(mode="clip")[None]
-    positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
-    tokens = _at(text, positions)
+    depth, table = len(served.pools.mtp), piece.table
+    text, tokens, positions = piece_tokens(served.slots, piece, length)
     counts = _counts(served.loads, positions < piece.stop)
     x, cache = transformer.hidden_cached(
-        p, tokens, positions, _cache(served.pools, table, counts), cfg, backend)
+        p, tokens, positions, cache_of(served.pools, table, counts), cfg, backend)
     previous, modules = x, []
     for k in range(1, depth + 1):
         assert p.mtp is not None, "drafting needs MTP parameters"
@@ -185,15 +182,24 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
             mtp.module(p.mtp, k - 1), previous, embedded, positions,
             Paged(served.pools.mtp[k - 1], table, served.pools.form), cfg, backend)
         modules.append(_pages(past))
-    window = jnp.concatenate([s.recent.at[slot].get(mode="clip"), x[0]])
-    last = jax.lax.dynamic_slice_in_dim(window, piece.stop - piece.start, 2 * depth)
-    return dataclasses.replace(
-        served,
-        slots=dataclasses.replace(s, recent=s.recent.at[slot].set(last, mode="drop")),
-        loads=_loads(cache),
-        pools=dataclasses.replace(served.pools, mtp=tuple(modules),
-                                  main={name: _pages(c) for name, c in cache.stacks.items()}),
-    )
+    pools = dataclasses.replace(served.pools, mtp=tuple(modules), main=pages_of(cache))
+    return dataclasses.replace(served, slots=after_piece(served.slots, piece, x), pools=pools,
+                               loads=_loads(cache))
+
+
+def piece_tokens(slots: Slots, piece: Piece, length: int) -> tuple[Array, Array, Array]:
+    """The text [1, S] that a piece is of; the piece's tokens and positions, [1, C] both."""
+    text = slots.tokens.at[piece.slot].get(mode="clip")[None]
+    positions = piece.start + jnp.arange(length, dtype=jnp.int32)[None]
+    return text, _at(text, positions), positions
+
+
+def after_piece(slots: Slots, piece: Piece, x: Array) -> Slots:
+    """Keep the last hidden states of a piece that was read: x [1, C, D]."""
+    recent = slots.recent.at[piece.slot].get(mode="clip")
+    last = jax.lax.dynamic_slice_in_dim(jnp.concatenate([recent, x[0]]),
+                                        piece.stop - piece.start, recent.shape[0])
+    return dataclasses.replace(slots, recent=slots.recent.at[piece.slot].set(last, mode="drop"))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "backend", "top"), donate_argnames="served")
@@ -201,7 +207,7 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
             backend: Backend, top: int) -> tuple[Served, Given]:
     """Decode the newest token of some slots; `top` likeliest tokens at most are looked for."""
     s, pools, slots, tables = served.slots, served.pools, rows.slots, rows.tables
-    mine = jax.tree.map(lambda a: a.at[slots].get(mode="clip"), s)
+    mine = _of_rows(s, rows)
     reading, is_text, module_tables, own, hidden = rows.reading, None, tables, slots, served.hidden
     is_counted = slots < s.newest.size
     if reading is not None:
@@ -211,34 +217,46 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
         is_counted &= reading.is_main | ~is_text
     is_counted = jnp.broadcast_to(is_counted[:, None], (slots.size, len(pools.mtp) + 1))
     counts = _counts(served.loads, is_counted)
-    state = State(
-        tokens=mine.tokens,
-        newest=mine.newest,
-        keys=mine.keys,
-        prompt_len=mine.prompt_len,
-        sampling=mine.sampling,
-        cache=_cache(pools, tables, counts),
-        recent=mine.recent,
-        mtp=tuple(Paged(pages, module_tables, pools.form) for pages in pools.mtp),
-    )
+    state = dataclasses.replace(
+        _state(mine), cache=cache_of(pools, tables, counts),
+        mtp=tuple(Paged(pages, module_tables, pools.form) for pages in pools.mtp))
     if pools.mtp:
         state, emitted = speculative.speculative_round(p, state, cfg, backend, is_text)
     else:
         state, emitted = decode.step(p, state, cfg, backend)
-    recent = s.recent.at[own].set(state.recent, mode="drop")
+    after = after_rows(s, own, state)
     if reading is not None and hidden is not None:
-        recent, hidden = _after_text(recent, state.recent, rows, hidden)
-    after = dataclasses.replace(
-        s,
-        tokens=s.tokens.at[own].set(state.tokens, mode="drop"),
-        newest=s.newest.at[own].set(state.newest, mode="drop"),
-        recent=recent,
+        recent, hidden = _after_text(after.recent, state.recent, rows, hidden)
+        after = dataclasses.replace(after, recent=recent)
+    pools = dataclasses.replace(pools, main=pages_of(state.cache),
+                                mtp=tuple(_pages(c) for c in state.mtp))
+    served = Served(after, pools, _loads(state.cache), hidden)
+    return served, given(emitted, min(top, cfg.vocab), rows.wants_top)
+
+
+def rows_state(slots: Slots, rows: Rows) -> State:
+    """The rows that decode, without their past."""
+    return _state(_of_rows(slots, rows))
+
+
+def _of_rows(slots: Slots, rows: Rows) -> Slots:
+    return jax.tree.map(lambda a: a.at[rows.slots].get(mode="clip"), slots)
+
+
+def _state(mine: Slots) -> State:
+    return State(tokens=mine.tokens, newest=mine.newest, keys=mine.keys,
+                 prompt_len=mine.prompt_len, sampling=mine.sampling, cache=ModelCache({}),
+                 recent=mine.recent, mtp=())
+
+
+def after_rows(slots: Slots, own: Array, state: State) -> Slots:
+    """Put rows that have decoded back into their slots `own`."""
+    return dataclasses.replace(
+        slots,
+        tokens=slots.tokens.at[own].set(state.tokens, mode="drop"),
+        newest=slots.newest.at[own].set(state.newest, mode="drop"),
+        recent=slots.recent.at[own].set(state.recent, mode="drop"),
     )
-    pools = dataclasses.replace(
-        pools, main={name: _pages(c) for name, c in state.cache.stacks.items()},
-        mtp=tuple(_pages(c) for c in state.mtp))
-    given = _given(emitted, min(top, cfg.vocab), rows.wants_top)
-    return Served(after, pools, _loads(state.cache), hidden), given
 
 
 def _as_text(mine: Slots, is_text: Array, reading: Reading,
@@ -284,7 +302,8 @@ class Given:
     top_logprobs: Array  # [B, J+1, N]
 
 
-def _given(emitted: Emitted, top: int, wants_top: Array) -> Given:
+def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
+    """What a pass gave, with the log-probabilities of `top` likeliest tokens if they are wanted."""
     assert emitted.logits is not None, "one step hands out its logits"
     all_ = jax.nn.log_softmax(emitted.logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(all_, jnp.maximum(emitted.tokens, 0)[..., None], axis=-1)[..., 0]
@@ -301,10 +320,15 @@ def measure(served: Served, _: Array) -> tuple[Served, Any]:
     return dataclasses.replace(served, loads=zeros), served.loads
 
 
-def _cache(pools: Pools, table: Array, counts: Counts | None) -> ModelCache:
+def cache_of(pools: Pools, table: Array, counts: Counts | None = None) -> ModelCache:
     """The past of every layer, through one table."""
     return ModelCache({name: Paged(pages, table[None], pools.form)
                        for name, pages in pools.main.items()}, counts)
+
+
+def pages_of(cache: ModelCache) -> dict[str, Any]:
+    """Pages of every layer."""
+    return {name: _pages(c) for name, c in cache.stacks.items()}
 
 
 def _counts(loads: dict[str, Array] | None, is_real: Array) -> Counts | None:
