@@ -89,6 +89,8 @@ class Device:
             raise UserError("pages of 8 bits hold latents, and this model's attention has none; "
                             "leave --page-dtype out")
         self.depth = model.cfg.mtp_depth if setting.draft else 0
+        self.experts = model.experts
+        """The cache of routed experts; None where all of them are on the device."""
         if setting.draft and model.experts is not None:
             raise UserError(offload.NO_DRAFTS)
         if setting.draft and not self.depth:
@@ -108,10 +110,10 @@ class Device:
         self.reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
         self.backend = dataclasses.replace(self.reading, dispatch=_every_row)
         self.served = self._empty()
-        if model.experts is None:
+        if self.experts is None:
             self._compile()
         else:
-            self._begin_layers(model.experts)
+            self._begin_layers(self.experts)
         self.is_invariant = self._choose_rows()
         """False if a row's bits depend on its place among the others on this machine, or if pages
         are too few to try."""
