@@ -27,6 +27,7 @@ from flax import struct
 from jax import Array
 
 from dsjax.config.model import ModelConfig
+from dsjax.infer.offload.apart import experts_apart
 from dsjax.infer.offload.cache import ExpertCache, Pool
 from dsjax.layers import router
 from dsjax.layers.backend import Backend
@@ -37,7 +38,6 @@ from dsjax.model import block as blocks
 from dsjax.model.block import BlockParams
 from dsjax.model.transformer import ModelCache, TransformerParams
 from dsjax.ops import rope
-from dsjax.ops.experts_apart import experts_apart
 from dsjax.ops.norm import rms_norm
 
 

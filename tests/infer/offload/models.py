@@ -9,13 +9,13 @@ import numpy as np
 
 from dsjax.checkpoint.reader import OnDevices
 from dsjax.infer import default_backend
+from dsjax.infer.offload.apart import experts_apart
 from dsjax.infer.offload.cache import ExpertCache, Room
 from dsjax.infer.offload.load import ready
 from dsjax.infer.offload.store import InMemory, Store, split
 from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.ops.expert_stack import stack
-from dsjax.ops.experts_apart import experts_apart
 from dsjax.runtime.backend import decoding
 from tests import agreement
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsjax.infer.offload.apart import experts_apart
 from dsjax.numerics import gemm
 from dsjax.numerics.precision import BF16, FP32, Weight
 from dsjax.numerics.scaled import quantize
 from dsjax.ops.expert_mlp import batched
 from dsjax.ops.expert_stack import stack
 from dsjax.ops.experts import experts_plain
-from dsjax.ops.experts_apart import experts_apart
 
 EXPERTS, PER_TOKEN, D, F = 7, 3, 11, 5
 TOKENS = {"written out": 5, "small tiles": 17, "large tiles": 131}
