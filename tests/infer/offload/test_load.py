@@ -193,7 +193,7 @@ def test_an_engine_fetches_for_rows_that_are_there_alone(engine):
     a_pass = 3 * models.MOE.experts_per_token
     assert len(text) * a_pass <= counts.wanted - before <= (len(text) + 1) * a_pass
     before = counts.wanted
-    engine.device.advance([], [], False)  # a program of padding alone
+    engine.device.advance([[]], [[]], False)  # a program of padding alone
     assert counts.wanted == before
 
 
