@@ -2,8 +2,9 @@
 
 A released checkpoint keeps it in tokenizer_config.json or in chat_template.jinja, a run that was
 converted in its `released/`. It is rendered as transformers does it. Names of added tokens that
-stand in a message (a role's, the end's) stay plain text, so that no message can forge another's
-role; <think> and </think> of the assistant's are left to the template, which may cut there.
+stand in a message or in a tool's description (a role's, the end's) stay plain text, so that no text
+can forge another's role; <think> and </think> of the assistant's are left to the template, which
+may cut there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -58,18 +59,22 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Mapping[str, str]],
                kwargs: Mapping[str, Any] | None = None) -> Prompt:
         """Return the ids of a conversation, up to where the assistant speaks."""
-        said = "".join(message["content"] for message in messages)
-        guard = next((mark for mark in NONCHARACTERS if mark not in said), None)
+        kwargs = kwargs or {}
+        said = "".join(itertools.chain((m["content"] for m in messages), _texts(kwargs)))
+        guard = next((mark for mark in NONCHARACTERS if not any(
+            form in said for form in _forms(mark))), None)
         if guard is None:
             raise Refusal("messages hold every code point from U+FDD0 to U+FDEF, which are no "
                           "characters; take one of them out", "messages")
-        guarded = [{**m, "content": self._guarded(m, guard)} for m in messages]
-        text = self.render(guarded, kwargs or {})
+        guarded = [{**m, "content": self._guarded(m["content"], guard, _kept(m))} for m in messages]
+        text = self.render(guarded, _each(kwargs, lambda text: self._guarded(text, guard)))
         is_thinking = text.rstrip().endswith(THINK)
-        if guard not in text:
-            return Prompt(self.tokenizer.prompt(text, is_begun=False), is_thinking)
         pieces = self._named.split(text)  # odd ones are names
-        of_texts = self.tokenizer.encode_batch([piece.replace(guard, "") for piece in pieces[::2]])
+        plain, escaped = _forms(guard)
+        texts = [piece.replace(plain, "").replace(escaped, "") for piece in pieces[::2]]
+        if texts == pieces[::2]:
+            return Prompt(self.tokenizer.prompt(text, is_begun=False), is_thinking)
+        of_texts = self.tokenizer.encode_batch(texts)
         of_names = [[self._ids[piece]] for piece in pieces[1::2]]
         joined = itertools.chain.from_iterable(itertools.zip_longest(of_texts, of_names,
                                                                      fillvalue=[]))
@@ -84,8 +89,8 @@ class ChatTemplate:
                 raise Refusal(f"chat_template_kwargs names {name!r}, which is not to be set; leave "
                               "it out", "chat_template_kwargs")
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=True,
-                                         **self.names, **kwargs)
+            return self._compiled.render({"tools": None, "documents": None} | self.names | kwargs,
+                                         messages=messages, add_generation_prompt=True)
         except (jinja2.TemplateError, UnusableError, TypeError, ValueError, ArithmeticError,
                 LookupError, AttributeError, RecursionError) as error:
             raise Refusal(f"the model's chat template cannot take these messages "
@@ -95,22 +100,9 @@ class ChatTemplate:
     @cached_property
     def _compiled(self) -> Any:
         import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        def refuse(message: str) -> NoReturn:
-            raise UnusableError(message)
-
-        def to_json(value: Any, indent: int | None = None) -> str:
-            return json.dumps(value, ensure_ascii=False, indent=indent)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                    extensions=[loopcontrols])
-        environment.filters["tojson"] = to_json
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            return environment.from_string(self.source)
+            return environment().from_string(self.source)
         except jinja2.TemplateError as error:
             raise disk.UserError(f"the chat template is not jinja ({error}); mend it in "
                                  f"{SETTINGS}") from None
@@ -128,12 +120,73 @@ class ChatTemplate:
     def _named(self) -> re.Pattern[str]:
         return _any_of(self._ids)
 
-    def _guarded(self, message: Mapping[str, str], guard: str) -> str:
-        """A message's text with the guard inside each name of an added token."""
-        kept = (THINK, END_THINK) if message["role"] == "assistant" else ()
+    def _guarded(self, text: str, guard: str, kept: Sequence[str] = ()) -> str:
+        """A text with the guard inside each name of an added token but the kept ones."""
         return self._named.sub(
             lambda found: found[0] if found[0] in kept else f"{found[0][0]}{guard}{found[0][1:]}",
-            message["content"])
+            text)
+
+
+def environment() -> Any:
+    """Make the sandbox that a template is rendered in: jinja as transformers sets it up."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The block `generation`, which marks for training what the assistant says."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja's own attribute)
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            """Read up to endgeneration; the block is its body."""
+            at = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=at)
+
+    def refuse(message: str) -> NoReturn:
+        raise UnusableError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+                separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                          sort_keys=sort_keys)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                         extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = to_json
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
+
+
+def _kept(message: Mapping[str, str]) -> tuple[str, ...]:
+    """Names in a message that are left to the template."""
+    return (THINK, END_THINK) if message["role"] == "assistant" else ()
+
+
+def _forms(mark: str) -> tuple[str, str]:
+    """A mark as it is, and as JSON in ASCII writes it."""
+    return mark, json.dumps(mark)[1:-1]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within JSON, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        parts = value if isinstance(value, list) else itertools.chain(*value.items())
+        yield from itertools.chain.from_iterable(map(_texts, parts))
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON with each of its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_each(key, change): _each(held, change) for key, held in value.items()}
+    return [_each(held, change) for held in value] if isinstance(value, list) else value
 
 
 def _any_of(names: Any) -> re.Pattern[str]:

@@ -18,7 +18,10 @@ BROWSER = """
 const made = {}, base = process.argv[2];
 function element(id) {
   return made[id] = made[id] || {id, value: "", textContent: "", children: [], on: {},
-    append(child) { this.children.push(child); }, replaceChildren() { this.children = []; },
+    append(child) {
+      if (typeof child === "string") this.textContent += child; else this.children.push(child);
+    },
+    replaceChildren() { this.children = []; },
     addEventListener(name, call) { this.on[name] = call; }, focus() {}};
 }
 globalThis.document = {getElementById: element, createElement: () => element(Math.random())};
@@ -33,17 +36,19 @@ TALK = """
   element("most").value = "12";
   element("text").value = "To be";
   await send();
+  const numbers = element("numbers").textContent;
   element("most").value = "";
   element("text").value = "mind";
   const slow = send();
   while (told().length < 4) await wait(5);
   element("stop").on.click();
   await slow;
-  const before = [told(), element("numbers").textContent, messages.map((m) => m.role)];
+  const before = [told(), numbers, messages.map((m) => m.role)];
   element("reset").on.click();
   element("text").value = "x".repeat(500);
   await send();
-  console.log(JSON.stringify([...before, told(), messages]));
+  const left = [messages, element("text").value, element("numbers").textContent];
+  console.log(JSON.stringify([...before, told(), ...left]));
 })();
 """
 
@@ -57,7 +62,7 @@ def test_the_page_talks(model, chat_template, tmp_path):
         done = subprocess.run([NODE, str(tmp_path / "page.js"), there.url], capture_output=True,
                               text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        said, numbers, roles, refused, left = json.loads(done.stdout)
+        said, numbers, roles, refused, left, text, now = json.loads(done.stdout)
         whole = there.client().chat.completions.create(
             model="short", messages=[{"role": "user", "content": "To be"}], temperature=0,
             max_tokens=12)
@@ -67,4 +72,4 @@ def test_the_page_talks(model, chat_template, tmp_path):
     assert roles == ["user", "assistant"] * 2
     assert refused[1][0] == "error"
     assert "maximum context length" in refused[1][1]
-    assert left == []
+    assert (left, text, now) == ([], "x" * 500, "")  # what was refused can be mended
