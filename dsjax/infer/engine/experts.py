@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,6 @@ from dsjax.parallel import eplb, expert, mesh_backend
 from dsjax.parallel.exchange import MeshAxis
 from dsjax.parallel.expert import ExchangeStage, Inner
 from dsjax.parallel.mesh import AXES, EXPERT, NODE
-
-if TYPE_CHECKING:
-    from dsjax.infer.engine.device import Device
 
 
 def every_row(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
@@ -167,7 +164,8 @@ LOOK = 64
 class Loads:
     """Loads of experts, counted on the devices and read now and then."""
 
-    def __init__(self, device: Device):
+    def __init__(self, device: Any):
+        """Read from an engine's device."""
         self._device = device
         self._measured: Any = None
         self._steps = 0  # since they were last counted

@@ -9,7 +9,7 @@ decoded by each program, and numbers of rows that give other bits than the large
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +17,13 @@ import numpy as np
 from dsjax.infer.engine.asked import Piece, Text
 from dsjax.infer.sample import Sampling
 
-if TYPE_CHECKING:
-    from dsjax.infer.engine.device import Device
-
 STEPS = 5
 LONGEST = 200
 """Tokens at most of a text by which programs are tried: sums over few hide their order."""
+
+
+Device = Any
+"""The engine's device, which tries its programs when it is made."""
 
 
 def choose_rows(device: Device) -> bool:
