@@ -71,7 +71,7 @@ def test_a_server_on_a_layout_with_copies_of_experts_answers_as_one_device_does(
     loads = np.asarray(json.loads(measured.read_text())["loads"])
     tokens = len(prompt) + 9 - 1
     assert loads.shape == (1, 8)
-    assert tokens <= loads.sum() / 2 <= tokens + 1  # the next pass was prepared already
+    assert tokens <= loads.sum() / 3 <= tokens + 1  # the next pass was prepared already
     assert main(["loads", str(measured), "--devices", "2"]) == 0
     assert "most copies" in capsys.readouterr().out
 

@@ -23,7 +23,8 @@ from dsjax.runtime.backend import for_decoding
 from tests import agreement
 from tests.infer.engine.clients import REQUESTS, SETTING, Client, check, drain, step, traffic, watch
 
-MOE = dataclasses.replace(agreement.V3_MOE, experts=8, groups=4)
+# of two experts a sum is the same in either order, of three it is not
+MOE = dataclasses.replace(agreement.V3_MOE, experts=8, groups=4, experts_per_token=3)
 CFG = dataclasses.replace(agreement.TINY, vocab=7, layers=2, moe=MOE, mtp_depth=1)
 ROOM = dataclasses.replace(SETTING, slots=2, budget=None)
 LAYOUTS = {

@@ -119,7 +119,7 @@ def test_who_comes_later_waits_for_any_rank_and_no_step_longer():
 
 
 def test_a_request_goes_where_its_prompts_beginning_is_unless_that_rank_is_busier():
-    served = Served(2, dataclasses.replace(CFG, pages=40))
+    served = Served(2, dataclasses.replace(CFG, pages=40, slots=9, budget=20))  # two rows are near
     text = [1, 2, 3, 4, 5]
     served.events += [Arrive(request(0, [9], new=9)), Arrive(request(1, text, new=9))]
     served.step()
@@ -131,9 +131,10 @@ def test_a_request_goes_where_its_prompts_beginning_is_unless_that_rank_is_busie
     served.step()
     assert (served.rank["2"], served.rank["3"]) == (1, 1)
     assert served.ranks.find(("3", 0)).cached == 4
-    served.events.append(Arrive(request(4, text)))
-    served.step()
-    assert served.rank["4"] == 0
+    for number in (4, 5):  # two rows more, then three
+        served.events.append(Arrive(request(number, text, new=9)))
+        served.step()
+    assert (served.rank["4"], served.rank["5"]) == (1, 0)
 
 
 def test_one_who_waits_for_a_rank_can_leave():
