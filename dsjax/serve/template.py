@@ -89,7 +89,7 @@ class ChatTemplate:
                 raise Refusal(f"chat_template_kwargs names {name!r}, which is not to be set; leave "
                               "it out", "chat_template_kwargs")
         try:
-            return self._compiled.render({"tools": None, "documents": None} | self.names | kwargs,
+            return self._compiled.render({"tools": None, "documents": None, **self.names, **kwargs},
                                          messages=messages, add_generation_prompt=True)
         except (jinja2.TemplateError, UnusableError, TypeError, ValueError, ArithmeticError,
                 LookupError, AttributeError, RecursionError) as error:
