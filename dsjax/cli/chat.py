@@ -43,7 +43,7 @@ class Chat:
     """
 
     folder: Annotated[str, Word("FOLDER")]
-    """What `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
+    """Folder that `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
     system: str | None = None
     """A message before the first, for a model with a chat template."""
     temperature: float = 0.8

@@ -37,7 +37,7 @@ class Serve:
     """
 
     folder: Annotated[str, Word("FOLDER")]
-    """What `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
+    """Folder that `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every one of this machine."""
     port: int = 8000
@@ -110,7 +110,7 @@ def require() -> None:
 
 
 def _served(args: Serve, model: Model, keys: tuple[str, ...]) -> Served:
-    """What the server tells of the model, and its limits."""
+    """Describe the model as the server tells of it, with its limits."""
     from dsjax.serve import template
     from dsjax.serve.door import Limits, Served
 

@@ -91,13 +91,13 @@ class Sampling:
 
     @property
     def is_cut(self) -> bool:
-        """Whether some tokens of a softmax are left out."""
+        """True if some tokens of a softmax are left out."""
         return bool(self.temperature) and (
             self.top_p < 1 or self.top_k is not None or self.min_p > 0)
 
     @property
     def is_penalized(self) -> bool:
-        """Whether logits depend on the tokens before."""
+        """True if logits depend on the tokens before."""
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
 
 

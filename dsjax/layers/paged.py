@@ -29,7 +29,7 @@ BLOCK = 128  # positions of one step of attention's loop
 
 @dataclass(frozen=True)
 class Form:
-    """How pages hold what attention keeps: in its own dtype, or fewer bits."""
+    """Form in which pages hold what attention keeps: its own dtype, or fewer bits."""
 
     encode: Callable[[Any], Any]
     """A Kept as attention makes it -> a tree of arrays that lead with the same dims."""

@@ -112,7 +112,7 @@ def empty_cache(cfg: ModelConfig, batch: int, length: int, backend: Backend) -> 
 
 
 def none_kept(cfg: ModelConfig, batch: int, dtype: DTypeLike) -> Kept:
-    """What attention keeps of no tokens, leaves [B, 0, ...]."""
+    """An attention's record of no tokens, leaves [B, 0, ...]."""
     form = mla if isinstance(cfg.attention, MLAConfig) else gqa
     return form.none_kept(cfg, batch, dtype)
 

@@ -21,7 +21,7 @@ from dsjax.plan.ahead import Compiled, Refused
 from dsjax.plan.memory import Memory
 from dsjax.plan.target import Target
 from dsjax.runtime import backend as backends
-from dsjax.train import sharding as spread
+from dsjax.train import sharding
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ def plan(run: RunConfig, machine: Target) -> Plan:
     """Compile a run's step for a machine, and split what it needs by kind."""
     mesh = open_mesh(run, machine)
     backend = backends.for_run(run, mesh)
-    state = spread.abstract(run, mesh)
+    state = sharding.abstract(run, mesh)
     where = meshes.sharding(mesh, meshes.AXES)
     shape = (run.train.batch_size, run.train.seq_len + 1)
     dtypes = {"tokens": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
     batch = from_rows({name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
                        for name, dtype in dtypes.items()})
-    result = ahead.compile_for(machine, spread.compile_step(run, backend, mesh), state, batch)
+    result = ahead.compile_for(machine, sharding.compile_step(run, backend, mesh), state, batch)
     total, limit = machine_bytes(result, machine)
     found = memory.measure(
         total, limit, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)},
         (batch, state.step, state.skipped, state.skipped_in_row, state.opt.count),
         transformer.specs(run.model), mesh, backend.precision)
-    return Plan(run, machine, result, found, memory.advice(found, run, spread.check))
+    return Plan(run, machine, result, found, memory.advice(found, run, sharding.check))
 
 
 def open_mesh(run: RunConfig, machine: Target) -> jax.sharding.Mesh:
@@ -61,7 +61,7 @@ def open_mesh(run: RunConfig, machine: Target) -> jax.sharding.Mesh:
             f"{machine.name} has {machine.devices} devices and the layout {run.parallel} uses "
             f"{run.parallel.devices}; choose --parallel sizes whose product is {machine.devices}"
         )
-    spread.check(run)
+    sharding.check(run)
     return meshes.make_mesh(run.parallel, target.devices(machine))
 
 

@@ -34,7 +34,7 @@ def event(data: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Form(abc.ABC):
-    """What the two kinds of answers have in common."""
+    """Common part of the two kinds of answers."""
 
     model: str
     vocabulary: Vocabulary

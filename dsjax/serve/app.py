@@ -88,7 +88,7 @@ def make(door: Door, keys: Sequence[str] = (), is_local: bool = False) -> ASGIAp
 
 @dataclass(frozen=True)
 class Gate:
-    """What every request passes first: the name of the host, the key, and at the end the count."""
+    """Gate that every request passes: the name of the host, the key, and at the end the count."""
 
     app: ASGIApp
     door: Door

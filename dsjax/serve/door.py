@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Served:
-    """What is served, to whom, and within which limits."""
+    """The model that is served, its users and its limits."""
 
     model: Model
     """The model that the engine runs."""
@@ -128,7 +128,7 @@ class Door:
         return list(prompt)
 
     async def _aside(self, size: int, make: Callable[[], T]) -> T:
-        """What `make` makes of a text of so many characters; a long one on another thread."""
+        """Call `make` for a text of so many characters; for a long one on another thread."""
         most = self.engine.max_len * self.vocabulary.longest
         if size > most:
             raise self._too_long(f"{size:,} characters, which are more than "

@@ -1,4 +1,4 @@
-"""The gradients of a step under a pipeline: as `step.gradients`, by parallel.pipeline.
+"""The gradients of a step under a pipeline: as `step.gradients`, by pipeline.executor.
 
 Microbatches, totals and weights of the losses are those of any other step; so is what comes out.
 """

@@ -34,7 +34,7 @@ COLUMNS = ("room for", "policy", "experts in slots", "fetched ahead", "waited fo
 
 @dataclass(frozen=True)
 class Policy:
-    """How a cache is first filled, and whether it looks ahead."""
+    """A cache's first filling, and its look ahead."""
 
     name: str
     has_loads: bool

@@ -39,7 +39,7 @@ WRONG: tuple[tuple[bytes, int], ...] = (
 
 @dataclass
 class Seen:
-    """What the clients saw."""
+    """Answers as the clients saw them."""
 
     asked: Counter = field(default_factory=Counter)
     fine: Counter = field(default_factory=Counter)

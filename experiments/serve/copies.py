@@ -1,4 +1,4 @@
-"""How evenly devices that share experts are busy on skewed traffic, with copies and without.
+"""Balance of devices that share experts on skewed traffic, with copies and without.
 
 The first traffic is measured without copies. Its loads say where copies go; they serve the second
 traffic, drawn alike but anew, which is also served without.

@@ -1,4 +1,4 @@
-"""What the host asks of every rank, and the same as the arrays that programs read.
+"""Requests of the host to every rank, and the same as the arrays that programs read.
 
 Lists are by rank; None is a rank that has nothing to do: its arrays name no slot, and the spare
 page.

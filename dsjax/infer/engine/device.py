@@ -43,7 +43,7 @@ from dsjax.runtime.backend import for_rank
 
 @dataclass(frozen=True)
 class Setting:
-    """How requests are served; none of it but `draft` and `page_dtype` changes a token, but for
+    """Settings of serving; none of them but `draft` and `page_dtype` changes a token, but for
     float32's rounding where a prompt is read."""
 
     slots: int = 16
@@ -62,11 +62,11 @@ class Setting:
     max_queue: int = 256
     """Requests that wait at most."""
     draft: bool = False
-    """Whether the model's MTP modules draft."""
+    """Let the model's MTP modules draft."""
     page_dtype: str = "activations"
     """`fp8` holds latents in 8 bits."""
     is_deterministic: bool = False
-    """Whether prompts are read by the programs that decode, so that every bit is what it is
+    """Read prompts by the programs that decode, so that every bit is what it is
     elsewhere: after a prefix hit, a preemption, in pieces of another size."""
     top_logprobs: int = 20
     """Likeliest tokens whose log-probabilities can be asked for."""
@@ -103,7 +103,7 @@ class Device:
         else:
             self.params, self.cfg = model.params, model.cfg
         self.placement = None
-        """Where experts are, if several devices share them; their loads are then measured."""
+        """Place of each expert, if several devices share them; their loads are then measured."""
         if model.layout.expert > 1:
             self.placement = experts.in_order(self.cfg, model.layout.expert)
         if loads is not None:
@@ -271,7 +271,7 @@ class Device:
         return self.place.put([np.int32(0)] * self.ranks)
 
     def taken(self, given: Given) -> list[Given]:
-        """What a step gave the rows of each rank, on the host."""
+        """Bring what a step gave the rows of each rank to the host."""
         return self.place.taken(given)
 
 
@@ -306,7 +306,7 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
 
 
 def _backends(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
-    """What reads prompts, and what decodes; on a mesh a rank's part of both."""
+    """Make the backends that read prompts and that decode; on a mesh a rank's part of both."""
     if model.mesh is None:
         reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
         return reading, dataclasses.replace(reading, dispatch=experts.every_row)

@@ -42,7 +42,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class Output:
-    """What came of a request since its last output."""
+    """Tokens of a request since its last output."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()

@@ -1,4 +1,4 @@
-"""Which rank serves whom: every rank has a scheduler, pages and slots of its own.
+"""The ranks and whom each serves: every rank has a scheduler, pages and slots of its own.
 
 A request waits at its place by arrival until some rank has a slot for it, and stays with that rank.
 Among ranks about as free as the freest it goes to the one whose pages hold the most of its prompt's

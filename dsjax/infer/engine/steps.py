@@ -33,7 +33,7 @@ from dsjax.model.transformer import Counts, ModelCache, TransformerParams
 
 @struct.dataclass
 class Slots:
-    """What the device knows of the rows that are served, but their pages."""
+    """State of the rows that are served, but for their pages."""
 
     tokens: Array  # [N, S] a row's text; beyond `newest` only drafts or nothing
     newest: Array  # [N] position of the newest token; pages hold every earlier one
@@ -105,7 +105,7 @@ class Rows:
 
 @struct.dataclass
 class Reading:
-    """What makes rows of `advance` read a piece of a text, as the very program that decodes it.
+    """Positions of rows of `advance` that read a piece of a text, as the program that decodes it.
 
     All rows are one slot's, J+1 positions each; as a layer writes them all before it looks at any,
     each finds those before it. A first pass is the main model's. Where modules draft, a second one
@@ -293,7 +293,7 @@ def _after_text(recent: Array, states: Array, rows: Rows, hidden: Array) -> tupl
 
 @struct.dataclass
 class Given:
-    """What a pass gave each row, and the log-probabilities it was chosen by."""
+    """Tokens that a pass gave each row, and the log-probabilities they were chosen by."""
 
     tokens: Array  # [B, J+1], the first `count` of them
     count: Array  # [B]
@@ -303,7 +303,7 @@ class Given:
 
 
 def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
-    """What a pass gave, with the log-probabilities of `top` likeliest tokens if they are wanted."""
+    """Add log-probabilities to a pass, and `top` likeliest tokens if they are wanted."""
     assert emitted.logits is not None, "one step hands out its logits"
     all_ = jax.nn.log_softmax(emitted.logits.astype(jnp.float32))
     chosen = jnp.take_along_axis(all_, jnp.maximum(emitted.tokens, 0)[..., None], axis=-1)[..., 0]

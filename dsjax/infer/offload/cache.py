@@ -59,7 +59,7 @@ class Room:
     """Tokens that chose each expert when it was measured, a row a mixture layer: the heaviest fill
     the slots before the first token, and of equally old ones the lightest goes."""
     is_ahead: bool = True
-    """Whether the next layer's experts are predicted and fetched ahead, where there is room."""
+    """Predict the next layer's experts and fetch them ahead, where there is room."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Counts:
         return self.right / self.expected if self.expected else 0.0
 
     def since(self, before: Counts) -> Counts:
-        """What came after an earlier state of the same counts."""
+        """Subtract an earlier state of the same counts."""
         return Counts(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
 
 

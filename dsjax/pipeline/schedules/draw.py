@@ -74,7 +74,10 @@ def _blocks(cell: Cell, columns: int) -> list[tuple[str, str]]:
         last = columns * (index + 1) // len(cell)
         space = last - len(blocks)
         style = "black on #{:02x}{:02x}{:02x}".format(*_shade(op))
-        blocks += [(letter, style) for letter in label(op)[:space].ljust(space)]
+        name = label(op)
+        if len(name) > space:  # a part of it would name another operation
+            name = name[:1]
+        blocks += [(letter, style) for letter in name[:space].ljust(space)]
     return blocks
 
 

@@ -3,7 +3,7 @@
 A schedule is data. `table[rank][slot]` holds cells; a cell is one operation, or a forward and a
 full backward that run overlapped (DualPipe's F&B), or nothing. The tables of this package are
 programs: the order in which each rank works, without idle cells. What idles, and how long,
-follows from the dependencies: `simulate` derives it for any times, `schedule.lockstep` for equal
+follows from the dependencies: `simulate` derives it for any times, `build.lockstep` for equal
 slots.
 
 A family of schedules spells a rank's program as a list of words over its chunks, `f(0)`, `b(1)`,

@@ -1,6 +1,6 @@
 """A proof that a schedule is right: each operation once, dependencies met, peak of activations.
 
-The certificate is an assignment of slots: `schedule.lockstep` finds one, and this file checks it
+The certificate is an assignment of slots: `build.lockstep` finds one, and this file checks it
 edge by edge without using how it was found. A schedule without such an assignment deadlocks; one
 with it runs for any durations, because waiting only delays.
 """
