@@ -1,27 +1,13 @@
 """A cache of routed experts on the device: how often it is right, and what that is worth."""
 
-from experiments.common.study import REDRAW, Flag, Part, Study
+from experiments.common.study import Flag, Part, Study
 
 STUDY = Study(
     name="experts_cache",
-    claim="tokens of a trained mixture use some experts so much more than others, and a layer's "
-          "choice is so well known before it, that a cache with room for a part of the experts "
-          "holds or expects most of what is wanted",
+    claim="a released folder whose routed experts are larger than the machine's memory answers "
+          "a prompt, in a process that takes its cache and little more",
     source="none of the reports: they hold every expert on some device",
     parts=(
-        Part(
-            name="sizes",
-            command="python -m experiments.experts_cache.run sizes",
-            asks="hits, predictions, bytes read and tokens a second of a trained model against the "
-                 "size of the cache, with and without measured loads and prediction",
-            cost="a quarter of an hour on two cores",
-            quick="20 steps of training and two sizes, in two minutes",
-            verdict=None,
-            records=("sizes",),
-            flags=(REDRAW, Flag("--folder", "a run with routed experts; default is one that is "
-                                "trained first")),
-            is_timed=True,
-        ),
         Part(
             name="large",
             command="python -m experiments.experts_cache.run large",
