@@ -1,4 +1,4 @@
-"""`dsjax bench`: the speed of training and decoding on this machine, as one JSON line.
+"""`dsjax bench`: the speed of training and inference on this machine, as one JSON line.
 
 Two fixed shapes without multi-token prediction: the loss over whole rows, AdamW over every
 parameter, nothing rematerialized, random tokens from a seed. Useful FLOPs are counted by hand from
@@ -9,56 +9,20 @@ in the same process, with operands of the same dtype.
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from dsjax.cli.benches import gemm, layouts
+from dsjax.cli.benches import gemm, inference, layouts
 from dsjax.cli.benches.gemm import Gemm
+from dsjax.cli.benches.inference import Decode, Inference, Prefill, Serve
 from dsjax.cli.benches.layouts import Layouts, Links
+from dsjax.cli.benches.shapes import PRECISION, Bench, peak_rss, result, shape_run
 from dsjax.cli.process import devices
-from dsjax.config import load
-from dsjax.config.fields import counted, seed_in_range
 from dsjax.config.model import MLAConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
-from dsjax.config.schedule import LearningRate
+from dsjax.config.run import RunConfig
 from dsjax.disk import to_json
-
-ROWS = {"tiny": (8, 256), "small": (4, 512)}
-PRECISION: dict[str, Literal["fp32", "bf16", "fp8"]] = {
-    "float32": "fp32",
-    "bfloat16": "bf16",
-    "fp8": "fp8",
-}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Shape, numbers and size of a measurement; None is the mode's own default."""
-
-    shape: Literal["tiny", "small"] = "tiny"
-    """tiny: 8.2M parameters, 8 x 256 tokens; small: 108M, 4 x 512."""
-    dtype: Literal["float32", "bfloat16", "fp8"] = "float32"
-    """Operands of matrix products; sums are float32."""
-    steps: int | None = None
-    """Steps that are timed, or new tokens a row."""
-    batch_size: int | None = None
-    """Rows; by default the shape's, and one when decoding."""
-    seq_len: int | None = None
-    """Tokens a row; by default the shape's, and 512 in the cache when decoding."""
-    seed: int = 0
-    """Seed of parameters and tokens."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes of nothing."""
-        counted(type(self).__name__, **{
-            name: value for name in ("steps", "batch_size", "seq_len")
-            if (value := getattr(self, name)) is not None})
-        seed_in_range(self.seed, f"{type(self).__name__}.seed=")
 
 
 class Train(Bench):
@@ -69,11 +33,7 @@ class Train(Bench):
     """
 
 
-class Decode(Bench):
-    """Time greedy decoding from a latent cache and print one JSON line."""
-
-
-def main(args: Train | Decode | Gemm | Layouts | Links) -> int:
+def main(args: Train | Decode | Prefill | Serve | Gemm | Layouts | Links) -> int:
     """Measure and print; returns the exit status."""
     if isinstance(args, Gemm):
         return gemm.measure(args)
@@ -82,26 +42,9 @@ def main(args: Train | Decode | Gemm | Layouts | Links) -> int:
     if isinstance(args, Links):
         return layouts.count(args)
     devices.require()
-    print(to_json(train(args) if isinstance(args, Train) else decode(args)), flush=True)
+    found = inference.measure(args) if isinstance(args, Inference) else train(args)
+    print(to_json(found), flush=True)
     return 0
-
-
-def shape_run(args: Bench) -> RunConfig:
-    """The run of a shape: its config without MTP, one microbatch, nothing rematerialized."""
-    batch, length = ROWS[args.shape]
-    model = dataclasses.replace(load.load(args.shape).model, mtp_depth=0)
-    return RunConfig(
-        name=args.shape,
-        model=model,
-        train=TrainConfig(
-            batch_size=args.batch_size or batch,
-            seq_len=args.seq_len or length,
-        ),
-        precision=PrecisionConfig(matmul=PRECISION[args.dtype]),
-        learning_rate=LearningRate(peak=1e-4, constant_steps=1000),
-        machine=MachineConfig(remat="none", unroll=model.layers),
-        seed=args.seed,
-    )
 
 
 def train(args: Bench) -> dict[str, Any]:
@@ -112,7 +55,7 @@ def train(args: Bench) -> dict[str, Any]:
     run_config = shape_run(args)
     rows, length = run_config.train.batch_size, run_config.train.seq_len
     with fit.refusing(f"a step on {rows:,} rows of {length:,} tokens",
-                      needs.training(run_config).at_once, "lower --batch-size or --seq-len"):
+                      needs.training(run_config).parts, "lower --batch-size or --seq-len"):
         return _train(args, run_config)
 
 
@@ -152,33 +95,13 @@ def _train(args: Bench, run_config: RunConfig) -> dict[str, Any]:
     wall, cpu = _timed(one, args.steps or 20)
     peak = hardware.matmul_peak(hardware.OPERANDS[PRECISION[args.dtype]])
     flops = train_flops(run_config)
-    return _result("train", args, rows, length) | _pace(wall, cpu, rows * length) | {
+    return result("train", args, rows, length) | _pace(wall, cpu, rows * length) | {
         "gflop_s": round(flops / statistics.median(wall) / 1e9, 1),
         "mfu": round(peak.share(flops / statistics.median(wall)), 4),
         "peak_gflop_s": round(peak.flop_s / 1e9, 1),
         "trace_s": round(trace_s, 2),
         "compile_s": round(compile_s, 2),
-        "peak_rss_mib": _peak_rss(),
-        "versions": header.versions(),
-    }
-
-
-def decode(args: Bench) -> dict[str, Any]:
-    """Time greedy decoding from a latent cache of `seq` tokens."""
-
-    from dsjax.infer.bench import Load, decode_bench
-    from dsjax.model import transformer
-    from dsjax.params import key_of
-    from dsjax.runtime import backend as backends
-    from dsjax.runtime import header
-
-    run_config = shape_run(args)
-    params = transformer.init(run_config.model, key_of(args.seed))
-    batch, context = args.batch_size or 1, args.seq_len or 512
-    backend = backends.decoding(backends.for_run(run_config))
-    found = decode_bench(params, run_config.model, Load(batch, context, args.steps or 64), backend)
-    return _result("decode", args, batch, context) | found | {
-        "peak_rss_mib": _peak_rss(),
+        "peak_rss_mib": peak_rss(),
         "versions": header.versions(),
     }
 
@@ -220,15 +143,3 @@ def _pace(wall: list[float], cpu: list[float], tokens: int) -> dict[str, Any]:
         "ms_min": round(min(wall) * 1e3, 2),
         "ms_max": round(max(wall) * 1e3, 2),
     }
-
-
-def _result(mode: str, args: Bench, batch: int, seq: int) -> dict[str, Any]:
-    return {"mode": mode, "shape": args.shape, "dtype": args.dtype, "batch": batch, "seq": seq,
-            "seed": args.seed, "load1": round(os.getloadavg()[0], 2)}
-
-
-def _peak_rss() -> float:
-    """Peak resident memory of this process in MiB."""
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -32,6 +32,8 @@ MAX_NEW_TOKENS = 128
 class Generate:
     """Continue prompts with the newest checkpoint of a run, or a released one.
 
+    In float32 the tokens are the same on every layout of devices.
+
       dsjax generate runs/tiny --prompt 'To be' --draft
       dsjax generate runs/tiny --prompt 'To be' --precision bf16
       dsjax generate runs/tiny --parallel.fsdp 2 --parallel.expert 4 --devices 8

@@ -151,7 +151,9 @@ def _parser(tree: Branch, prog: str = "", is_help: bool = False) -> argparse.Arg
     leaves = list(flag_tree.leaves(tree))
     width = min(shutil.get_terminal_size().columns, 100)
     parser = argparse.ArgumentParser(
-        usage=" ".join([prog, *(leaf.flag for leaf in leaves if leaf.is_word), "[--FLAG VALUE]"]),
+        usage=" ".join([prog, *(leaf.flag for leaf in leaves if leaf.is_word),
+                        *(f"{leaf.flag} {_metavar(leaf)}" for leaf in leaves
+                          if leaf.default is MISSING and not leaf.is_word), "[--FLAG VALUE]"]),
         description=inspect.cleandoc(tree.cls.__doc__ or ""), add_help=False, allow_abbrev=False,
         exit_on_error=False, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=28, width=width))
@@ -174,7 +176,9 @@ def _parser(tree: Branch, prog: str = "", is_help: bool = False) -> argparse.Arg
 
 def _add(group: argparse._ArgumentGroup, leaf: Leaf, said: str) -> None:
     """Add a flag, or the two of a switch, with its help and default."""
-    if leaf.default not in (None, MISSING, (), False):
+    if leaf.default is MISSING:
+        said = f"{said} (required)".lstrip()
+    elif leaf.default not in (None, (), False):
         said = f"{said} (default: {_shown(leaf.default)})".lstrip()
     more: dict[str, Any] = {"dest": leaf.flag, "default": argparse.SUPPRESS,
                             "help": said.replace("%", "%%")}
@@ -185,7 +189,12 @@ def _add(group: argparse._ArgumentGroup, leaf: Leaf, said: str) -> None:
         more["action"] = "append"
     elif typed.is_many(leaf.hint):
         more["nargs"] = "*"
-    group.add_argument(leaf.flag, metavar=typed.kind(leaf.hint).replace("None or ", ""), **more)
+    group.add_argument(leaf.flag, metavar=_metavar(leaf), **more)
+
+
+def _metavar(leaf: Leaf) -> str:
+    """A flag's value, as help calls it."""
+    return typed.kind(leaf.hint).replace("None or ", "")
 
 
 class _Switch(argparse.Action):

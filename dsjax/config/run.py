@@ -191,6 +191,11 @@ class PrecisionConfig:
         """Refuse names of no format."""
         well_typed(self)
 
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of a number that products multiply, beside its tile's scale."""
+        return {"fp32": 4, "bf16": 2, "fp8": 1}[self.matmul]
+
 
 @dataclass(frozen=True)
 class OutputConfig:

@@ -47,11 +47,6 @@ class RowStream:
         self._reader = ThreadPoolExecutor(1, "rows") if is_prefetching else None
         self._ahead: tuple[tuple[int, int], Future[Row]] | None = None
 
-    @property
-    def epoch(self) -> float:
-        """Number of times that all rows have been seen, counted over all processes."""
-        return self._position / self._identity["rows"]
-
     def next_batch(self, n: int) -> Row:
         """Return this process's n rows: tokens, segments, weights [B, T+1].
 

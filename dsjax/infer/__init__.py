@@ -3,12 +3,11 @@
 Reading order: sample (logits -> a distribution -> a token), penalties, decode (prefill in the
 expanded form, steps in the absorbed form), speculative (rounds drafted by the MTP modules),
 programs (what is compiled), inputs (what the host asks for, as arrays), generate (prompts ->
-completions), model (the weights of a folder on the devices there are), bench (how fast); then
-offload/, for routed experts that are larger than the device, and engine/, which serves any mixture
-of requests by the same steps over pages.
+completions), model (the weights of a folder on the devices there are); then offload/, for
+routed experts that are larger than the device, engine/, which serves any mixture of requests by the
+same steps over pages, and bench (how fast).
 """
 
-from dsjax.infer.bench import Load, decode_bench
 from dsjax.infer.decode import cache_bytes_per_token
 from dsjax.infer.generate import Completion, Generation, Options, Report, check, generate
 from dsjax.infer.model import Choice, Model, load
@@ -21,7 +20,6 @@ __all__ = [
     "Completion",
     "Counts",
     "Generation",
-    "Load",
     "Model",
     "Options",
     "Report",
@@ -30,7 +28,6 @@ __all__ = [
     "SamplingParams",
     "cache_bytes_per_token",
     "check",
-    "decode_bench",
     "decoding",
     "default_backend",
     "generate",

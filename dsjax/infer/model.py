@@ -97,7 +97,7 @@ def load(folder: Path | str, choice: Choice = Choice(),
     backend = backends.for_decoding(said.cfg, precision, choice.parallel, mesh,
                                     machine=said.machine)
     where = None if mesh is None else rules.used_shardings(transformer.specs(said.cfg), mesh)
-    dtype = "stored" if precision.matmul == "fp8" else "dequantized"
+    dtype = "stored" if precision.operand_bytes == 1 else "dequantized"
     if choice.experts is not None:
         cfg = dropless(dataclasses.replace(said.cfg, mtp_depth=0))
         params, experts = offload.load(folder, cfg, backend, dtype, room=choice.experts, say=say)

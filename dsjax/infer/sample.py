@@ -170,36 +170,36 @@ def probs(logits: Array, sampling: SamplingParams) -> Array:
     above -inf, have no distribution: all of theirs is NaN.
     """
     logits = logits.astype(wide(logits.dtype))
-    by_row = jax.tree.map(lambda a: a.reshape(-1, *(1,) * (logits.ndim - 1)), sampling)
+    of_row = jax.tree.map(lambda a: a.reshape(-1, *(1,) * (logits.ndim - 1)), sampling)
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    logits = jnp.where(ids < by_row.vocab, logits, -jnp.inf)
+    logits = jnp.where(ids < of_row.vocab, logits, -jnp.inf)
     best = logits.max(axis=-1, keepdims=True)
     exists = ~jnp.isnan(logits).any(axis=-1, keepdims=True) & (best > -jnp.inf)
     made = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
     if sampling.work != "greedy":
-        soft = _softmax(logits, best, by_row)
-        is_cut = (by_row.top_p < 1) | (by_row.top_k < logits.shape[-1]) | (by_row.min_p > 0)
-        is_cut &= by_row.temperature > 0
+        soft = _softmax(logits, best, of_row)
+        is_cut = (of_row.top_p < 1) | (of_row.top_k < logits.shape[-1]) | (of_row.min_p > 0)
+        is_cut &= of_row.temperature > 0
 
         def cut_rows(soft: Array) -> Array:
-            return jnp.where(is_cut, cut(soft, by_row.top_p, by_row.top_k, by_row.min_p), soft)
+            return jnp.where(is_cut, cut(soft, of_row.top_p, of_row.top_k, of_row.min_p), soft)
 
         if sampling.work == "cut":
             soft = cut_rows(soft)
         elif sampling.work == "any":
             soft = lax.cond(is_cut.any(), cut_rows, lambda soft: soft, soft)
-        made = jnp.where(by_row.temperature == 0, made, soft)
+        made = jnp.where(of_row.temperature == 0, made, soft)
     return jnp.where(exists, made, jnp.nan)
 
 
-def _softmax(logits: Array, best: Array, by_row: SamplingParams) -> Array:
+def _softmax(logits: Array, best: Array, of_row: SamplingParams) -> Array:
     """Softmax of logits / temperature, for every temperature above 0. best [..., 1] the largest.
 
     The largest is taken away before the division: logits / temperature may be infinite, or, in
     compiled code, above what its largest was rounded to. Both are first multiplied by a power of
     two, which rounds nothing, so that no difference that counts is infinite.
     """
-    scale, temperature = (a.astype(logits.dtype) for a in (by_row.scale, by_row.temperature))
+    scale, temperature = (a.astype(logits.dtype) for a in (of_row.scale, of_row.temperature))
     below = jnp.where(logits == best, 0.0, logits * scale - best * scale)  # also where infinite
     mass = jnp.where(below == -jnp.inf, 0.0, jnp.exp(below / temperature))
     return mass / mass.sum(axis=-1, keepdims=True)
@@ -229,11 +229,6 @@ def cut(probs: Array, top_p: ArrayLike, top_k: ArrayLike, min_p: ArrayLike) -> A
     row = jnp.arange(flat.shape[0])[:, None]
     kept = jnp.zeros_like(flat).at[row, order].set(jnp.where(is_kept, ranked, 0.0))
     return (kept / kept.sum(axis=-1, keepdims=True)).reshape(probs.shape)
-
-
-def nucleus(probs: Array, top_p: ArrayLike) -> Array:
-    """Keep the smallest set of likeliest tokens with mass >= top_p. probs [..., V]."""
-    return cut(probs, top_p, probs.shape[-1], 0.0)
 
 
 NONE = -1

@@ -1,7 +1,7 @@
 """One pre-norm layer: attention, then a feed-forward, each added to the residual stream.
 
 There is one forward pass in the house: training, prefill, decoding, reinforcement learning and the
-pipeline all call `block`, with the attention form they need as `mix`.
+pipeline all call `block`, with the attention form they need as `attend`.
 
 Axes: B batch, T time, D model.
 """
@@ -31,7 +31,7 @@ from dsjax.ops.rope import Angles
 from dsjax.params import spec, with_role
 
 Kept = Latents | KeysValues
-Mix = Callable[[Any, Array], tuple[Array, Any]]
+Attention = Callable[[Any, Array], tuple[Array, Any]]
 """Attention in one of its forms: parameters, x [B, T, D] -> [B, T, D], and what it keeps of the
 tokens or the cache they were appended to."""
 
@@ -62,22 +62,23 @@ def block_specs(cfg: ModelConfig, is_moe: bool) -> BlockParams:
     return BlockParams(attn_norm=norm, attn=attn, ffn_norm=norm, ffn=ffn)
 
 
-def block(p: BlockParams, x: Array, mix: Mix, is_real: Array, cfg: ModelConfig, backend: Backend,
-          routes: Array | None = None) -> tuple[Array, RouterStats | None, Any]:
-    """Attention as `mix` does it, then the layer's feed-forward. x [B, T, D], is_real [B, T].
+def block(p: BlockParams, x: Array, attend: Attention, is_real: Array, cfg: ModelConfig,
+          backend: Backend, routes: Array | None = None,
+          ) -> tuple[Array, RouterStats | None, Any]:
+    """Attention as `attend` does it, then the layer's feed-forward. x [B, T, D], is_real [B, T].
 
     `routes` [B, T, K], if given, are each token's experts. Returns the new residual stream, the
-    router's statistics (None for a dense layer) and what `mix` cached.
+    router's statistics (None for a dense layer) and what `attend` cached.
     """
-    x, cache = attention(p, x, mix, cfg)
+    x, cache = attention(p, x, attend, cfg)
     x, stats = feed_forward(p, x, is_real, cfg, backend, routes)
     return x, stats, cache
 
 
-def attention(p: BlockParams, x: Array, mix: Mix, cfg: ModelConfig) -> tuple[Array, Any]:
-    """The layer's first half: x [B, T, D] with attention added, and what `mix` cached."""
+def attention(p: BlockParams, x: Array, attend: Attention, cfg: ModelConfig) -> tuple[Array, Any]:
+    """The layer's first half: x [B, T, D] with attention added, and what `attend` cached."""
     with jax.named_scope("attention"):
-        mixed, cache = mix(p.attn, rms_norm(x, p.attn_norm, cfg.norm_eps))
+        mixed, cache = attend(p.attn, rms_norm(x, p.attn_norm, cfg.norm_eps))
         return checkpoint_name(x + mixed, "residual"), cache
 
 
@@ -93,14 +94,14 @@ def feed_forward(p: BlockParams, x: Array, is_real: Array, cfg: ModelConfig, bac
     return backend.layout.constrain(x + y, ("batch", None, None)), stats
 
 
-def expanded(angles: Angles, segments: Array, cfg: ModelConfig, backend: Backend) -> Mix:
+def prefill(angles: Angles, segments: Array, cfg: ModelConfig, backend: Backend) -> Attention:
     """Attention over the rows themselves, for training and prefill."""
     form = mla.mla if isinstance(cfg.attention, MLAConfig) else gqa.gqa
     return lambda p, x: form(p, x, angles, segments, cfg, backend)
 
 
-def cached(angles: Angles, positions: Array, cache: Cache, cfg: ModelConfig,
-           backend: Backend) -> Mix:
+def decode(angles: Angles, positions: Array, cache: Cache, cfg: ModelConfig,
+           backend: Backend) -> Attention:
     """Attention of new tokens over a cache, for decoding."""
     form: Any = mla.mla_absorbed if isinstance(cfg.attention, MLAConfig) else gqa.gqa_cached
     return lambda p, x: form(p, x, angles, positions, cache, cfg, backend)

@@ -117,11 +117,11 @@ def hidden(p: MTPParams, previous: Array, embedded: Array, segments: Array, is_r
     [B, T] (a position is real when token i+k exists) of the T positions.
     """
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(previous.shape[1]))
-    mix = blocks.expanded(angles, segments, cfg, backend)
+    attend = blocks.prefill(angles, segments, cfg, backend)
 
     def body(p: MTPParams, previous: Array, embedded: Array) -> Depth:
         x = join(p, previous, embedded, cfg, backend)
-        x, stats, kept = blocks.block(p.block, x, mix, is_real, cfg, backend)
+        x, stats, kept = blocks.block(p.block, x, attend, is_real, cfg, backend)
         return Depth(rms_norm(x, p.norm, cfg.norm_eps), stats, kept)
 
     return backend.remat(body, is_scanned=False)(p, previous, embedded)
@@ -134,8 +134,8 @@ def hidden_cached(p: MTPParams, previous: Array, embedded: Array, positions: Arr
     previous, embedded [B, T, D]; positions [B, T]. Returns normalized hidden states.
     """
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), positions)
-    mix = blocks.cached(angles, positions, cache, cfg, backend)
+    attend = blocks.decode(angles, positions, cache, cfg, backend)
     x = join(p, previous, embedded, cfg, backend)
     is_real = jnp.ones(positions.shape, bool)
-    x, _, cache = blocks.block(p.block, x, mix, is_real, cfg, backend)
+    x, _, cache = blocks.block(p.block, x, attend, is_real, cfg, backend)
     return rms_norm(x, p.norm, cfg.norm_eps), cache

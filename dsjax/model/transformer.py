@@ -8,7 +8,7 @@ Axes: B batch, T time, D model, L layers of a stack, E experts, G groups, V voca
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -107,8 +107,8 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
 
     def layer(p: BlockParams, x: Array, segments: Array,
               routes: Array | None = None) -> tuple[Array, Any, Kept | None]:
-        mix = blocks.expanded(angles, segments, cfg, backend)
-        x, stats, kept = blocks.block(p, x, mix, segments != 0, cfg, backend, routes)
+        attend = blocks.prefill(angles, segments, cfg, backend)
+        x, stats, kept = blocks.block(p, x, attend, segments != 0, cfg, backend, routes)
         return x, stats, kept if is_kept else None
 
     layer = backend.remat(layer)
@@ -192,8 +192,8 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
     def body(x: Array, layer: tuple[BlockParams, Cache, Array | None]
              ) -> tuple[Array, tuple[Cache, Array | None]]:
         p, past, loads = layer
-        mix = blocks.cached(angles, positions, past, cfg, backend)
-        x, stats, new = blocks.block(p, x, mix, is_real, cfg, backend)
+        attend = blocks.decode(angles, positions, past, cfg, backend)
+        x, stats, new = blocks.block(p, x, attend, is_real, cfg, backend)
         if loads is not None and stats is not None:
             more = stats.loads if stats.physical_loads is None else stats.physical_loads
             loads = loads + more.sum(0)
@@ -212,17 +212,22 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
 Stacked = TypeVar("Stacked", TransformerParams, ModelCache)
 
 
-def written_out(p: Stacked) -> Stacked:
+def layers_of(a: Array) -> list[Array]:
+    """Cut an array [L, ...] into its layers, [1, ...] each."""
+    return [a[i : i + 1] for i in range(len(a))]
+
+
+def written_out(p: Stacked, cut: Callable[[Array], list[Array]] = layers_of) -> Stacked:
     """The same layers, each a stack of its own (`moe.0`, `moe.1`, ...), for `hidden_cached`.
 
     A scan reads a layer out of its stack, which on a CPU is a copy of all its weights and cache.
+    `cut` is called once for each array.
     """
     layers = {}
     for name, stack in p.stacks.items():
-        for i in range(len(jax.tree.leaves(stack)[0])):
-            layers[f"{name}.{i}"] = _layer(stack, i)
+        arrays, tree = jax.tree.flatten(stack)
+        made = {id(a): a for a in arrays}
+        parts = {key: cut(a) for key, a in made.items()}
+        for i, layer in enumerate(zip(*(parts[id(a)] for a in arrays), strict=True)):
+            layers[f"{name}.{i}"] = jax.tree.unflatten(tree, layer)
     return dataclasses.replace(p, stacks=layers)
-
-
-def _layer(stack: Any, i: int) -> Any:
-    return jax.tree.map(lambda a: a[i : i + 1], stack)

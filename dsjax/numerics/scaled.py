@@ -92,11 +92,6 @@ def rounded(x: Array, tile: tuple[int, ...], ue8m0: bool, into: Format = E4M3,
     return formats.to_bfloat16(value) if ue8m0 and dtype == jnp.bfloat16 else value.astype(dtype)
 
 
-def requantize(q: Scaled, tile: tuple[int, ...], ue8m0: bool, into: Format = E4M3) -> Scaled:
-    """Quantize again, from the codes alone, by other tiles or into another format."""
-    return quantize(dequantize(q), tile, ue8m0, into)
-
-
 def scale_values(scales: Array) -> Array:
     """Scales as float32."""
     if scales.dtype != UE8M0:

@@ -114,6 +114,6 @@ def _check(loads: NDArray[np.float64], replicas: int, groups: int, nodes: int, g
     for name, value, unit, divisor in multiples:
         if value % divisor:
             fit = [count for count in range(1, value + 1) if value % count == 0]
-            raise UserError(
-                f"{name}={value} is not divisible by {unit}={divisor}; choose {unit} from {fit}"
-            )
+            more = "" if name == "experts" else f"{name}={-(-value // divisor) * divisor}, or "
+            raise UserError(f"{name}={value} is not divisible by {unit}={divisor}; choose "
+                            f"{more}{unit} from {fit}")

@@ -91,5 +91,6 @@ def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
             near = " or ".join(str(n) for n in (below, above) if n)
             raise UserError(
                 f"a batch of {batch} rows does not divide over {layout.row_devices} devices x "
-                f"{microbatches} microbatches ({layout}); use {near} rows, or fewer devices"
+                f"{microbatches} microbatches ({layout}); use {near} rows (--train.batch-size), or "
+                "fewer devices"
             )

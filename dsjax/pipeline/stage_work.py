@@ -134,8 +134,8 @@ def layer(cfg: ModelConfig, is_moe: bool, loss: LossConfig, backend: Backend) ->
     def run(p: Tree, x: Array, side: Side) -> tuple[Array, ...]:
         tree = p if side.quantized is None else precision.attach(p, side.quantized, specs)
         angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(x.shape[1]))
-        mix = blocks.expanded(angles, side.segments, cfg, backend)
-        x, stats, _ = blocks.block(tree, x, mix, side.segments != 0, cfg, backend)
+        attend = blocks.prefill(angles, side.segments, cfg, backend)
+        x, stats, _ = blocks.block(tree, x, attend, side.segments != 0, cfg, backend)
         if stats is None:
             return x, jnp.zeros(()), jnp.zeros(0), jnp.zeros(())
         is_real_row = (side.segments != 0).any(axis=1)

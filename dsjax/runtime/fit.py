@@ -158,7 +158,7 @@ def _too_much(run: RunConfig, mesh: Mesh | None, there: Room, check: Check,
               happened: str = "") -> str:
     """Say what a run needs by part, what is free, and what to change."""
     found = needs.training(run, mesh)
-    parts = found.at_once
+    parts = found.parts
     if there.is_host:
         parts["the average of the parameters"] = found.average
     each = f" on each of {there.devices} devices" if there.devices > 1 else ""

@@ -55,7 +55,7 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "remat": f"{run.machine.remat}, {run.machine.unroll} layer{'s' * (run.machine.unroll > 1)} "
         "written out per scan step",
     }
-    if run.precision.matmul == "fp8":
+    if run.precision.operand_bytes == 1:
         said = {"hopper": "products of 8-bit codes by a kernel, promoted every 128 in registers",
                 "tpu": "products of 8-bit codes by a kernel, promoted every 128 on the chip",
                 "codes": "products of 8-bit codes, scaled and summed in float32 every 128",

@@ -51,7 +51,7 @@ class Training:
     average: int  # on the host, where the run keeps one
 
     @property
-    def at_once(self) -> dict[str, int]:
+    def parts(self) -> dict[str, int]:
         """Parts that are there at the fullest moment, by name; the average is the host's."""
         rest = {"masters": self.masters, "moments": self.moments, "the batch": self.batch}
         moments = ({"gradients": self.gradients},
@@ -62,7 +62,7 @@ class Training:
     @property
     def least(self) -> int:
         """Bytes that a device surely needs."""
-        return sum(self.at_once.values())
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
     model, a, wide = run.model, run.model.attention, _wide(run)
     if remat == "full":
         return model.d_model * wide
-    low = 4 if run.precision.matmul == "fp32" else 2
+    low = max(run.precision.operand_bytes, 2)  # of what attention multiplies
     heads = a.heads * (a.value_dim if isinstance(a, MLAConfig) else a.head_dim)
     kept = (2 * model.d_model + heads) * wide  # before and after attention, and its heads
     if isinstance(a, MLAConfig):
@@ -198,7 +198,7 @@ def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
     hidden = model.dense_dim
     if moe is not None:
         hidden = (moe.shared_experts + moe.experts_per_token) * moe.expert_dim
-    kept += 2 * hidden * (1 if run.precision.matmul == "fp8" else min(wide, low))
+    kept += 2 * hidden * min(wide, run.precision.operand_bytes)
     if remat == "none":
         qk = a.qk_dim if isinstance(a, MLAConfig) else a.head_dim
         kept += (2 * a.heads * qk + heads) * low

@@ -1,6 +1,6 @@
 """One model under any schedule, as a compiled program: the `tiny` shape with eight mixture layers.
 
-Eight layers lie evenly on 4 or 8 stages, so a place of activations holds two layers or one.
+Eight layers lie evenly on 4 or 8 stages, so a buffer of activations holds two layers or one.
 
 Axes: M microbatches, B rows, T time.
 """

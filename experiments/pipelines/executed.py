@@ -55,8 +55,8 @@ def scaled(times: Times, by: float) -> Times:
     return Times(times.forward * by, times.input * by, times.weight * by, times.overlapped * by)
 
 
-def place_bytes(run: Any, program: Program) -> int:
-    """Bytes of one more place of activations, by the compiler: what it adds to the program."""
+def buffer_bytes(run: Any, program: Program) -> int:
+    """Bytes of one more buffer of activations, by the compiler: what it adds to the program."""
     more = dataclasses.replace(program, buffers_b=program.buffers_b + 1)
     sizes = [built.piped(run, p).memory_analysis().temp_size_in_bytes for p in (program, more)]
     return sizes[1] - sizes[0]
@@ -74,7 +74,7 @@ def main(asked: Asked) -> None:
         chosen[name] = compile_table(shortest(schedule))
         programs[name] = built.piped(run, chosen[name])
         print(name, "compiled", flush=True)
-    bytes_of = {name: place_bytes(run, chosen[name])
+    bytes_of = {name: buffer_bytes(run, chosen[name])
                 for name in ("1f1b", "zb-v", "dualpipe", "dualpipe-v") if name in names}
     p, batch = built.inputs(run)
     memory, work, forms = [], [], []
@@ -103,11 +103,11 @@ def main(asked: Asked) -> None:
     where = {"ranks": RANKS, "microbatches": MICROBATCHES}
     asked.write(
         "memory",
-        "each schedule works in one fixed memory with as many places as its table's peak",
-        ["schedule", "layers a stage", "peak of the table", "places", "inbox x", "inbox dx",
-         "places owed to W", "activations MiB", "all temporaries MiB"],
-        memory, unit="places; MiB a rank by the compiler's memory_analysis",
-        bytes_of_a_place=bytes_of, **where,
+        "each schedule works in one fixed memory with as many buffers as its table's peak",
+        ["schedule", "layers a stage", "peak of the table", "buffers", "inbox x", "inbox dx",
+         "buffers for W", "activations MiB", "all temporaries MiB"],
+        memory, unit="buffers; MiB a rank by the compiler's memory_analysis",
+        bytes_of_a_buffer=bytes_of, **where,
     )
     asked.write(
         "work",

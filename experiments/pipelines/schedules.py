@@ -72,7 +72,7 @@ def main(asked: Asked) -> None:
         "bubbles and activations of seven schedules are those of the report's closed forms",
         ["schedule", "ranks", "stages", "bubble (report)", "its value", "simulated",
          "of the step", "weights a rank", "activations (formula)", "simulated",
-         "executor's places"],
+         "executor's buffers"],
         rows, unit="times of one stage; activations of one stage and microbatch",
         microbatches=MICROBATCHES,
     )

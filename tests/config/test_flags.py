@@ -145,7 +145,7 @@ def test_the_difference_of_two_runs_is_the_flags_between_them(line):
     ("help", "did you mean '--help'"),
     ("-v", "--help or --version"),
     ("--quiet", "--help or --version"),
-    ("bench --stesp 3", "there is no --stesp"),
+    ("bench --stesp 3", "there is no flag --stesp"),
     ("bench train --stesp 3", "did you mean --steps"),
     ("bench layuots", "did you mean layouts;"),
     ("convert hf a b", "did you mean hf-to-dsjax;"),

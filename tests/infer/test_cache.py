@@ -16,6 +16,8 @@ from tests import agreement
 LATENT = dataclasses.replace(agreement.TINY, layers=2, mtp_depth=1)
 GROUPED = dataclasses.replace(LATENT, dense_layers=2, moe=None, attention=agreement.GQA)
 MODELS = pytest.mark.parametrize("cfg", [LATENT, GROUPED], ids=["latent", "grouped"])
+EITHER = pytest.mark.parametrize(
+    "cfg", [LATENT, pytest.param(GROUPED, marks=pytest.mark.exhaustive)], ids=["latent", "grouped"])
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0, 1, 2, 3, 4]]
 SAMPLING = Sampling(temperature=1.2, top_p=0.9, max_new_tokens=12)
 PAGE = 4
@@ -70,7 +72,7 @@ def attend_pages(queries, cache, positions, scale):
     return out / total[..., None]
 
 
-@MODELS
+@EITHER
 @pytest.mark.parametrize("is_drafting", [
     pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_pages_anywhere_hold_the_same_texts_bit_for_bit(cfg, is_drafting):
@@ -82,7 +84,7 @@ def test_pages_anywhere_hold_the_same_texts_bit_for_bit(cfg, is_drafting):
     assert found == wanted
 
 
-@MODELS
+@EITHER
 def test_an_attention_of_its_own_reads_the_cache_where_it_lies(cfg):
     p = agreement.draw(transformer.specs(cfg), 2)
     foreign = dataclasses.replace(default_backend(), make_cache=paged, attend_cached=attend_pages)
@@ -93,13 +95,15 @@ def test_an_attention_of_its_own_reads_the_cache_where_it_lies(cfg):
         steps = []
         for start, end in [(0, 5), (5, 6), (6, 9)]:
             positions = jnp.tile(jnp.arange(start, end)[None], (2, 1))
-            x, cache = transformer.hidden_cached(p, tokens[:, start:end], positions, cache, cfg,
-                                                 backend)
+            x, cache = step(p, tokens[:, start:end], positions, cache, cfg, backend)
             steps.append(x)
         return jnp.concatenate(steps, 1)
 
     # Softmax in pieces and in one differ by roundings of 2^-24; two layers amplify little.
     agreement.close(run(foreign), run(default_backend()), 1e-5)
+
+
+step = jax.jit(transformer.hidden_cached, static_argnums=(4, 5))
 
 
 @MODELS
@@ -115,7 +119,7 @@ def test_a_cache_of_bfloat16_takes_half_the_bytes_and_rounds_what_it_keeps(cfg):
 
     def run(backend):
         cache = transformer.empty_cache(cfg, 2, 9, backend)
-        return transformer.hidden_cached(p, tokens, positions, cache, cfg, backend)
+        return step(p, tokens, positions, cache, cfg, backend)
 
     (x, kept), (wanted, _) = run(backend), run(default_backend())
     assert {a.dtype for a in jax.tree.leaves(kept)} == {jnp.dtype(jnp.bfloat16)}

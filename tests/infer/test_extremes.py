@@ -150,7 +150,8 @@ CFG = dataclasses.replace(agreement.TINY, layers=1, dense_layers=1, moe=None, mt
                           attention=agreement.GQA)
 
 
-@pytest.mark.parametrize("is_drafting", [False, True])
+@pytest.mark.parametrize("is_drafting", [
+    pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_a_text_at_a_tiny_temperature_is_the_greedy_one(is_drafting):
     p = agreement.draw(transformer.specs(CFG), 2)
     prompts, greedy = [[1, 2, 3], [4]], Sampling(temperature=0, max_new_tokens=9)

@@ -10,15 +10,15 @@ import pytest
 from dsjax.config import load as configs
 from dsjax.errors import UserError
 from dsjax.infer import (
-    Load,
+    Model,
     Options,
     Sampling,
     cache_bytes_per_token,
-    decode_bench,
     decoding,
     default_backend,
     generate,
 )
+from dsjax.infer.bench import Load, decode_bench
 from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.numerics.precision import BF16
@@ -159,7 +159,8 @@ def test_v3_caches_70272_bytes_a_token_and_its_module_one_layer_more():
 
 def test_the_decode_benchmark_counts_rows_and_steps():
     cfg, p = model("direct, dense")
-    load = Load(batch=2, context=5, steps=3, repeats=2)
-    found = decode_bench(p, cfg, load, default_backend())
+    load = Load(batch=2, context=5, steps=3, repeats=3)
+    found = decode_bench(Model(cfg, p, None, 64, default_backend(), None), load)
     assert found["tok_s"] == pytest.approx(2 / found["ms_per_step"] * 1e3)
+    assert found["tokens_per_pass"] == 1
     assert found["cache_bytes_per_token"] == 2 * (8 + 4) * 4

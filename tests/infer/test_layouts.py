@@ -54,8 +54,8 @@ def test_texts_are_those_of_one_device_greedy_and_sampled_plain_and_drafted(name
         assert generate(placed, CFG, PROMPTS, ASKED, options).completions == wanted
 
 
-@pytest.mark.parametrize("precision", [
-    "bf16", pytest.param("fp8", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_other_precisions_decode_on_a_mesh_what_they_decode_on_one_device(precision):
     """Seeds without ties: operands are quantized a row at a time, so that sums differ by float32's
     rounding alone."""

@@ -64,11 +64,11 @@ def looped(p, tokens, segments, cfg, backend):
     """The same layers in a Python loop: hidden states and loads by layer."""
     x = transformer.embed(p, tokens, backend)
     angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(tokens.shape[1]))
-    mix, loads = blocks.expanded(angles, segments, cfg, backend), []
+    attend, loads = blocks.prefill(angles, segments, cfg, backend), []
     for n in range(cfg.layers):
         stack, at = cfg.stack_of(n)
         layer = jax.tree.map(operator.itemgetter(at), p.stacks[stack.name])
-        x, stats, _ = blocks.block(layer, x, mix, segments != 0, cfg, backend)
+        x, stats, _ = blocks.block(layer, x, attend, segments != 0, cfg, backend)
         loads += [] if stats is None else [stats.loads]
     return transformer.rms_norm(x, p.norm, cfg.norm_eps), jnp.stack(loads)
 

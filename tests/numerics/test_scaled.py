@@ -29,8 +29,8 @@ def test_codes_and_scales_are_bit_equal_to_the_definition(form, tile, ue8m0):
         q = quantize(jnp.asarray(x), tile, ue8m0, form)
         np.testing.assert_array_equal(scaled.scale_values(q.scales), scales)
         np.testing.assert_array_equal(formats.decode(q.codes), values)
-        at_once = scaled.rounded(jnp.asarray(x), tile, ue8m0, form)
-        np.testing.assert_array_equal(at_once, scaled.dequantize(q))
+        rounded = scaled.rounded(jnp.asarray(x), tile, ue8m0, form)
+        np.testing.assert_array_equal(rounded, scaled.dequantize(q))
         assert q.scales.dtype == (formats.UE8M0 if ue8m0 else jnp.float32)
 
 

@@ -113,8 +113,10 @@ def test_replicas_go_to_the_heaviest_experts_and_even_out_the_gpus():
     [
         (np.ones((2, 12)), (8, 4, 2, 8), "cannot hold 12 experts; choose num_replicas >= 12"),
         (np.ones((2, 12)), (16, 5, 2, 8), r"choose num_groups from \[1, 2, 3, 4, 6, 12\]"),
-        (np.ones((2, 12)), (18, 4, 2, 8), r"choose num_gpus from \[1, 2, 3, 6, 9, 18\]"),
-        (np.ones((2, 12)), (18, 4, 2, 9), r"choose num_nodes from \[1, 3, 9\]"),
+        (np.ones((2, 12)), (18, 4, 2, 8),
+         r"choose num_replicas=24, or num_gpus from \[1, 2, 3, 6, 9, 18\]"),
+        (np.ones((2, 12)), (18, 4, 2, 9),
+         r"choose num_gpus=10, or num_nodes from \[1, 3, 9\]"),
         (np.ones((2, 12)), (16, 4, 0, 8), "num_nodes=0 is less than 1"),
         (np.ones(12), (16, 4, 2, 8), r"shape \[layers, experts\]"),
         (-np.ones((2, 12)), (16, 4, 2, 8), "loads that are negative"),

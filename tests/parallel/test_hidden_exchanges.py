@@ -163,8 +163,8 @@ def halves(remat="none", with_gradient=True, is_interleaved=True):
     angles = rope.angles(CFG.rope, block.rope_dim(CFG), jnp.arange(x.shape[1]))
 
     def one(p, x, segments):
-        mix = block.expanded(angles, segments, CFG, backend)
-        return block.block(p, x, mix, segments != 0, CFG, backend)[0]
+        attend = block.prefill(angles, segments, CFG, backend)
+        return block.block(p, x, attend, segments != 0, CFG, backend)[0]
 
     one = policy(remat)(one, is_scanned=False)
 

@@ -67,10 +67,10 @@ def test_every_product_is_in_one_part(key, remat, is_moe):
     layer, (w, x, side, dy), joint = layer_case(key, remat, is_moe)
     parts = split(layer, w, x, side, dy)
     _, _, stored = jax.eval_shape(parts.forward, w, x, side)
-    _, owed = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
+    _, residuals = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
     ahead = precision(parts.forward, w, x, side)
     back = precision(parts.input_gradient, w, side, stored, dy)
-    late = precision(parts.weight_gradient, w, side, stored, owed)
+    late = precision(parts.weight_gradient, w, side, stored, residuals)
     assert ahead + back + late == precision(joint, w, x, side, dy)
     matrices = sum(s.is_product for s in jax.tree.leaves(
         blocks.block_specs(MODEL, is_moe), is_leaf=params.is_spec))
@@ -84,9 +84,9 @@ def test_no_weight_is_stored_or_owed(key, remat):
     layer, (w, x, side, dy), _ = layer_case(key, remat)
     parts = split(layer, w, x, side, dy)
     _, _, stored = jax.eval_shape(parts.forward, w, x, side)
-    _, owed = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
+    _, residuals = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
     sizes = {leaf.size for leaf in jax.tree.leaves(w) if leaf.ndim > 1}
-    assert not sizes & {a.size for a in [*stored, *owed]}
+    assert not sizes & {a.size for a in [*stored, *residuals]}
     if remat == "full":
         choice = (*x.shape[:2], MODEL.moe.experts_per_token)
         assert [a.shape for a in stored] == [x.shape, choice]
@@ -99,8 +99,8 @@ def test_the_parts_make_the_joint_gradient(key):
 
     def by_parts(w, x, side, dy):
         y, aux, stored = parts.forward(w, x, side)
-        dx, owed = parts.input_gradient(w, side, stored, dy)
-        return y, aux, (parts.weight_gradient(w, side, stored, owed), dx)
+        dx, residuals = parts.input_gradient(w, side, stored, dy)
+        return y, aux, (parts.weight_gradient(w, side, stored, residuals), dx)
 
     got, wanted = jax.jit(by_parts)(*args), jax.jit(joint)(*args)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
@@ -112,9 +112,9 @@ def test_gains_do_not_wait_for_the_weight_gradient(key):
     layer, (w, x, side, dy), _ = layer_case(key)
     parts = split(layer, w, x, side, dy)
     _, _, stored = jax.eval_shape(parts.forward, w, x, side)
-    _, owed = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
+    _, residuals = jax.eval_shape(parts.input_gradient, w, side, stored, dy)
     gains = {leaf.size for leaf in jax.tree.leaves(w) if leaf.ndim == 1}
-    assert gains <= {a.size for a in owed}  # summed over tokens already
+    assert gains <= {a.size for a in residuals}  # summed over tokens already
 
 
 def test_a_loop_is_cut_to_what_is_wanted_of_it():

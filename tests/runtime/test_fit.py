@@ -118,7 +118,7 @@ def test_what_surely_does_not_fit_is_refused_with_flags_that_save_what_they_say(
     said = str(raised.value)
     assert f"needs at least {fit.said(size)} of memory" in said
     assert f"{fit.said(size - 1)} are available on this machine" in said
-    assert f"{fit.said(counted.at_once['activations'])} activations" in said
+    assert f"{fit.said(counted.parts['activations'])} activations" in said
     assert "\n" not in said
     named = re.findall(r"(--[a-z.-]+) (\S+) saves at least ([\d.]+ \w+)", said)
     assert named

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import socket
 import threading
+import time
 
 import jax
 import openai
@@ -135,3 +136,11 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def eventually(condition):
+    """Wait until something holds, a quarter of a minute at most."""
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -16,7 +16,7 @@ import pytest
 from dsjax.serve import app, choice, server
 from dsjax.serve.door import Limits, Served
 from tests.serve import stand_in
-from tests.serve.conftest import CONTEXT, END, Server, serving
+from tests.serve.conftest import CONTEXT, END, Server, eventually, serving
 
 GREEDY = {"model": "short", "temperature": 0}
 
@@ -32,13 +32,6 @@ def post(there, path, body, headers=None, method="POST"):
         return answer.status, answer.headers, json.loads(answer.read() or b"null")
     finally:
         connection.close()
-
-
-def eventually(condition):
-    end = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def raw(there, body, path="/v1/completions"):

@@ -50,7 +50,8 @@ def _parse_one(kinds: Sequence[type], argv: Sequence[str], prog: str) -> Any:
     if argv[0] not in by_name:
         begun = [name for name in by_name if name.startswith(argv[0])]
         mean = f", did you mean {begun[0]}" if len(begun) == 1 else did_you_mean(argv[0], by_name)
-        raise UserError(f"there is no {argv[0]}{mean}; choose from {', '.join(by_name)}")
+        noun = "flag" if argv[0].startswith("-") else "command"
+        raise UserError(f"there is no {noun} {argv[0]}{mean}; choose from {', '.join(by_name)}")
     return parse(by_name[argv[0]], argv[1:], f"{prog} {argv[0]}")
 
 

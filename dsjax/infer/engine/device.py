@@ -36,7 +36,7 @@ from dsjax.infer.offload import serve as layered
 from dsjax.infer.offload.cache import ExpertCache
 from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers import mla, paged
-from dsjax.layers.backend import Backend
+from dsjax.layers.backend import Backend, attend_read
 from dsjax.layers.moe import MoEParams
 from dsjax.runtime.backend import for_rank
 
@@ -82,8 +82,11 @@ class Device:
     """Everything that lies on the devices, and what they are asked to do."""
 
     def __init__(self, model: Model, setting: Setting,
-                 loads: NDArray[np.float64] | None = None):
-        """Place the model; `loads` [L, E], if known, say how its experts are spread."""
+                 loads: NDArray[np.float64] | None = None, is_consumed: bool = False):
+        """Place the model; `loads` [L, E], if known, say how its experts are spread.
+
+        Of a consumed model the layers' arrays are gone afterwards; otherwise they are there twice.
+        """
         _check(model, setting, loads)
         self.depth = model.cfg.mtp_depth if setting.draft else 0
         self.max_len = model.context if setting.max_len is None else setting.max_len
@@ -99,7 +102,7 @@ class Device:
         """The cache of routed experts; None where all of them are on the device."""
         if self.experts is None:
             params, self.cfg = ready(model.params, model.cfg, model.backend)
-            self.params = self.place.written_out(params)
+            self.params = self.place.written_out(params, is_consumed)
         else:
             self.params, self.cfg = model.params, model.cfg
         self.placement = None
@@ -306,12 +309,17 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
 
 
 def _backends(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
-    """Make the backends that read prompts and that decode; on a mesh a rank's part of both."""
+    """Make the backends that read prompts and that decode; on a mesh a rank's part of both.
+
+    Pages are attended to where they lie, unless the model came with an attention of its own.
+    """
+    attend = model.backend.attend_cached
+    attend = paged.attend if attend is attend_read else attend
     if model.mesh is None:
-        reading = dataclasses.replace(model.backend, attend_cached=paged.attend)
+        reading = dataclasses.replace(model.backend, attend_cached=attend)
         return reading, dataclasses.replace(reading, dispatch=experts.every_row)
-    rank = dataclasses.replace(for_rank(model.backend, cfg, model.layout),
-                               attend_cached=paged.attend, layout=ON_A_RANK)
+    rank = dataclasses.replace(for_rank(model.backend, cfg, model.layout), attend_cached=attend,
+                               layout=ON_A_RANK)
     if cfg.moe is not None:
         rank = dataclasses.replace(rank, dispatch=functools.partial(
             experts.on_ranks, layout=model.layout))

@@ -86,14 +86,23 @@ class Place:
             return [here]
         return [jax.tree.map(lambda a, r=r: a[r], here) for r in range(self.ranks)]
 
-    def written_out(self, p: TransformerParams) -> TransformerParams:
-        """Layers as stacks of their own, each matrix cut over devices as it was."""
-        if self.mesh is None:
-            return transformer.written_out(p)
-        where = jax.tree.map(lambda a: a.sharding, p)
-        of_layers = jax.eval_shape(transformer.written_out, p)
-        stacks = {name: where.stacks[name.rsplit(".", 1)[0]] for name in of_layers.stacks}
-        return jax.jit(transformer.written_out, out_shardings=where.replace(stacks=stacks))(p)
+    def written_out(self, p: TransformerParams, is_consumed: bool) -> TransformerParams:
+        """Layers as stacks of their own, each matrix cut over devices as it was.
+
+        Consumed arrays of `p` are deleted one by one, so that a device never holds all of them
+        twice.
+        """
+        def cut(a: Array) -> list[Array]:
+            layers_of: Any = transformer.layers_of
+            if self.mesh is not None:
+                layers_of = jax.jit(layers_of, out_shardings=a.sharding)
+            layers = layers_of(a) if len(a) > 1 else [a]  # one layer is written out already
+            if is_consumed and len(a) > 1:
+                jax.block_until_ready(layers)
+                a.delete()
+            return layers
+
+        return transformer.written_out(p, cut)
 
     def compiled(self, step: Step, whole: tuple[Tree, ...], served: Tree, asked: Tree,
                  **static: Any) -> Callable[..., Any]:

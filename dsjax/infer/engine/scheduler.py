@@ -35,7 +35,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
-from dsjax.infer.engine.config import Config
+from dsjax.infer.engine.config import Config, pages_of
 from dsjax.infer.engine.pages import Pages
 from dsjax.infer.engine.request import (
     Arrive,
@@ -253,9 +253,11 @@ class Scheduler:
                 break
 
     def _admit(self, row: Row, plan: Plan) -> bool:
-        """Give a waiting row a slot and pages for its tokens, if all that run can have one more."""
+        """Give a waiting row a slot and pages for its tokens, if all that run and are not at their
+        last page can have one more.
+        """
         pages = self.pages
-        before, spare = pages.available, len(self._running)
+        before, spare = pages.available, sum(map(self._grows, self._running))
         is_ended = len(row.tokens) >= row.limit  # its Finish is to come
         if is_ended or row.pending or before - spare < row.wanted:
             return False
@@ -283,6 +285,11 @@ class Scheduler:
         plan.admitted.append(row.id)
         plan.copies += copies
         return True
+
+    def _grows(self, row: Row) -> bool:
+        """Return True for a row that may need another page than those it has."""
+        most = pages_of(row.limit, self.cfg.page_size, self.cfg.depth)
+        return len(row.table.pages) < most
 
     def check(self) -> None:
         """Assert what holds between any two calls."""

@@ -194,12 +194,12 @@ def _enter(left: Left | None, pool: Pool | None, layer: BlockParams, after: Next
     if past is None:
         assert at.segments is not None, "whole rows have segments"
         expanded = rope.angles(cfg.rope, blocks.rope_dim(cfg), at.positions[0])
-        mix = blocks.expanded(expanded, at.segments, cfg, backend)
-        x, kept = blocks.attention(p, x, mix, cfg)
+        attend = blocks.prefill(expanded, at.segments, cfg, backend)
+        x, kept = blocks.attention(p, x, attend, cfg)
         cache = backend.make_cache(kept, length)
     else:
-        mix = blocks.cached(angles, at.positions, _one(past), cfg, backend)
-        x, cache = blocks.attention(p, x, mix, cfg)
+        attend = blocks.decode(angles, at.positions, _one(past), cfg, backend)
+        x, cache = blocks.attention(p, x, attend, cfg)
     experts = weights = predicted = None
     if isinstance(p.ffn, MoEParams):
         experts, weights = _routed(p.ffn.router, x, p.ffn_norm, cfg)

@@ -44,8 +44,8 @@ def interleaved(ranks: int, microbatches: int, chunks: int = 2) -> Schedule:
         forward = [f(chunk) for chunk in order]
         backward = [bw(chunks - 1 - chunk) for chunk in order]
         warmup = min(2 * (ranks - 1 - rank) + (chunks - 1) * ranks, total)
-        steady = [word for pair in zip(forward[warmup:], backward) for word in pair]
-        return forward[:warmup] + steady + backward[total - warmup :]
+        paired = [word for pair in zip(forward[warmup:], backward) for word in pair]
+        return forward[:warmup] + paired + backward[total - warmup :]
 
     stages = ranks * chunks
     table = tuple(

@@ -123,7 +123,7 @@ def f(chunk: int) -> Word:
 
 
 def b(chunk: int) -> Word:
-    """Spell an input-gradient, whose weight-gradient is owed."""
+    """Spell an input-gradient, whose weight-gradient comes later."""
     return ((Kind.INPUT, chunk),)
 
 
@@ -133,7 +133,7 @@ def bw(chunk: int) -> Word:
 
 
 w: Word = ((Kind.WEIGHT, -1),)
-"""The oldest weight-gradient owed, of whichever chunk."""
+"""The oldest pending weight-gradient, of whichever chunk."""
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,17 @@ def number(words: Iterable[Word], chunks: Sequence[Chunk]) -> Row:
     """Turn a rank's words into cells: a counter a chunk for F and one for B, a queue for W."""
     forwards = [chunk.first for chunk in chunks]
     backwards = [chunk.first for chunk in chunks]
-    owed: deque[tuple[int, int]] = deque()
+    pending: deque[tuple[int, int]] = deque()
 
     def operation(kind: Kind, spelled: int) -> Op:
         if kind is Kind.WEIGHT:
-            spelled, microbatch = owed.popleft()
+            spelled, microbatch = pending.popleft()
         else:
             met = forwards if kind is Kind.FORWARD else backwards
             microbatch = met[spelled]
             met[spelled] += 1
             if kind is Kind.INPUT:
-                owed.append((spelled, microbatch))
+                pending.append((spelled, microbatch))
         chunk = chunks[spelled]
         return Op(kind, chunk.stage, microbatch, chunk.index, chunk.direction)
 

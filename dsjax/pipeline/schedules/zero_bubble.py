@@ -18,12 +18,12 @@ def zb_h1(ranks: int, microbatches: int) -> Schedule:
 
     def words(rank: int) -> list[Word]:
         warmup = min(ranks - 1 - rank, microbatches)
-        spelled, owed = [f(0)] * warmup, 0
+        spelled, pending = [f(0)] * warmup, 0
         for microbatch in range(microbatches):
             spelled += [f(0)] if warmup + microbatch < microbatches else []
-            spelled += [b(0)] if owed < rank else [b(0), w]
-            owed = min(owed + 1, rank)
-        return spelled + [w] * owed
+            spelled += [b(0)] if pending < rank else [b(0), w]
+            pending = min(pending + 1, rank)
+        return spelled + [w] * pending
 
     table = tuple(number(words(rank), [Chunk(0, rank)]) for rank in range(ranks))
     return Schedule("zb-h1", ranks, ranks, microbatches, (tuple(range(ranks)),), table)

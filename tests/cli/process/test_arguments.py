@@ -22,7 +22,7 @@ REFUSED = {
     "pipeline dualpipe --ranks 8": "give --microbatches; see --help",
     "pipeline dualpipe --ranks 8 --microbatches 2 more": "these words belong to no flag: more; a "
     "switch takes no value (--NAME or --no-NAME); see --help",
-    "bench": "give train or decode or gemm or layouts or links; see --help",
+    "bench": "give train or decode or prefill or serve or gemm or layouts or links; see --help",
 }
 
 
@@ -77,8 +77,8 @@ def test_commands_in_one_of_several_forms_are_parsed_alike():
         return str(caught.value)
 
     assert refusal("") == "give hf-to-dsjax or dsjax-to-hf; see --help"
-    assert refusal("hf") == ("there is no hf, did you mean hf-to-dsjax; choose from hf-to-dsjax, "
-                             "dsjax-to-hf")
+    assert refusal("hf") == ("there is no command hf, did you mean hf-to-dsjax; choose from "
+                             "hf-to-dsjax, dsjax-to-hf")
     assert refusal("hf-to-dsjax a") == "give DST; see --help"
     assert refusal("hf-to-dsjax a b --dtype fp9").startswith("--dtype is 'fp9'; choose from")
     assert "did you mean --dtype;" in refusal("hf-to-dsjax a b --dtyp fp8")

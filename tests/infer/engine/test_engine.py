@@ -27,6 +27,7 @@ from dsjax.infer.engine.device import Device
 from dsjax.infer.engine.engine import Engine
 from dsjax.infer.sample import probs, sampling_params
 from dsjax.model import transformer
+from dsjax.ops.attention_cached import attend_cached
 from tests import agreement
 from tests.infer.engine.clients import (
     EXPERTS,
@@ -59,6 +60,28 @@ def devices(model):
 
     of.params = model.params
     return of
+
+
+def test_an_attention_that_comes_with_a_model_is_the_one_that_serves(devices):
+    prompt, sampling = REQUESTS[0]
+
+    def half(queries, cache, positions, scale):
+        """Look at the last four positions alone."""
+        past = cache.read(queries[0].dtype)
+        near = jnp.arange(past.values.shape[1])[None] > positions[:, :1] - 4
+        keys = (*past.keys, jnp.where(near, 0.0, -1e9).astype(queries[0].dtype)[..., None, None])
+        ones = jnp.full((*queries[0].shape[:3], 1), 1 / scale, queries[0].dtype)
+        return attend_cached((*queries, ones), keys, past.values, positions, scale)
+
+    backend = dataclasses.replace(default_backend(), attend_cached=half)
+    foreign = Model(EXPERTS, agreement.draw(transformer.specs(EXPERTS), 3), None, 40, backend, None)
+    setting, found = dataclasses.replace(SETTING, slots=1), []
+    for device in (devices("plain"), Device(foreign, setting)):
+        engine = Engine(device)
+        found.append(Client(engine, prompt, sampling))
+        drain(engine)
+    assert found[0].logprobs[:3] == pytest.approx(found[1].logprobs[:3], abs=1e-5)
+    assert found[0].logprobs[4:] != pytest.approx(found[1].logprobs[4:], abs=1e-3)
 
 
 @functools.cache
@@ -222,8 +245,9 @@ def test_what_can_never_be_served_is_refused_in_a_sentence_and_a_full_queue_says
 
 
 @pytest.mark.parametrize("changed", [
-    {"max_len": 4}, {"max_len": 2, "pages": None}, {"pages": 1}, {"slots": 1, "pages": None},
-    pytest.param({"slots": 40, "pages": None}, marks=pytest.mark.exhaustive)])
+    {"max_len": 4}, {"pages": 1},
+    *(pytest.param({"pages": None} | more, marks=pytest.mark.exhaustive)
+      for more in ({"max_len": 2}, {"slots": 1}, {"slots": 40}))])
 def test_an_engine_of_any_size_serves_its_longest_request_or_refuses_it_at_once(changed, model):
     """And keeps one number of rows where too few pages are there to try others."""
     device = Device(model, dataclasses.replace(SETTING, budget=None, draft=True, **changed))

@@ -46,9 +46,11 @@ def resident(precision):
     return x, step(params, cache)
 
 
-@pytest.mark.parametrize("experts", [3, 7, 100], ids=["waves", "some", "all"])
+@pytest.mark.parametrize("experts", [
+    3, pytest.param(7, marks=pytest.mark.exhaustive), 100], ids=["waves", "some", "all"])
 @pytest.mark.parametrize("precision", [
-    FP32, BF16, pytest.param(gemm.FP8, marks=pytest.mark.exhaustive)], ids=lambda p: p.name)
+    FP32, *(pytest.param(form, marks=pytest.mark.exhaustive) for form in (BF16, gemm.FP8))],
+                         ids=lambda p: p.name)
 def test_hidden_states_have_the_resident_models_bits(precision, experts):
     backend, _ = models.backends(precision)
     params, cache = models.trunk(backend), models.cache(experts, backend)
@@ -76,7 +78,8 @@ def offloaded():
     return models.trunk(backend), Options(backend, experts=cache)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [
+    pytest.param(GREEDY, marks=pytest.mark.exhaustive), SAMPLED], ids=["greedy", "sampled"])
 def test_a_text_is_the_one_of_plain_generate(sampling, offloaded):
     params, options = offloaded
     own, _ = models.backends()

@@ -59,8 +59,8 @@ def offloaded(folder, precision, experts):
 
 
 @pytest.mark.parametrize("kind", [
-    "run in bf16", "FP8, wide", *(pytest.param(kind, marks=pytest.mark.exhaustive)
-                                  for kind in ("run", "released", "released, wide", "FP8"))])
+    "run in bf16", *(pytest.param(kind, marks=pytest.mark.exhaustive)
+                     for kind in ("FP8, wide", "run", "released", "released, wide", "FP8"))])
 def test_texts_are_the_resident_models_with_the_same_products(kind, folders):
     folder, precision = KINDS[kind]
     model, said = offloaded(folders / folder, precision, 5)
