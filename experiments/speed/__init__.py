@@ -27,6 +27,23 @@ STUDY = Study(
             ),
         ),
         Part(
+            name="inference",
+            command="python -m experiments.speed.inference",
+            asks="tokens a second of decoding and prefill beside transformers with a static cache, "
+                 "and of the engine beside bare decoding, process by process in turn",
+            cost="some fifteen minutes on two cores, and a Python with torch and transformers",
+            quick="one round of 4 steps, without the peer unless --peer-python is given, in two "
+                  "minutes",
+            verdict=None,
+            records=("inference",),
+            flags=(
+                Flag("--peer-python", "a Python with torch and transformers; peer_transformers.py "
+                     "says which"),
+                Flag("--rounds", "rounds of all processes (5)", int, 5),
+                Flag("--steps", "tokens of a repetition (64)", int, 64),
+            ),
+        ),
+        Part(
             name="fp8",
             command="python -m experiments.speed.fp8",
             asks="steps in FP8, bfloat16 and float32, process by process in turn",

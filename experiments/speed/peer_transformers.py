@@ -1,12 +1,15 @@
-"""The peer: the same shape trained by transformers on torch, in its best form on CPU.
+"""The peer: the same shape trained by transformers on torch, in its best form on CPU, or decoded.
 
 Runs in an environment of its own (`python -m venv peer; peer/bin/pip install torch==2.13.0
 transformers==5.23.0`), which has no dsjax, so `run.py` hands the shape over as JSON. Forms: experts
 (grouped_mm, batched_mm, eager), attention (sdpa, eager), torch.compile or not, AdamW fused or
 foreach.
 
-Prints one JSON line with the same keys as `dsjax bench train`, the rate of torch's own square
-products among them. Torch is imported once the words are understood.
+Decoding and prefill have a static cache; greedy tokens are fed back, and the cache holds `--seq`
+random tokens at first.
+
+Prints one JSON line with the same keys as `dsjax bench`, the rate of torch's own square products
+among them. Torch is imported once the words are understood.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import DeepseekV3Config
 
-WARMUP = 3
+WARMUP, REPEATS = 3, 5
 MATMUL = 1024  # the size that `dsjax bench` multiplies on a CPU
 TOY = {
     "vocab": 256, "d_model": 32, "layers": 2, "dense_layers": 1, "dense_dim": 64, "init_std": 0.02,
@@ -39,11 +42,21 @@ TOY = {
 def main() -> None:
     args = arguments()
     import torch
-    from transformers import DeepseekV3ForCausalLM
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     shape = json.loads(args.model)
+    found = train(shape, args) if args.mode == "train" else infer(shape, args)
+    a, b = torch.rand(MATMUL, MATMUL), torch.rand(MATMUL, MATMUL)
+    peak = matmul_rate(lambda: torch.mm(a, b), MATMUL)
+    print(json.dumps(found | {"peak_gflop_s": round(peak, 1)}), flush=True)
+
+
+def train(shape: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Time whole optimizer steps."""
+    import torch
+    from transformers import DeepseekV3ForCausalLM
+
     model = DeepseekV3ForCausalLM(config(shape, args)).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1,
@@ -67,14 +80,71 @@ def main() -> None:
     nats = [step()]
     first_s = time.perf_counter() - began
     wall, cpu = timed(step, args.steps, nats)
-    a, b = torch.rand(MATMUL, MATMUL), torch.rand(MATMUL, MATMUL)
-    peak = matmul_rate(lambda: torch.mm(a, b), MATMUL)
-    print(json.dumps(report(args, model, wall, cpu, nats, first_s)
-                     | {"peak_gflop_s": round(peak, 1)}), flush=True)
+    return report(args, model, wall, cpu) | {
+        "first_step_s": round(first_s, 2),
+        "nats_first_last": [round(nats[0], 4), round(nats[-1], 4)],
+    }
+
+
+def infer(shape: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Time decoding or prefill in programs of `--steps` tokens."""
+    import torch
+    from transformers import DeepseekV3ForCausalLM
+
+    length = args.seq
+    args.seq += args.steps * (WARMUP + REPEATS)  # positions that the model must know
+    model = DeepseekV3ForCausalLM(config(shape, args)).eval()
+    model.config.use_cache = True
+    tokens = torch.randint(0, shape["vocab"], (args.batch, length))
+    with torch.inference_mode():
+        one = (decoding if args.mode == "decode" else prefill)(model, tokens, args)
+        wall, cpu = timed(one, REPEATS, [])
+    args.seq = args.steps if args.mode == "decode" else length  # tokens of a call, a row
+    return report(args, model, wall, cpu) | {"seq": length}
+
+
+def decoding(model: Any, tokens: Any, args: argparse.Namespace) -> Callable[[], float]:
+    """Return what decodes `--steps` tokens of every row."""
+    import torch
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=args.seq)
+    forward = torch.compile(model, dynamic=False) if args.compile else model
+    logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+    newest = logits[:, -1:].argmax(-1)
+    at = tokens.shape[1]
+
+    def one() -> float:
+        nonlocal newest, at
+        for _ in range(args.steps):
+            place = torch.full((args.batch, 1), at)
+            logits = forward(input_ids=newest, past_key_values=cache, use_cache=True,
+                             position_ids=place).logits
+            newest = logits[:, -1:].argmax(-1)
+            at += 1
+        return 0.0
+
+    return one
+
+
+def prefill(model: Any, tokens: Any, args: argparse.Namespace) -> Callable[[], float]:
+    """Return what reads prompts into a fresh cache; the head sees the last token alone."""
+    import torch
+    from transformers import StaticCache
+
+    forward = torch.compile(model, dynamic=False) if args.compile else model
+
+    def one() -> float:
+        cache = StaticCache(config=model.config, max_cache_len=tokens.shape[1] + 1)
+        forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return 0.0
+
+    return one
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--mode", choices=("train", "decode", "prefill"), default="train")
     parser.add_argument("--model", help="dsjax's ModelConfig as JSON (needed, but for --quick)")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seq", type=int, default=16)
@@ -153,14 +223,14 @@ def matmul_rate(product: Callable[[], Any], size: int, budget_s: float = 0.3) ->
     return 2 * size**3 / best / 1e9
 
 
-def report(args: argparse.Namespace, model: torch.nn.Module, wall: list[float], cpu: list[float],
-           nats: list[float], first_s: float) -> dict[str, Any]:
+def report(args: argparse.Namespace, model: torch.nn.Module, wall: list[float],
+           cpu: list[float]) -> dict[str, Any]:
     import torch
     import transformers
 
     tokens = args.batch * args.seq
     return {
-        "mode": "train",
+        "mode": args.mode,
         "dtype": args.dtype,
         "form": f"{args.experts}, {args.attention}, compile {args.compile}, {args.optimizer}",
         "batch": args.batch,
@@ -168,9 +238,7 @@ def report(args: argparse.Namespace, model: torch.nn.Module, wall: list[float], 
         "tok_s": round(tokens / statistics.median(wall), 1),
         "tok_s_best": round(tokens / min(wall), 1),
         "tok_per_cpu_s": round(tokens / statistics.median(cpu), 1),
-        "first_step_s": round(first_s, 2),
         "params": sum(p.numel() for p in model.parameters()),
-        "nats_first_last": [round(nats[0], 4), round(nats[-1], 4)],
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "load": round(os.getloadavg()[0], 2),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

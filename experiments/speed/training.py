@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dsjax.cli.bench import Bench, shape_run
+from dsjax.cli.benches.shapes import Bench, shape_run
 from dsjax.errors import UserError
 from experiments.common import record
 from experiments.common.command import Asked
