@@ -12,11 +12,11 @@ STUDY = Study(
         command="python -m experiments.speculation.run",
         asks="acceptance by depth, tokens of a pass, and tokens a second beside plain decoding, by "
              "temperature and rows, of `tiny` with one module and with a chain of two",
-        cost="25 minutes on two cores, of which 20 train the two models",
+        cost="20 minutes on two cores, of which 12 train the two models",
         quick="4 steps of training and one repeat, in two minutes",
         verdict=None,
         records=("drafts",),
-        flags=(Flag("--steps", "steps of training (2000)", int, 2000),),
+        flags=(Flag("--steps", "steps of training (1200)", int, 1200),),
         is_timed=True,
         is_tuned=True,
     ),),
