@@ -102,6 +102,7 @@ def test_they_decode_what_dequantized_ones_say(released):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # each half is shown: decoding, and products of the codes
 def test_they_decode_in_fp8_what_the_exact_numbers_decode(released):
     cfg, kept, wide = released
     sampling = Sampling(temperature=0.0, max_new_tokens=7)
