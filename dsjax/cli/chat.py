@@ -16,10 +16,10 @@ from dsjax.cli.generate import Page
 from dsjax.cli.process import devices, engines, experts
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.experts import ExpertFlags
+from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.refusal import typed_as
 from dsjax.errors import UserError
 from dsjax.terminal import Console
 
@@ -46,15 +46,10 @@ class Chat:
     """Folder that `dsjax train` or `dsjax demo` wrote, or a released checkpoint."""
     system: str | None = None
     """A message before the first, for a model with a chat template."""
-    temperature: float = 0.8
-    """Logits are divided by it; 0 is greedy."""
-    top_p: float = 1.0
-    """Choose among the smallest set of likeliest tokens that has this much of the mass."""
+    sampling: Annotated[SamplingFlags, Mark.INLINE] = field(default_factory=SamplingFlags)
     max_new_tokens: int | None = None
     """Tokens of an answer at most; by default what the context has room for, and 128 where a text
     is continued."""
-    seed: int = 0
-    """Seed of the choices."""
     engine: Annotated[EngineFlags, Mark.INLINE] = field(
         default_factory=lambda: EngineFlags(slots=1))
     experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
@@ -74,17 +69,14 @@ def main(args: Chat) -> int:
     from dsjax.cli.serve import require
 
     require()
-    seed_in_range(args.seed, "--seed ")
+    seed_in_range(args.sampling.seed, "--seed ")
     if args.devices is not None:
         devices.make(args.devices)
     devices.require()
     from dsjax import infer
     from dsjax.serve import template
 
-    with typed_as("temperature", "top_p", "max_new_tokens"):
-        infer.Sampling(args.temperature, args.top_p, args.max_new_tokens or 1, seed=args.seed)
-        if args.max_new_tokens == 0:
-            infer.Sampling(max_new_tokens=0)
+    sampling(args.sampling, 1 if args.max_new_tokens is None else args.max_new_tokens)
     model = infer.load(args.folder, infer.Choice(
         args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
     found = template.load(args.folder, model.tokenizer)
@@ -260,12 +252,11 @@ class Talk:
         return prompt.ids, prompt.is_thinking
 
     def _sampling(self, prompt: int) -> Sampling:
-        from dsjax.infer import Sampling
-
         args, words = self._args, self._model.tokenizer
         most = args.max_new_tokens or (CONTINUED if self._template is None else 2**31)
-        return Sampling(args.temperature, args.top_p, min(most, self._engine.max_len - prompt),
-                        words.end_ids, (args.seed + self._turn) % 2**63, words.vocab)
+        return sampling(args.sampling, min(most, self._engine.max_len - prompt),
+                        stop_ids=words.end_ids, seed=(args.sampling.seed + self._turn) % 2**63,
+                        vocab=words.vocab)
 
     def _keep(self, ids: list[int], tokens: list[int], said: str) -> None:
         """Remember an answer, also one that was stopped."""

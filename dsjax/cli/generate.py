@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from dsjax import disk
 from dsjax.cli.process import devices, experts
 from dsjax.cli.process.experts import ExpertFlags
+from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.parallel import ParallelConfig
@@ -50,12 +51,7 @@ class Generate:
     """A UTF-8 text file that is one prompt more, whole."""
     max_new_tokens: int | None = None
     """Tokens to add to each prompt at most; by default 128, or what the context has room for."""
-    temperature: float = 0.8
-    """Logits are divided by it; 0 is greedy."""
-    top_p: float = 1.0
-    """Choose among the smallest set of likeliest tokens that has this much of the mass."""
-    seed: int = 0
-    """Seed of the choices."""
+    sampling: Annotated[SamplingFlags, Mark.INLINE] = field(default_factory=SamplingFlags)
     draft: bool = False
     """Speculate with the model's MTP modules: the same distribution in fewer passes."""
     bos: Literal["auto", "yes", "no"] = "auto"
@@ -88,7 +84,7 @@ def main(args: Generate) -> int:
     """Run the command; returns the exit status."""
     from dsjax.parallel import launch
 
-    seed_in_range(args.seed, "--seed ")
+    seed_in_range(args.sampling.seed, "--seed ")
     if args.context is not None and args.context < 2:
         raise UserError(f"--context {args.context} has no room for a prompt and a new token; it "
                         "must be at least 2")
@@ -128,18 +124,13 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
     context = model.context if args.context is None else args.context
     longest = max(map(len, prompts))
     new_tokens = args.max_new_tokens
-    with typed_as("temperature", "top_p", "max_new_tokens"):
-        sampling = infer.Sampling(
-            temperature=args.temperature,
-            top_p=args.top_p,
-            max_new_tokens=_new_tokens(context, longest) if new_tokens is None else new_tokens,
-            stop_ids=model.tokenizer.end_ids,
-            seed=args.seed,
-            vocab=model.tokenizer.vocab,
-        )
+    asked = sampling(
+        args.sampling, _new_tokens(context, longest) if new_tokens is None else new_tokens,
+        stop_ids=model.tokenizer.end_ids, vocab=model.tokenizer.vocab)
+    with typed_as("max_new_tokens"):
         options = infer.Options(model.backend, model.mesh, args.draft, context,
                                 experts=model.experts)
-        request = Request(texts, prompts, sampling)
+        request = Request(texts, prompts, asked)
         made = write(model, request, options, None if args.json else console)
     if args.json:
         console.out(to_json(_summary(model.tokenizer, texts, made.completions, made.report)))
@@ -151,14 +142,10 @@ def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = Fa
 
     model = infer.load(run)
     prompts = _ids(model.tokenizer, [prompt], None)
-    sampling = infer.Sampling(
-        temperature=0.8,
-        max_new_tokens=_new_tokens(model.context, len(prompts[0])),
-        stop_ids=model.tokenizer.end_ids,
-        vocab=model.tokenizer.vocab,
-    )
+    asked = sampling(SamplingFlags(), _new_tokens(model.context, len(prompts[0])),
+                     stop_ids=model.tokenizer.end_ids, vocab=model.tokenizer.vocab)
     options = infer.Options(model.backend, model.mesh, is_drafting, model.context)
-    return write(model, Request([prompt], prompts, sampling), options, console).report
+    return write(model, Request([prompt], prompts, asked), options, console).report
 
 
 @dataclass(frozen=True)
@@ -175,14 +162,14 @@ def write(model: Model, request: Request, options: Options, console: Console | N
     from dsjax.data.tokenizers.tokenizer import StreamDecoder
     from dsjax.infer import check, generate
 
-    texts, prompts, sampling = request.texts, request.prompts, request.sampling
-    check(model.cfg, prompts, [sampling] * len(prompts), options)
+    texts, prompts, asked = request.texts, request.prompts, request.sampling
+    check(model.cfg, prompts, [asked] * len(prompts), options)
     decoders = [StreamDecoder(model.tokenizer) for _ in texts]
     later = ["" for _ in texts]
     page = None if console is None else Page(console)
 
     def show(row: int, tokens: list[int]) -> None:
-        text = "".join(decoders[row].push(t) for t in tokens if t not in sampling.stop_ids)
+        text = "".join(decoders[row].push(t) for t in tokens if t not in asked.stop_ids)
         if row == 0 and page is not None:
             page.write(text)
         else:
@@ -190,7 +177,7 @@ def write(model: Model, request: Request, options: Options, console: Console | N
 
     if page is not None:
         page.write(texts[0], style="bold")
-    made = generate(model.params, model.cfg, prompts, sampling, options, show)
+    made = generate(model.params, model.cfg, prompts, asked, options, show)
     if page is not None:
         for row, decoder in enumerate(decoders):
             if row:

@@ -159,7 +159,8 @@ def _parser(tree: Branch, prog: str = "", is_help: bool = False) -> argparse.Arg
             prog, max_help_position=28, width=width))
     for branch in flag_tree.branches(tree):
         said = documented(branch.cls) if is_help else {}
-        inline = "the run" if branch.cls is RunConfig else "more flags"
+        about = (branch.cls.__doc__ or "").partition(".")[0]
+        inline = "the run" if branch.cls is RunConfig else about[:1].lower() + about[1:]
         title = "flags" if branch is tree else branch.flag if branch.flag != "--" else inline
         group = parser.add_argument_group(title)
         if len(branch.classes) > 1:
