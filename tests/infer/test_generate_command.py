@@ -49,13 +49,15 @@ def test_it_prints_the_prompt_its_continuation_and_one_line(run, capsys):
 
 
 def test_json_holds_the_text_that_the_library_makes(run, capsys):
-    flags = ["--prompt", "that is", "--prompt", "", "--temperature", "0", "--draft", "--json"]
+    flags = ["--prompt", "that is", "--prompt", "", "--temperature", "0", "--draft", "--json",
+             "--repetition-penalty", "1.3", "--presence-penalty", "0.2", "--top-k", "5"]
     assert main(["generate", str(run), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     model = load(run)
     ids = [model.tokenizer.encode("that is"), [model.tokenizer.end_id]]
     # The longest prompt leaves so much of the context of 40.
-    sampling = Sampling(temperature=0, max_new_tokens=40 - max(map(len, ids)),
+    sampling = Sampling(temperature=0, max_new_tokens=40 - max(map(len, ids)), top_k=5,
+                        repetition_penalty=1.3, presence_penalty=0.2,
                         vocab=model.tokenizer.vocab, stop_ids=(model.tokenizer.end_id,))
     expected = generate(model.params, model.cfg, ids, sampling,
                         Options(draft=True)).completions
@@ -108,6 +110,9 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
         ([str(run), "--tempera", "1"], "there is no flag --tempera, did you mean --temperature;"),
         ([], "give FOLDER; see --help"),
         ([str(run), "--top-p", "0"], "--top-p 0.0"),
+        ([str(run), "--top-k", "0"], "--top-k 0 leaves no token"),
+        ([str(run), "--min-p", "2"], "--min-p 2.0"),
+        ([str(run), "--repetition-penalty", "0"], "--repetition-penalty 0.0"),
     ]:
         assert main(["generate", *argv]) == 2
         said, error = capsys.readouterr()
