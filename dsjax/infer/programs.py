@@ -47,7 +47,8 @@ prefill = jax.jit(decode.prefill, static_argnames=("cfg", "backend", "max_len", 
 def compiled(function: Any, *args: Any, **static: Hashable) -> Callable[..., Any]:
     """Compile a jitted function for arguments like these, once; call the result with `args`."""
     leaves, tree = jax.tree.flatten(args)
-    shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in leaves)
+    shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None))
+                   for a in leaves)  # arrays of the host have none
     return _compiled(function, tree, shapes, tuple(sorted(static.items())))
 
 

@@ -273,8 +273,10 @@ class Device:
     def _nothing(self) -> Any:
         return self.place.put([np.int32(0)] * self.ranks)
 
-    def taken(self, given: Given) -> list[Given]:
-        """Bring what a step gave the rows of each rank to the host."""
+    def taken(self, given: Given, wants_top: bool = True) -> list[Given]:
+        """Bring what a step gave the rows of each rank to the host; likeliest tokens if wanted."""
+        if not wants_top:
+            given = dataclasses.replace(given, top_ids=None, top_logprobs=None)
         return self.place.taken(given)
 
 

@@ -99,6 +99,7 @@ class _Flight(NamedTuple):
 
     rows: list[list[RowId]]
     given: Given | None
+    wants_top: bool = False
 
 
 @dataclass
@@ -178,7 +179,7 @@ class Engine:
         last, self._flight = self._flight, flight
         if last is not None and last.given is not None:
             before = time.perf_counter()
-            given = self.device.taken(last.given)
+            given = self.device.taken(last.given, last.wants_top)
             waited = time.perf_counter() - before
             for rows, of_rank in zip(last.rows, given, strict=True):
                 self._take(rows, of_rank)
@@ -227,10 +228,10 @@ class Engine:
             return _Flight(ids, None)
         rows = [[self._row(id) for id in of_rank] for of_rank in ids]
         asking = (self._clients.get(id[0]) for of_rank in ids for id in of_rank)
+        wants_top = any(client is not None and client.top > 0 for client in asking)
         return _Flight(ids, self.device.advance(
             [[_slot(row) for row in of_rank] for of_rank in rows],
-            [[row.table.pages for row in of_rank] for of_rank in rows],
-            any(client is not None and client.top > 0 for client in asking)))
+            [[row.table.pages for row in of_rank] for of_rank in rows], wants_top), wants_top)
 
     def _row(self, id: RowId) -> Row:
         row = self.ranks.find(id)
@@ -251,11 +252,12 @@ class Engine:
     def _take(self, rows: list[RowId], given: Given) -> None:
         """Hand out what a step gave the rows of a rank, and tell its scheduler."""
         totals = self._totals
-        for at, id in enumerate(rows):
+        made = zip(rows, given.tokens.tolist(), given.count.tolist(), given.logprobs.tolist())
+        for at, (id, tokens, count, logprobs) in enumerate(made):
             row = self.ranks.find(id)
             if row is None:
                 continue  # it ended while the step ran
-            new = given.tokens[at, : int(given.count[at])].tolist()
+            new = tokens[:count]
             kept, reason = _until_end(row, new)
             totals.passes += 1
             totals.accepted += len(new) - 1
@@ -263,22 +265,14 @@ class Engine:
             self._events.append(Emitted(id, tuple(new)))
             if reason:
                 self._events.append(Finish(id, reason))
-            self._tell(id[0], given, at, kept, reason)
-
-    def _tell(self, id: str, given: Given, at: int, kept: list[int],
-              reason: FinishReason | None) -> None:
-        """Give a client its new tokens."""
-        client = self._clients.get(id)
-        if client is None:
-            return
-        if reason:
-            del self._clients[id]
-        top = tuple(
-            tuple(zip(given.top_ids[at, t, : client.top].tolist(),
-                      given.top_logprobs[at, t, : client.top].tolist()))
-            for t in range(len(kept))) if client.top else ()
-        client.on_output(Output(tuple(kept), tuple(given.logprobs[at, : len(kept)].tolist()), top,
-                                reason, NOT_A_NUMBER if reason == "error" else ""))
+            client = self._clients.get(id[0])
+            if client is None:
+                continue
+            if reason:
+                del self._clients[id[0]]
+            client.on_output(Output(
+                tuple(kept), tuple(logprobs[: len(kept)]), _top(given, at, len(kept), client.top),
+                reason, NOT_A_NUMBER if reason == "error" else ""))
 
     def expert_loads(self) -> list[list[float]] | None:
         """Tokens that chose each expert, by layer; None where that is not measured.
@@ -318,6 +312,15 @@ class Engine:
 NOT_A_NUMBER = ("the model's logits are not numbers, so there is no token to choose; its "
                 "parameters hold NaN or are too large: look at the loss of its training, or use "
                 "an earlier checkpoint")
+
+
+def _top(given: Given, at: int, count: int,
+         most: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """The likeliest ids, and their log-probabilities, of the first tokens of a row."""
+    if not most:
+        return ()
+    return tuple(tuple(zip(given.top_ids[at, t, :most].tolist(),
+                           given.top_logprobs[at, t, :most].tolist())) for t in range(count))
 
 
 def _together(by_rank: Iterable[Iterable[T]]) -> Iterator[list[T | None]]:

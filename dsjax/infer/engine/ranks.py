@@ -14,7 +14,7 @@ import collections
 from collections.abc import Iterable
 
 from dsjax.infer.engine.config import Config
-from dsjax.infer.engine.request import Arrive, Cancel, Event, Plan, Request, Row, RowId
+from dsjax.infer.engine.request import Arrive, Cancel, Emitted, Event, Plan, Request, Row, RowId
 from dsjax.infer.engine.scheduler import Scheduler
 
 
@@ -42,7 +42,10 @@ class Ranks:
         """Take events, in order, and plan the next step of every rank."""
         told: list[list[Event]] = [[] for _ in self.schedulers]
         for event in events:
-            if isinstance(event, Arrive):
+            if isinstance(event, Emitted):
+                if (rank := self._rank.get(event.id[0])) is not None:
+                    told[rank].append(event)
+            elif isinstance(event, Arrive):
                 self._held.append(event.request)
             elif (rank := self._rank.get(_request(event))) is not None:
                 told[rank].append(event)
@@ -51,6 +54,8 @@ class Ranks:
         self._give(told)
         plans = [one.plan(news) for one, news in zip(self.schedulers, told, strict=True)]
         for event in (event for news in told for event in news):
+            if isinstance(event, Emitted):
+                continue  # it ends nothing
             id = _request(event)
             if id in self._rank and not self.schedulers[self._rank[id]].serves(id):
                 del self._rank[id]
