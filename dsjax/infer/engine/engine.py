@@ -317,7 +317,7 @@ NOT_A_NUMBER = ("the model's logits are not numbers, so there is no token to cho
 def _top(given: Given, at: int, count: int,
          most: int) -> tuple[tuple[tuple[int, float], ...], ...]:
     """The likeliest ids, and their log-probabilities, of the first tokens of a row."""
-    if not most:
+    if not most or given.top_ids is None or given.top_logprobs is None:
         return ()
     return tuple(tuple(zip(given.top_ids[at, t, :most].tolist(),
                            given.top_logprobs[at, t, :most].tolist())) for t in range(count))

@@ -298,8 +298,8 @@ class Given:
     tokens: Array  # [B, J+1], the first `count` of them
     count: Array  # [B]
     logprobs: Array  # [B, J+1] log-softmax of the model's logits, before temperature or penalties
-    top_ids: Array  # [B, J+1, N] the likeliest tokens
-    top_logprobs: Array  # [B, J+1, N]
+    top_ids: Array | None  # [B, J+1, N] the likeliest tokens, where they are wanted
+    top_logprobs: Array | None  # [B, J+1, N]
 
 
 def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
