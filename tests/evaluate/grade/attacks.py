@@ -73,8 +73,8 @@ import fcntl
 reads, writes = os.pipe()
 attempt("signals by a pipe", lambda: fcntl.fcntl(reads, fcntl.F_SETOWN, os.getppid()))
 attempt("their kind", lambda: fcntl.fcntl(reads, 10, 9))
-for name, number in (("io_uring", 425), ("memfd", 319), ("bpf", 321), ("keys", 250),
-                     ("shared memory", 29), ("clone3", 435), ("landlock", 444), ("x32", 0x40000039)):
+for name, number in (("io_uring", 425), ("memfd", 319), ("bpf", 321), ("keys", 250), ("shm", 29),
+                     ("clone3", 435), ("landlock", 444), ("x32", 0x40000039)):
     attempt(name, lambda: libc.syscall(number, 0, 0, 0, 0, 0))
 """
 SOCKETS = TRY + """
@@ -118,6 +118,8 @@ ENDLESS = [
     ("open files", "kept = [open(f'{i % 2}', 'w') for i in range(10**6)]", {"raised"}),
     ("threads", "import threading, time\n    threading.stack_size(1 << 15)\n    while True: "
      "threading.Thread(target=time.sleep, args=(1000,)).start()", {"threads", "raised"}),
+    ("threads that wait", "import threading, time\n    threading.stack_size(1 << 17)\n"
+     "    for _ in range(40): threading.Thread(target=time.sleep, args=(1000,)).start()\n    time.sleep(1000)", {"threads"}),
     ("forks", "import os\n    while True: os.fork()", {"raised"}),
     ("pools", "import multiprocessing\n    with multiprocessing.Pool(4) as p: p.map(abs, [1])",
      {"raised"}),
@@ -133,15 +135,14 @@ CHEATS = [
     ("exit in the call", "import sys\ndef f(x): sys.exit(0)"),
     ("hard exit", "import os\nos._exit(0)"),
     ("hard exit in the call", "import os\ndef f(x): os._exit(0)"),
-    ("hard exit from a thread", "import os, threading, time\ndef f(x):\n    threading.Timer(0, os._exit"
-     ", (0,)).start()\n    time.sleep(9)"),
+    ("hard exit from a thread", "import os, threading, time\ndef f(x):\n    threading.Timer(0, "
+     "os._exit, (0,)).start()\n    time.sleep(9)"),
     ("stopped", "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGTERM)"),
     ("no function", "pass"),
     ("no program", "def f(x:"),
     ("no function any more", "f = 3"),
     ("assert that is none", "import builtins\nbuiltins.AssertionError = AssertionError = int\n"
-     "__debug__ if True else 0\nbuiltins.__debug__ = False if 0 else None\ndef f(x): return 0"
-     .replace("builtins.__debug__ = False if 0 else None\n", "")),
+     "builtins.__dict__['__debug__'] = False\ndef f(x): return 0"),
     ("equal to all", "class Yes:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\n"
      "    __hash__ = None\ndef f(x): return Yes()"),
     ("a number equal to all", "class Yes(int):\n    __eq__ = lambda *_: True\n"
@@ -157,8 +158,8 @@ CHEATS = [
      "def f(x): return 0"),
     ("an answer that is none", "import os, struct\ndef f(x):\n    m = b'{\"value\": {\"type\": "
      "\"exec\"}}'\n    os.write(4, struct.pack('<I', len(m)) + m)"),
-    ("another object's number", "import os, struct\ndef f(x):\n    m = b'{\"value\": {\"object\": 99}}'"
-     "\n    os.write(4, struct.pack('<I', len(m)) + m)"),
+    ("another object's number", "import os, struct\ndef f(x):\n    m = b'{\"value\": "
+     "{\"object\": 99}}'\n    os.write(4, struct.pack('<I', len(m)) + m)"),
     ("an endless message", "import os\ndef f(x):\n    os.write(4, b'\\xff' * 4 + b'x' * 1000)\n"
      "    return 0"),
     ("no pipes", "import os\nos.closerange(3, 64)\ndef f(x): return 0"),

@@ -10,8 +10,8 @@ from dsjax.evaluate.grade import code, sandbox
 from dsjax.evaluate.grade.sandbox import Limits
 from tests.evaluate.grade.processes import adopting, children
 
-ROWS = [json.loads(line) for line in
-        gzip.open(Path(__file__).with_name("HumanEval.jsonl.gz"), "rt", encoding="utf-8")]
+DATA = Path(__file__).with_name("HumanEval.jsonl.gz")
+ROWS = [json.loads(line) for line in gzip.decompress(DATA.read_bytes()).decode().splitlines()]
 LIMITS = Limits(seconds=60.0)
 
 
@@ -77,6 +77,7 @@ MBPP = [
      ["assert math.isclose(f(2).real, 2, rel_tol=0.1)"], True),
     ("import sys\ndef f(x): return sys.getsizeof(x)", [], ["assert f((1,)) == sys.getsizeof((1,))"],
      True),
+    ("def array(x): return sorted(x)", [], ["assert array('ba') == ['a', 'b']"], True),
     ("import collections\ndef f(x): return collections.Counter(x)", [],
      ["assert f('aab') == {'a': 2, 'b': 1}"], True),
     ("def f(x):\n    if x < 0: raise ValueError(x)\n    return x", [],
