@@ -7,8 +7,8 @@ neither empty places nor neighbors change a number beyond the rounding of produc
 elsewhere: no token is dropped for lack of an expert's capacity (V2 report sec. 2.2.4: none at
 evaluation), and attention does not leave a row.
 
-Texts that differ in their last token alone, as the letters of a multiple choice do, share a row: the
-last place has room for `RIVALS` of them.
+Texts that differ in their last token alone, as the letters of a multiple choice do, share a row:
+the last place has room for `RIVALS` of them.
 
 Axes: B rows, T time, D model, R rivals, V vocabulary.
 """
@@ -50,7 +50,7 @@ REMEDY = "lower --context, or share the model over more devices (--parallel.fsdp
 
 @dataclass(frozen=True)
 class Text:
-    """What is scored, and what stands before it."""
+    """Tokens to score, and those that stand before them."""
 
     context: tuple[int, ...]
     """At least one token, as the first of a text has nothing to be predicted from."""
@@ -92,11 +92,11 @@ def of_hidden(p: TransformerParams, x: Array, ids: Array, backend: Backend) -> t
 class Rows:
     """A batch: position i predicts token i of `ids`, the last position of a row all its rivals."""
 
-    tokens: Array  # [B, T] int32
-    segments: Array  # [B, T] int32, 0 where a row is empty
-    ids: Array  # [B, T] int32
-    rivals: Array  # [B, R] int32
-    last: Array  # [B] int32
+    tokens: Any  # [B, T] int32
+    segments: Any  # [B, T] int32, 0 where a row is empty
+    ids: Any  # [B, T] int32
+    rivals: Any  # [B, R] int32
+    last: Any  # [B] int32
 
 
 @struct.dataclass
@@ -137,8 +137,11 @@ class Scorer:
     """A model that scores texts; each shape is compiled when a text first needs it."""
 
     def __init__(self, model: Model, context: int | None = None, tokens: int = TOKENS) -> None:
-        """Take a model. `context` are the positions of a row, by default the model's; `tokens` those
-        of a batch, for each device."""
+        """Take a model.
+
+        context: positions of a row, by default the model's; tokens: positions of a batch, for each
+        device.
+        """
         self.context = model.context if context is None else context
         if self.context < 2:
             raise UserError(f"--context {self.context} has no room for a token and the one that "
@@ -212,10 +215,9 @@ class Scorer:
     def _batch(self, shape: tuple[int, int], rows: Sequence[Row],
                texts: Sequence[Text]) -> Iterator[tuple[int, Scores]]:
         """Score the rows of a batch."""
-        count, positions = shape
         tokens, ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        segments, last = np.zeros(shape, np.int32), np.zeros(count, np.int32)
-        rivals = np.zeros((count, RIVALS), np.int32)
+        segments, last = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
+        rivals = np.zeros((shape[0], RIVALS), np.int32)
         for row, (read, group) in enumerate(rows):
             length = len(read)
             tokens[row, :length], segments[row, :length] = read, 1

@@ -1,6 +1,7 @@
 """A text's score is the model's, whoever else is scored and wherever the model lies."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import PrecisionConfig
 from dsjax.errors import UserError
-from dsjax.evaluate.likelihood import RIVALS, SHORTEST, Scorer, Text
+from dsjax.evaluate.likelihood import RIVALS, SHORTEST, Rows, Scorer, Text, score_rows
 from dsjax.infer import Model, default_backend
+from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.parallel import mesh as meshes
 from dsjax.parallel import rules
@@ -139,9 +141,12 @@ def test_experts_in_a_cache_score_as_experts_on_the_device():
 
 def test_no_token_is_dropped_for_lack_of_an_experts_capacity():
     tight = dataclasses.replace(CFG, moe=dataclasses.replace(MOE, capacity_factor=0.25))
-    for here, there in zip(Scorer(made(), tokens=SMALL)(texts()),
-                           Scorer(made(cfg=tight), tokens=SMALL)(texts()), strict=True):
-        np.testing.assert_array_equal(here.logprobs, there.logprobs)
+    draw = np.random.default_rng(7).integers(0, CFG.vocab, (2, 3, SHORTEST)).astype(np.int32)
+    rows = Rows(draw[0], np.ones_like(draw[0]), draw[1], draw[1, :, :RIVALS],
+                np.full(3, SHORTEST - 1, np.int32))
+    found = [jax.jit(functools.partial(score_rows, cfg=cfg, backend=single()))(PARAMS, rows)
+             for cfg in (CFG, tight)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_a_context_that_is_too_long_is_cut_from_the_left_and_counted():
