@@ -164,6 +164,12 @@ CHEATS = [
      "{\"object\": 99}}'\n    os.write(4, struct.pack('<I', len(m)) + m)"),
     ("an endless message", "import os\ndef f(x):\n    os.write(4, b'\\xff' * 4 + b'x' * 1000)\n"
      "    return 0"),
+    ("a report that is deep", "import os\nos.write(5, b'[' * 4000 + b'\\n')\ndef f(x): return 0"),
+    ("a report that is no text", "import os\nos.write(5, b'\\xff\\n{}\\n')\ndef f(x): return 0"),
+    ("a name that is no text", "import ctypes, time\nctypes.CDLL(None).prctl(15, b')\\xff ')\n"
+     "def f(x): time.sleep(0.2); return 0"),
+    ("errors that are no text", "class Odd(Exception):\n    __str__ = lambda self: 1 / 0\n"
+     "def f(x): raise Odd"),
     ("no pipes", "import os\nos.closerange(3, 64)\ndef f(x): return 0"),
     ("settings", "import sys\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\n"
      "sys.excepthook = lambda *a: None\nimport atexit\natexit.register(lambda: None)\n"
