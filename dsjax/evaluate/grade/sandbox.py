@@ -48,7 +48,7 @@ class Limits:
     seconds: float = 20.0
     """Of the wall's clock, for those that wait."""
     memory: int = 1 << 30
-    """Bytes of address space."""
+    """Bytes of address space, of the program and of its check each."""
     disk: int = 8 << 20
     """Bytes of a file, and of all in the folder."""
     files: int = 32

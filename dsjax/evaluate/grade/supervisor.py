@@ -232,7 +232,7 @@ def _outcome(children: list[Child], told: dict[int, bytearray], ending: str,
 
 def _error(told: bytearray) -> str | None:
     """The error that a child reports: None if it says that there is none, "" if it says nothing."""
-    with contextlib.suppress(ValueError, LookupError, TypeError):
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         error = json.loads(bytes(told).split(b"\n")[0])["error"]
         return None if error is None else str(error)
     return ""
@@ -252,9 +252,9 @@ def _death(child: Child, limits: dict[str, Any]) -> dict[str, Any] | None:
     return {"ending": "killed", "error": f"killed by signal {found.si_status}"}
 
 
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on (proc(5))."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on (proc(5)), after a name of any bytes."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 def clear() -> None:

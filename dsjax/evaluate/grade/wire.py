@@ -41,6 +41,7 @@ TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
     "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
 }
+TYPES = {kind.__name__: kind for kind in vars(builtins).values() if isinstance(kind, type)}
 BASES: tuple[Any, ...] = (
     int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 
@@ -65,7 +66,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
         return {kind.__name__: [encode(item, keep) for item in value]}
     if kind is dict:
         return {"dict": [[encode(k, keep), encode(v, keep)] for k, v in value.items()]}
-    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+    if kind is type and value in TYPES.values():
         return {"type": value.__name__}
     if kind is array.array:
         return {"array": [value.typecode, value.tobytes().hex()]}
@@ -91,15 +92,8 @@ def decode(told: Any, known: Callable[[int], Any]) -> Any:
     if name == "array":
         return array.array(inner[0], bytes.fromhex(inner[1]))
     if name == "type":
-        return _type(inner)
+        return TYPES[inner]
     return known(int(told["object"]))
-
-
-def _type(name: str) -> type:
-    found = getattr(builtins, name)
-    if not isinstance(found, type):
-        raise TypeError(f"{name} is no type")
-    return found
 
 
 def send(where: int, message: Any) -> None:

@@ -1,7 +1,8 @@
 """Programs that mean harm, or that want to pass without a right answer.
 
-Each is the body of a function whose check expects EXPECTED. What one gets away with it prints as
-"escaped: ...", which no line of an honest refusal begins with.
+What one gets away with it prints as "escaped: ...", which no line of an honest refusal begins with.
+Where a wall had a hole, an attempt would do no harm to the machine that tests: signals are of kind
+0, and what is changed lies in the test's own folder.
 """
 
 EXPECTED = 7919 * 7907
@@ -24,9 +25,9 @@ here = {here!r}
 for path in (here + "/secret.txt", {data!r}, "/etc/passwd", "/proc/self/environ", "/proc/self/maps",
              "/proc/self/mem", f"/proc/{os.getppid()}/environ", f"/proc/{os.getppid()}/cmdline",
              f"/proc/{os.getppid()}/fd/0", "/proc/1/cmdline", "/dev/mem", "/dev/shm/x",
-             {packages!r}, {project!r}):
+             {packages!r}, {project!r}, *{beside!r}):
     attempt("read " + path, lambda: open(path, "rb").read(20))
-    attempt("cut " + path, lambda: os.close(os.open(path, os.O_RDONLY | os.O_TRUNC)))
+attempt("cut", lambda: os.close(os.open(here + "/secret.txt", os.O_RDONLY | os.O_TRUNC)))
 for folder in (here, "/", "/proc", "/proc/self/fd", "/root", "/home", "/tmp", {packages!r}):
     attempt("list " + folder, lambda: os.listdir(folder))
 attempt("write outside", lambda: open(here + "/new.txt", "w").write("x"))
@@ -44,7 +45,7 @@ attempt("mode", lambda: os.chmod(here + "/secret.txt", 0))
 attempt("owner", lambda: os.chown(here + "/secret.txt", 1, 1))
 attempt("times", lambda: os.utime(here + "/secret.txt", (1, 1)))
 attempt("truncate", lambda: os.truncate(here + "/secret.txt", 0))
-attempt("mount", lambda: libc.mount(b"none", b"/mnt", b"tmpfs", 0, None))
+attempt("mount", lambda: libc.mount(b"none", (here + "/empty").encode(), b"tmpfs", 0, None))
 attempt("root folder", lambda: os.chroot("."))
 open("inside.txt", "w").write("this is allowed")
 assert open("inside.txt").read() == "this is allowed"
@@ -56,15 +57,15 @@ attempt("posix_spawn", lambda: os.posix_spawn(sys.executable, [sys.executable], 
 attempt("exec", lambda: os.execv(sys.executable, [sys.executable, "-c", "print('escaped: exec')"]))
 attempt("shell", lambda: subprocess.run("echo escaped: shell", shell=True, check=True))
 attempt("system", lambda: -1 if os.system("echo escaped: system") else 0)
-attempt("kill the parent", lambda: os.kill(os.getppid(), signal.SIGKILL))
-attempt("kill all", lambda: os.kill(-1, signal.SIGKILL))
-attempt("kill a group", lambda: os.killpg(os.getpgid(os.getppid()), signal.SIGKILL))
+attempt("kill the parent", lambda: os.kill(os.getppid(), 0))
+attempt("kill all", lambda: os.kill(-1, 0))
+attempt("kill a group", lambda: os.killpg(os.getpgid(os.getppid()), 0))
 attempt("probe", lambda: os.kill(1, 0))
 attempt("pidfd", lambda: os.pidfd_open(os.getppid()))
 attempt("trace", lambda: libc.ptrace(16, os.getppid(), 0, 0))
 attempt("its memory", lambda: libc.process_vm_readv(os.getppid(), 0, 0, 0, 0, 0))
 attempt("limits", lambda: __import__("resource").setrlimit(7, (1 << 16, 1 << 16)))
-attempt("limits of the parent", lambda: __import__("resource").prlimit(os.getppid(), 7, (9, 9)))
+attempt("limits of the parent", lambda: __import__("resource").prlimit(os.getppid(), 4, (0, 0)))
 attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19))
 attempt("another user", lambda: os.setuid(65534))
 attempt("death signal", lambda: libc.prctl(1, 0, 0, 0, 0))
@@ -119,7 +120,8 @@ ENDLESS = [
     ("threads", "import threading, time\n    threading.stack_size(1 << 15)\n    while True: "
      "threading.Thread(target=time.sleep, args=(1000,)).start()", {"threads", "raised"}),
     ("threads that wait", "import threading, time\n    threading.stack_size(1 << 17)\n"
-     "    for _ in range(40): threading.Thread(target=time.sleep, args=(1000,)).start()\n    time.sleep(1000)", {"threads"}),
+     "    for _ in range(40): threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+     "    time.sleep(1000)", {"threads"}),
     ("forks", "import os\n    while True: os.fork()", {"raised"}),
     ("pools", "import multiprocessing\n    with multiprocessing.Pool(4) as p: p.map(abs, [1])",
      {"raised"}),
@@ -162,6 +164,12 @@ CHEATS = [
      "{\"object\": 99}}'\n    os.write(4, struct.pack('<I', len(m)) + m)"),
     ("an endless message", "import os\ndef f(x):\n    os.write(4, b'\\xff' * 4 + b'x' * 1000)\n"
      "    return 0"),
+    ("a report that is deep", "import os\nos.write(5, b'[' * 4000 + b'\\n')\ndef f(x): return 0"),
+    ("a report that is no text", "import os\nos.write(5, b'\\xff\\n{}\\n')\ndef f(x): return 0"),
+    ("a name that is no text", "import ctypes, time\nctypes.CDLL(None).prctl(15, b')\\xff ')\n"
+     "def f(x): time.sleep(0.2); return 0"),
+    ("errors that are no text", "class Odd(Exception):\n    __str__ = lambda self: 1 / 0\n"
+     "def f(x): raise Odd"),
     ("no pipes", "import os\nos.closerange(3, 64)\ndef f(x): return 0"),
     ("settings", "import sys\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\n"
      "sys.excepthook = lambda *a: None\nimport atexit\natexit.register(lambda: None)\n"

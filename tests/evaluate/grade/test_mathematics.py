@@ -18,10 +18,12 @@ EQUAL = [
     (MATRIX, MATRIX.replace("&", " & ")), ("(x+1)^2", "x^2+2x+1"), ("5", "x=5"), ("2^{10}", "1024"),
     (r"\frac{\pi}{4}", r"\frac{2\pi}{8}"), ("6-5i", "6 - 5i"), (r"\text{Evelyn}", r"\text{Evelyn}"),
     (r"(3,\frac{\pi}{2})", r"(3, \pi/2)"), (r"x \in [-2,7]", "[-2,7]"),
+    ("(1,2)", "1<x<2"),  # and not the other way round: math-verify takes a set for a relation
 ]
 UNEQUAL = [
     ("0.333", r"\frac{1}{3}"), (r"\sqrt2", "1.41"), ("(1,2)", "[1,2]"), ("(2,1)", "(1,2)"),
-    (r"\{1,2\}", r"\{1,2,3\}"), (MATRIX, r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"), ("-1", "1"),
+    (r"\{1,2\}", r"\{1,2,3\}"), ("1<x<2", "(1,2)"),
+    (MATRIX, r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"), ("-1", "1"),
     (r"\text{yes}", r"\text{no}"), (r"\pi", "3.14159"), ("", "1"), ("x+1", "x-1"),
 ]
 WHOLE = [
