@@ -58,11 +58,11 @@ class Prepared:
         return own | (asdict(self.manner) if self.task.kind == "generated" else {})
 
 
-def named(names: str) -> list[Task]:
+def named(names: str, flag: str = "--tasks") -> list[Task]:
     """The tasks of a comma-separated list, each once, in its order."""
     asked = [name.strip() for name in names.split(",") if name.strip()]
     if not asked:
-        raise UserError(f"--tasks is empty; choose from {', '.join(TASKS)}")
+        raise UserError(f"{flag} is empty; choose from {', '.join(TASKS)}")
     for name in asked:
         if name not in TASKS:
             raise UserError(f"there is no task {name[:40]!r}{did_you_mean(name, TASKS)}; choose "
@@ -165,8 +165,9 @@ def _asked(prepared: Prepared, left: list[Item],
     if not left:
         return
     if own.kind != "generated":
+        texts = scored.texts_of(own, prepared.items, words, asking.scorer.context)
         numbers = {item.index for item in left}
-        yield from scored.ask(own, prepared.items, numbers, asking.scorer, words)
+        yield from scored.ask(own, prepared.items, texts, numbers, asking.scorer)
         return
     context = asking.model.context if asking.context is None else asking.context
     fits = answers.prompts(own, left, asking.encode, prepared.manner, context)

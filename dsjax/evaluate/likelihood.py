@@ -136,11 +136,13 @@ Row = tuple[tuple[int, ...], list[int]]
 class Scorer:
     """A model that scores texts; each shape is compiled when a text first needs it."""
 
-    def __init__(self, model: Model, context: int | None = None, tokens: int = TOKENS) -> None:
+    def __init__(self, model: Model, context: int | None = None, tokens: int = TOKENS,
+                 gather: Callable[[TransformerParams], TransformerParams] | None = None) -> None:
         """Take a model.
 
         context: positions of a row, by default the model's; tokens: positions of a batch, for each
-        device.
+        device; gather: makes parameters as they rest, which are set before each use (`params`),
+        those of a pass.
         """
         self.context = model.context if context is None else context
         if self.context < 2:
@@ -149,10 +151,11 @@ class Scorer:
         self._model, self._vocab, self._tokens = model, model.cfg.vocab, tokens
         self._devices = 1 if model.mesh is None else model.mesh.size
         self._programs: dict[tuple[int, int], Callable[[Rows], Found]] = {}
-        if model.experts is None:
-            self._params, self._cfg = ready(model.params, model.cfg, model.backend)
-        else:
-            self._params, self._cfg = model.params, model.cfg
+        self._gather = gather or (lambda p: p)
+        self.params, self._cfg = model.params, model.cfg
+        if model.experts is None and gather is None:
+            self.params, self._cfg = ready(model.params, model.cfg, model.backend)
+        elif model.experts is not None:
             self._layers = Layers(model.params, model.cfg, model.backend, model.experts)
 
     @property
@@ -249,9 +252,12 @@ class Scorer:
         model = self._model
         if model.experts is not None:
             return self._by_layers
-        score = functools.partial(score_rows, cfg=self._cfg, backend=model.backend)
-        program = jax.jit(score).lower(self._params, self._put(rows)).compile()
-        return lambda rows: program(self._params, self._put(rows))
+
+        def score(p: TransformerParams, rows: Rows) -> Found:
+            return score_rows(self._gather(p), rows, self._cfg, model.backend)
+
+        program = jax.jit(score).lower(self.params, self._put(rows)).compile()
+        return lambda rows: program(self.params, self._put(rows))
 
     def _put(self, rows: Rows) -> Rows:
         """Lay rows over the devices."""
@@ -265,7 +271,7 @@ class Scorer:
         """Run a model whose experts lie in a cache, layer by layer."""
         model, there = self._model, np.asarray(rows.segments) != 0
         rows = self._put(rows)
-        ends = dataclasses.replace(self._params, stacks={})
+        ends = dataclasses.replace(self.params, stacks={})
         x = _embedded(ends, rows.tokens, backend=model.backend)
         x, _ = self._layers.read(x, rows.segments, there, x.shape[1])
         return _ended(ends, x, rows, backend=model.backend)

@@ -13,29 +13,29 @@ from dsjax.evaluate.likelihood import Scorer, Scores, Text
 from dsjax.evaluate.tasks.task import Item, Task, continuations
 
 
-def ask(task: Task, items: Sequence[Item], left: Collection[int], scorer: Scorer,
-        words: Tokenizer) -> Iterator[tuple[Item, Record]]:
+def ask(task: Task, items: Sequence[Item], texts: Sequence[Sequence[Text]], left: Collection[int],
+        scorer: Scorer) -> Iterator[tuple[Item, Record]]:
     """Yield each item that is left, with its record, when the last of its texts has been scored.
 
-    left: numbers of the items. Batches are laid out for all of them, so that an item has its bits
-    whichever others are left.
+    texts: of each item, as `texts_of` makes them; left: numbers of the items. Batches are laid out
+    for all of them, so that an item has its bits whichever others are left.
     """
-    texts: list[Text] = []
-    owners: list[tuple[int, int]] = []  # of each text: which item, and the how many-th of it
-    waiting: list[list[Scores | None]] = []
-    for number, item in enumerate(items):
-        own = _texts(task, item, words, scorer.context)
-        owners += [(number, k) for k in range(len(own))]
-        texts += own
-        waiting.append([None] * len(own))
-    wanted = {i for i, (number, _) in enumerate(owners) if items[number].index in left}
-    for i, scores in scorer.stream(texts, wanted):
-        number, k = owners[i]
-        waiting[number][k] = scores
-        there = [one for one in waiting[number] if one is not None]
-        if len(there) == len(waiting[number]):
-            waiting[number] = []
-            yield items[number], _record(task, items[number], there)
+    owners = [(n, k) for n, own in enumerate(texts) for k in range(len(own))]
+    waiting: list[list[Scores | None]] = [[None] * len(own) for own in texts]
+    wanted = {i for i, (n, _) in enumerate(owners) if items[n].index in left}
+    for i, scores in scorer.stream([text for own in texts for text in own], wanted):
+        n, k = owners[i]
+        waiting[n][k] = scores
+        there = [one for one in waiting[n] if one is not None]
+        if len(there) == len(waiting[n]):
+            waiting[n] = []
+            yield items[n], _record(task, items[n], there)
+
+
+def texts_of(task: Task, items: Sequence[Item], words: Tokenizer,
+             context: int) -> list[list[Text]]:
+    """Texts of each item; refuses what can never be scored within the context."""
+    return [_texts(task, item, words, context) for item in items]
 
 
 def _texts(task: Task, item: Item, words: Tokenizer, context: int) -> list[Text]:
