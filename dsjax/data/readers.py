@@ -48,19 +48,33 @@ def read(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[st
         raise UserError(f"{path} is a {kind} file, which is not read; {_FOREIGN[kind]}, or name "
                         "other files")
     told = 0
-    with _opened(path) as raw, _unpacked(raw, path, suffix) as stream:
+    with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
         parse = _lines(stream, path, field, kind) if kind in _LINES else _plain(stream, path)
-        try:
-            for text in parse:
-                yield text
-                progress(raw.tell() - told)
-                told = raw.tell()
-        except MemoryError:
-            raise UserError(f"{path} needs more memory than there is; cut it into smaller files, "
-                            "or write it as JSONL") from None
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UserError(f"{path} is damaged ({error}); fetch it again") from error
+        for text in parse:
+            yield text
+            progress(raw.tell() - told)
+            told = raw.tell()
         progress(size(path) - told)
+
+
+def rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a JSONL file's lines, each with its place; blank ones are passed over."""
+    suffix = path.suffix.lower()
+    with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
+        for where, text in _rows(stream, path):
+            yield where, disk.parse_json(text, where, MEND)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Say in a sentence why a file that is open cannot be read on."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError(f"{path} needs more memory than there is; cut it into smaller files, "
+                        "or write it as JSONL") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path} is damaged ({error}); fetch it again") from error
 
 
 def size(path: Path) -> int:
