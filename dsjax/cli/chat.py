@@ -83,7 +83,7 @@ def main(args: Chat) -> int:
     if found is None and args.system is not None:
         raise UserError(f"--system {args.system[:40]!r} needs a chat template, which {args.folder} "
                         "does not have; leave it out")
-    engine = engines.make(model, args.engine, args.experts.expert_loads)
+    engine = engines.make(model, args.engine, args.experts.expert_loads, is_consumed=True)
     with _running(engine) as failures, _interruptible():
         _talk(Talk(args, model, engine, found, failures), Page(Console(highlight=False)))
     engines.save_loads(engine, args.engine)

@@ -153,7 +153,8 @@ def _evaluate(args: Evaluate, prepared: list[Prepared], model: Model, out: Path)
 
     is_chat, encode = _encoder(args, model)
     others: dict[str, Any] = {
-        "precision": args.precision, "context": args.engine.context or model.context,
+        "precision": model.backend.precision.name,
+        "context": args.engine.context or model.context,
         "chat": is_chat, "draft": args.engine.draft, "page_dtype": args.engine.page_dtype}
     with progress.bar() as tell:
         asking = Asking(model, lambda: engines.make(model, args.engine, args.experts.expert_loads),

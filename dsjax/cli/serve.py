@@ -84,7 +84,7 @@ def main(args: Serve) -> int:
         model = infer.load(args.folder, infer.Choice(
             args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
         served = _served(args, model, keys)
-        engine = engines.make(model, args.engine, args.experts.expert_loads)
+        engine = engines.make(model, args.engine, args.experts.expert_loads, is_consumed=True)
 
         def announce(address: str, _: object) -> None:
             print(f"{served.name} is served at {address}/v1; talk to it at {address}", flush=True)

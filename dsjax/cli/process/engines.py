@@ -51,10 +51,11 @@ class EngineFlags:
                             "it must be at least 2")
 
 
-def make(model: Model, flags: EngineFlags, expert_loads: Path | None) -> Any:
+def make(model: Model, flags: EngineFlags, expert_loads: Path | None,
+         is_consumed: bool = False) -> Any:
     """The engine of a model; measured loads spread the experts over devices that share them.
 
-    The model's layers are the engine's from here on, and gone from the model.
+    A consumed model's layers are the engine's from here on, and gone from the model.
     """
     from dsjax.infer.engine.device import Device, Setting
     from dsjax.infer.engine.engine import Engine
@@ -70,7 +71,7 @@ def make(model: Model, flags: EngineFlags, expert_loads: Path | None) -> Any:
     device = Device(model, Setting(
         slots=flags.slots, max_queue=flags.queue, max_len=flags.context, draft=flags.draft,
         pages=flags.pages, page_dtype=flags.page_dtype, is_deterministic=flags.deterministic,
-        redundant_experts=flags.redundant_experts), loads, is_consumed=True)
+        redundant_experts=flags.redundant_experts), loads, is_consumed)
     if not device.is_invariant:
         say("dsjax: on this machine, or with so few pages, it is not shown that an answer's last "
             "bits do not depend on who else is served")
