@@ -26,7 +26,7 @@ class Spy(Engine):
 
 @pytest.fixture
 def prompts(monkeypatch):
-    monkeypatch.setattr(engines, "make", lambda model, flags, _: Spy(model, flags.context))
+    monkeypatch.setattr(engines, "make", lambda model, flags, *_, **more: Spy(model, flags.context))
     monkeypatch.setattr(Spy, "prompts", [])
     return Spy.prompts
 
@@ -126,7 +126,7 @@ def test_bad_flags_and_an_engine_that_fails_are_told(run, tmp_path, monkeypatch,
         def _generate(self, *_):
             raise ArithmeticError("a fault of the program")
 
-    monkeypatch.setattr(engines, "make", lambda model, flags, _: Dying(model))
+    monkeypatch.setattr(engines, "make", lambda model, flags, *_, **more: Dying(model))
     monkeypatch.setattr("sys.stdin", io.StringIO("To be\n"))
     with pytest.raises(ArithmeticError):
         main(["chat", str(run)])

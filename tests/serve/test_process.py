@@ -26,7 +26,8 @@ from dsjax.cli import main
 from dsjax.cli.process import engines
 from tests.serve.stand_in import Engine
 
-engines.make = lambda model, flags, _, **more: Engine(model, flags.context, flags.queue, float({delay!r}))
+engines.make = lambda model, flags, *_, **more: Engine(
+    model, flags.context, flags.queue, float({delay!r}))
 sys.argv = ["dsjax", *sys.argv[1:]]
 sys.exit(main.main())
 """
