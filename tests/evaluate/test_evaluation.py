@@ -152,7 +152,7 @@ def test_changed_settings_are_refused(run, asking, tmp_path, change, said):
 def test_another_model_is_refused(run, asking, tmp_path):
     evaluate(run, asking, tmp_path / "out", "arc", limit=1)
     other = small.make_run(tmp_path / "other", step=9)
-    with pytest.raises(UserError, match=r"another model \(name small0, not other\)"):
+    with pytest.raises(UserError, match=r"another model \(name small\d+, not other\)"):
         evaluate(other, asking, tmp_path / "out", "arc", limit=1)
 
 
