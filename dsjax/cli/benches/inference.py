@@ -2,7 +2,7 @@
 
 Random parameters and texts, greedy choices: the time does not depend on what is said. Of drafts,
 which random modules guess at random, the time of a pass is measured; what they gain depends on the
-model (docs/speculation.md).
+model (docs/generation.md).
 """
 
 from __future__ import annotations

@@ -1,9 +1,0 @@
-"""The command of this experiment; `--help` names its parts and flags."""
-
-import sys
-
-from experiments.common import command
-from experiments.speculation import STUDY
-
-if __name__ == "__main__":
-    sys.exit(command.main(STUDY))
