@@ -238,10 +238,9 @@ class OutputConfig:
                 tasks_every=self.tasks_every, tasks_limit=self.tasks_limit)
         for name in ("eval_every", "eval_batches", "save_every"):
             if getattr(self, name) < 0:
-                raise ValueError(
-                    f"OutputConfig.{name}={getattr(self, name)} must be at least 0; 0 "
-                    f"{'reads all' if name == 'eval_batches' else 'waits for the last step'}"
-                )
+                zero = "reads all" if name == "eval_batches" else "waits for the last step"
+                raise ValueError(f"OutputConfig.{name}={getattr(self, name)} must be at least 0; 0 "
+                                 f"{zero}")
         if self.profile is not None:
             profiled(self.profile)
 
