@@ -51,8 +51,8 @@ class Piece:
 def size(names: Sequence[str]) -> int:
     """Return the total that `pieces` reports to its progress."""
     return sum(
-        sum(file.nbytes for folder in _shard_folders(name) for file in shards.read(folder).files)
-        if _shard_folders(name) else sources.size_on_disk([name]) for name in names)
+        sum(file.nbytes for folder in shard_folders(name) for file in shards.read(folder).files)
+        if shard_folders(name) else sources.size_on_disk([name]) for name in names)
 
 
 def pieces(names: Sequence[str], field: str, overlap: int,
@@ -75,7 +75,7 @@ def pieces(names: Sequence[str], field: str, overlap: int,
         raise UserError(f"{', '.join(names)}: there is no text to audit; name other files")
 
 
-def _shard_folders(name: str) -> list[Path]:
+def shard_folders(name: str) -> list[Path]:
     """The folders of shards that a source is, or that `dsjax data` wrote into it."""
     return [folder for folder in (Path(name), *(Path(name) / part for part in shards.PARTS))
             if shards.exist(folder)]
@@ -88,7 +88,7 @@ def files(name: str) -> list[Path]:
 
 def kind(name: str) -> str:
     """`embedded`, `shards` or `files`."""
-    if _shard_folders(name):
+    if shard_folders(name):
         return "shards"
     return "embedded" if name == sources.EMBEDDED and not Path(name).exists() else "files"
 
@@ -102,7 +102,7 @@ def _parts(names: Sequence[str], field: str,
                 yield name, place, work
                 progress(len(work))
         elif kind(name) == "shards":
-            for folder in _shard_folders(name):
+            for folder in shard_folders(name):
                 yield from decoded(folder, progress)
         else:
             for path in files(name):

@@ -6,8 +6,8 @@ A stretch (n-gram) has the 64-bit hash
 
 R a random number a word, P odd. With C_i = sum_{k<i} R[w_k] P^k it is (C_{i+n} - C_i) P^{-i}: one
 running sum serves every position and every n. The hashes of the texts lie in a sorted array behind
-a table of bits, which turns away all but a sixteenth of the words that come past. A hit is confirmed
-on the words themselves, so that a collision is no hit: hashes decide the speed, never the result.
+a table of bits, which turns away all but a sixteenth of what comes past. A hit is confirmed on the
+words themselves, so that a collision is no hit: hashes decide the speed, never the result.
 
 For a text of W words the index holds 4 W bytes of words and at most 28 W of stretches; the words
 themselves, some 120 bytes each, are the vocabulary's.

@@ -1,22 +1,24 @@
 """Copies of texts with words changed, found in a stream of words by MinHash.
 
 Texts and windows of the corpus are compared as sets of stretches of five words. A window is looked
-at where it may have enough of them: if a text of s stretches keeps a share q of them in a copy, then
-a window of that length has q s known ones. Such windows are sketched (datasketch's MinHash) and asked
+at where it may have enough of them: if a copy keeps a share q of a text's s stretches, a window of
+that length has at least q s known ones. Such windows are sketched (datasketch's MinHash) and asked
 of a table of all texts' sketches (MinHashLSH), whose bands of two find a Jaccard similarity of 0.3
-in 9 windows of 10 and 0.5 in all. A candidate is then held against the passage by the longest common
-subsequence of words:
+in 19 windows of 20, and 0.5 in all. A candidate is then held against the passage by the longest
+common subsequence of words:
 
     similarity = LCS(text, passage) / words of the text,
 
-which case, punctuation and lines leave alone, and every word that is dropped, added into or exchanged
-lowers by its share. The windows go from long to short, and what is found is not looked at again.
+which case, punctuation and words put in between leave alone, and which every word that is dropped
+or exchanged lowers by its share. The windows go from long to short, and what is found is not looked
+at again.
 
 Texts are the fields of items, of at least `LEAST` words; longer ones than `MOST` are cut.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,10 +29,10 @@ from dsjax.errors import UserError
 from dsjax.evaluate.audit.grams import Sieve, known
 
 SHINGLE = 5
-LEAST, MOST = 10, 256
-KEPT = 0.25
+LEAST, MOST = 12, 256
+KEPT = 0.2
 """Share of its stretches that a copy keeps: one word of ten changed leaves 0.59 of them."""
-BANDS, ROWS = 24, 2
+BANDS, ROWS = 32, 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Yield the stretches [start, stop) of a field that are looked for: its whole, or its parts."""
     parts = max(1, -(-(stop - start) // MOST))
     edges = [start + (stop - start) * k // parts for k in range(parts + 1)]
-    yield from ((a, b) for a, b in zip(edges, edges[1:], strict=False) if b - a >= LEAST)
+    yield from ((a, b) for a, b in itertools.pairwise(edges) if b - a >= LEAST)
 
 
 class Finder:
@@ -146,11 +148,11 @@ def _windows(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Lengths of windows, from long to short, each with the known stretches that it needs."""
     made = []
     high = max(lengths, default=0)
-    while high > 0:
-        low = max(int(high / 1.5), 1)
+    while high > 1:
+        low = max(int(high / 1.5), 2)
         own = [n for n in lengths if low <= n <= high]
         if own:
-            made.append((max(own), max(1, round(KEPT * min(own)))))
+            made.append((max(own), max(2, round(KEPT * min(own)))))
         high = low - 1
     return made
 

@@ -61,16 +61,15 @@ class Looked:
         starts, texts, owners = [0], [], []
         between = np.zeros(1, np.uint32)
         for item in (item for task in tasks for item in task.items):
-            start = at = starts[-1]
+            at = starts[-1]
             for field in item.fields:
                 rows.append(self.vocabulary.learn(field))
-                own = list(near.cut(at, at + len(rows[-1])))
-                texts += own
-                owners += [len(starts) - 1] * len(own)
+                parts = list(near.cut(at, at + len(rows[-1])))
+                texts += parts
+                owners += [len(starts) - 1] * len(parts)
                 at += len(rows[-1])
             rows.append(between)
             starts.append(at + 1)
-            assert at >= start, "items follow each other"
         self.ids = np.concatenate(rows) if rows else between
         self.starts = np.array(starts)
         """Where each item begins in `ids`, and where the last ends."""
@@ -116,7 +115,9 @@ class Found:
         """The best near copy of each item: similarity, text, passage."""
         self.copy_rows: set[Row] = set()
         """(document, start, stop) of every near copy."""
-        self.characters = self.words = self.pieces = 0
+        self.documents_hit: dict[int, Document] = {}
+        """Documents with a hit or a copy, by number."""
+        self.characters = self.words = 0
         self.number = 0
         """Documents."""
 
@@ -162,6 +163,7 @@ class Found:
         row = np.full((len(at), 4), piece.document.number)
         row[:, 1], row[:, 2:] = number, spans + piece.start
         self._hits.append(row)
+        self.documents_hit[piece.document.number] = piece.document
         for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at) != 1) + 1):
             self._keep_passage(piece, spans[run[0], 0], spans[run[-1], 1], number[run])
 
@@ -185,6 +187,7 @@ class Found:
     def _add_copy(self, piece: Piece, copy: near.Copy) -> None:
         ((start, stop),) = many_places(piece.text, [(copy.first, copy.last)])
         self.copy_rows.add((piece.document.number, piece.start + start, piece.start + stop))
+        self.documents_hit[piece.document.number] = piece.document
         item = int(self.looked.owners[copy.text])
         if item not in self.copies or copy.similarity > self.copies[item][0]:
             self.copies[item] = (copy.similarity, copy.text, _passage(piece, start, stop))
