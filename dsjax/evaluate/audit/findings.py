@@ -14,7 +14,7 @@ import numpy as np
 
 from dsjax.evaluate.audit.items import Item
 from dsjax.evaluate.audit.scan import Found, Passage
-from dsjax.evaluate.audit.words import many_places
+from dsjax.evaluate.audit.words import places
 
 Spans = list[tuple[int, int]]
 
@@ -185,7 +185,7 @@ def _exact(found: Found, number: int, item: Item) -> Match | None:
 
 def _stretch(item: Item, first: int, last: int) -> str:
     """The words `first` to `last` of an item as they stand in it."""
-    ((start, stop),) = many_places(item.text, [(first, last)])
+    ((start, stop),) = places(item.text, [(first, last)])
     return item.text[start:stop]
 
 

@@ -17,7 +17,7 @@ from dsjax.evaluate.audit import grams, near
 from dsjax.evaluate.audit.corpus import Document, Piece
 from dsjax.evaluate.audit.grams import Hashes
 from dsjax.evaluate.audit.items import Task
-from dsjax.evaluate.audit.words import Vocabulary, many_places
+from dsjax.evaluate.audit.words import Vocabulary, places
 
 SHOWN = 2000
 """Characters of a passage that are kept to be shown."""
@@ -159,7 +159,7 @@ class Found:
         if not len(at):
             return
         n = self.looked.settings.words
-        spans = np.array(many_places(piece.text, [(a, a + n - 1) for a in at.tolist()]))
+        spans = np.array(places(piece.text, [(a, a + n - 1) for a in at.tolist()]))
         row = np.full((len(at), 4), piece.document.number)
         row[:, 1], row[:, 2:] = number, spans + piece.start
         self._hits.append(row)
@@ -185,7 +185,7 @@ class Found:
                 del kept[PASSAGES:]
 
     def _add_copy(self, piece: Piece, copy: near.Copy) -> None:
-        ((start, stop),) = many_places(piece.text, [(copy.first, copy.last)])
+        ((start, stop),) = places(piece.text, [(copy.first, copy.last)])
         self.copy_rows.add((piece.document.number, piece.start + start, piece.start + stop))
         self.documents_hit[piece.document.number] = piece.document
         item = int(self.looked.owners[copy.text])

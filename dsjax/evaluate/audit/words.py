@@ -27,6 +27,7 @@ _BLANK = bytes(32 if chr(code) in string.punctuation or code < 33 or code == 127
 _LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))
 _PLAIN = _BLANK.translate(_LOWER)  # byte -> blank, or its lower case
 _MARKED = bytes(code if code == ord("'") else _PLAIN[code] for code in range(256))
+_SPACES = np.array([code for code in range(128) if chr(code).isspace()], np.uint8)
 _TOKEN = re.compile(r"\S+")
 _ASCII = frozenset(map(chr, range(128)))
 
@@ -72,22 +73,13 @@ class Vocabulary:
         return np.fromiter(map(self._number.get, found, repeat(0)), np.uint32, len(found))
 
 
-def places(text: str, first: int, last: int) -> tuple[int, int]:
-    """Return [start, stop) in characters of the words `first` to `last` of a text.
+def places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return [start, stop) in characters of stretches of words (first, last) of a text.
 
-    The stretch begins and ends at blanks, so that it has marks that cling to its words.
+    They begin and end at blanks, so that they have the marks that cling to their words.
     """
     starts, stops, counts = _tokens(text)
     ends = np.cumsum(counts)  # words up to and with a token
-    begin = int(np.searchsorted(ends, first, side="right"))
-    end = int(np.searchsorted(ends, last, side="right"))
-    return int(starts[begin]), int(stops[end])
-
-
-def many_places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """As `places`, of many stretches of one text."""
-    starts, stops, counts = _tokens(text)
-    ends = np.cumsum(counts)
     begin = np.searchsorted(ends, [first for first, _ in spans], side="right")
     end = np.searchsorted(ends, [last for _, last in spans], side="right")
     return list(zip(starts[begin].tolist(), stops[end].tolist(), strict=True))
@@ -106,10 +98,16 @@ def _tokens(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ascii_tokens(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    plain = np.frombuffer(text.translate(_MARKED), np.uint8)
-    starts, stops = _runs(plain != 32)
-    letters = np.concatenate([[0], np.cumsum((plain != 32) & (plain != ord("'")))])
-    return starts, stops, (letters[stops] > letters[starts]).astype(np.int64)
+    """The same, of ASCII, without a loop: runs of letters that are not all apostrophes are words."""
+    is_space = np.isin(np.frombuffer(text, np.uint8), _SPACES)
+    marked = np.frombuffer(text.translate(_MARKED), np.uint8)
+    starts, stops = _runs(marked != 32)
+    letters = np.concatenate([[0], np.cumsum((marked != 32) & (marked != ord("'")))])
+    ends = np.zeros(len(text) + 1, np.int64)  # words that begin before a place
+    ends[starts + 1] = letters[stops] > letters[starts]
+    np.cumsum(ends, out=ends)
+    starts, stops = _runs(~is_space)
+    return starts, stops, ends[stops] - ends[starts]
 
 
 def _runs(is_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
