@@ -98,7 +98,7 @@ def _tokens(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ascii_tokens(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same, of ASCII, without a loop: runs of letters that are not all apostrophes are words."""
+    """The same, of ASCII and without a loop: runs of letters with one that is no apostrophe."""
     is_space = np.isin(np.frombuffer(text, np.uint8), _SPACES)
     marked = np.frombuffer(text.translate(_MARKED), np.uint8)
     starts, stops = _runs(marked != 32)

@@ -9,7 +9,7 @@ from dsjax.data import shards, sources
 from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.evaluate.audit import corpus, findings, items, scan
 from dsjax.evaluate.audit.scan import Settings
-from tests.evaluate.audit import planted
+from experiments.contamination import planted
 
 
 def audit(task, names, settings=Settings()):  # noqa: B008 (it is frozen)

@@ -47,3 +47,10 @@ def test_a_vocabulary_gives_equal_words_one_number_and_strange_ones_none():
     assert vocabulary.learn("one two One").tolist() == [1, 2, 1]
     assert vocabulary.read("TWO three one.").tolist() == [2, 0, 1]
     assert len(vocabulary) == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("aB'\t .-\n9$_\x1c\x0b", max_size=60))
+def test_places_in_ascii_are_those_that_the_loop_for_other_text_finds(text):
+    spans = [(k, k) for k in range(len(words(text)))]
+    assert places(text, spans) == places(text + " \u00e9", spans)
