@@ -1,7 +1,9 @@
 """Made-up items and corpora with copies planted at known rates.
 
 Texts are walks of a chain of words drawn from the embedded corpus: each word follows another as
-often as it does there. They read like English, and two of them share many short stretches.
+often as it does there, or is drawn anew after a word that has fewer than eight others behind it,
+as rare words lead back into the plays. The walks read like English, and two of them share many
+short stretches.
 """
 
 import itertools
@@ -21,7 +23,7 @@ def chain():
     follow = defaultdict(list)
     for one, other in itertools.pairwise(words):
         follow[one].append(other)
-    return words, follow
+    return words, {word: own for word, own in follow.items() if len(set(own)) >= 8}
 
 
 def text(draw, length):
@@ -29,7 +31,7 @@ def text(draw, length):
     words, follow = chain()
     made = [draw.choice(words)]
     while len(made) < length:
-        made.append(draw.choice(follow[made[-1]] or words))
+        made.append(draw.choice(follow.get(made[-1], words)))
     return " ".join(made)
 
 

@@ -35,12 +35,20 @@ _ASCII = frozenset(map(chr, range(128)))
 def words(text: str) -> list[bytes]:
     """The words of a text in UTF-8, in order."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).lower()
-        for odd in set(text).difference(_ASCII):
-            if (instead := _instead(odd)) != odd:
-                text = text.replace(odd, instead)
+        text = _without_marks(text)
+        if not unicodedata.is_normalized("NFKC", text):
+            text = _without_marks(unicodedata.normalize("NFKC", text))
+        text = text.lower()
     data = text.encode("utf-8", "replace")
     return data.translate(_PLAIN, b"'").split()
+
+
+def _without_marks(text: str) -> str:
+    """A text without the marks and symbols above ASCII."""
+    for odd in set(text).difference(_ASCII):
+        if (instead := _instead(odd)) != odd:
+            text = text.replace(odd, instead)
+    return text
 
 
 @functools.cache
