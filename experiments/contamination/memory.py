@@ -1,4 +1,4 @@
-"""What passages are worth to a model that read them 0, 1, 4 or 16 times.
+"""Worth of passages to a model that read them 0, 1, 4 or 16 times.
 
 The passages are cut out of the embedded corpus, in equal parts by lot, and each planted as a
 document of its own among the rest of the text, once, four times, sixteen times or never. A passage
