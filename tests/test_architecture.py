@@ -41,13 +41,13 @@ SIDEWAYS = {
     ("__main__", "cli"),  # `python -m dsjax` is the command
     ("experiments", "configs"),  # an arm is a difference from a config
     ("experiments", "cli"),  # a benchmark command's shapes, measured beside others
+    ("evaluate", "serve"),  # an answer is cut at stop texts as one that is served
     ("infer", "weights"),  # a model that can be asked is read from a folder
     ("kernels", "numerics"),  # a kernel is the fast form of a plain function
     ("checkpoint", "runtime"),  # what does not fit the memory here is refused before it is read
     ("released", "checkpoint"),  # a conversion writes a run folder
     ("cli", "__init__"),
-    ("config", "errors"),
-    ("config", "disk"),
+    ("config", "errors"), ("config", "disk"),
     ("disk", "errors"),
     ("terminal", "errors"),
 }

@@ -43,6 +43,7 @@ COMMANDS = {
     "generate": Command("let a trained model continue a prompt", is_heavy=True),
     "chat": Command("talk to a trained model in the terminal", is_heavy=True),
     "serve": Command("answer OpenAI's API over HTTP with a trained model", is_heavy=True),
+    "evaluate": Command("score a trained model on public tasks", is_heavy=True),
     "show": Command("print a config's parameters, FLOPs and cache bytes, part by part"),
     "loads": Command("draw how evenly a run used its experts, and what copies would mend"),
     "data": Command("turn text into a tokenizer and token shards"),

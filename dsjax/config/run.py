@@ -205,6 +205,15 @@ class OutputConfig:
     eval_batches: int = 8
     """Held-out batches an evaluation reads, spread over the held-out text; 0 reads all, as does the
     evaluation after the last step."""
+    tasks: str | None = None
+    """Tasks of dsjax evaluate to score on the way, with commas between them, of those that rank or
+    read text: arc, hellaswag, lambada, mmlu, text."""
+    tasks_data: str = "data/eval"
+    """Folder of the tasks' files."""
+    tasks_every: int = 500
+    """Steps between scores of tasks; the last step has them too."""
+    tasks_limit: int = 100
+    """Items of each task, of each subject of mmlu."""
     save_every: int = 200
     """Steps between checkpoints; 0 saves only after the last step."""
     keep: int = 3
@@ -220,7 +229,8 @@ class OutputConfig:
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing."""
         well_typed(self)
-        counted("OutputConfig", keep=self.keep, log_every=self.log_every)
+        counted("OutputConfig", keep=self.keep, log_every=self.log_every,
+                tasks_every=self.tasks_every, tasks_limit=self.tasks_limit)
         for name in ("eval_every", "eval_batches", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(

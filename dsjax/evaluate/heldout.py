@@ -24,12 +24,13 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from dsjax.config.model import ModelConfig, dropless
+from dsjax.evaluate import likelihood
 from dsjax.layers.backend import Backend
 from dsjax.model import loss as losses
 from dsjax.model import mtp, transformer
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
-from dsjax.ops.token_loss import cross_entropy, logprobs
+from dsjax.ops.token_loss import cross_entropy
 
 
 @struct.dataclass
@@ -105,7 +106,7 @@ def make_heldout_step(cfg: ModelConfig, backend: Backend) -> HeldoutStep:
         chain = mtp.chain(p.mtp, main, tokens, segments, embed, cfg, backend)
         for depth, x in enumerate(itertools.chain([main], (made.x for made in chain))):
             at = losses.targets_of(batch, depth + 1)
-            found, guess = logprobs(x, p.head, at.ids, backend.loss_chunk, jnp.dtype(jnp.float32))
+            found, guess = likelihood.of_hidden(p, x, at.ids, backend)
             chosen = guess if chosen is None else chosen
             is_same = guess == mtp.shift(chosen, depth, length)
             nll.append(cross_entropy(found, at).sum())

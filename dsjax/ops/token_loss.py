@@ -72,7 +72,8 @@ def logprobs(x: Array, head: Array, ids: Array, chunk: int,
     """Log-probability of each target, and the likeliest token, [B, T] each.
 
     As `logprobs_plain`, over chunks of `chunk` positions of every row; products read operands of
-    `dtype` and sum in float32. A gradient makes the logits again.
+    `dtype` and sum in float32. A gradient makes the logits again. With `ids` [B, T, R], rivals for
+    the same place, so are the log-probabilities.
     """
     head = head.astype(dtype)
 
@@ -80,8 +81,9 @@ def logprobs(x: Array, head: Array, ids: Array, chunk: int,
     def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
         x, ids = part
         logits = contract(x.reshape(-1, x.shape[-1]), head, 1, 2)
-        found, _, _ = _logprobs(logits, ids.reshape(-1))
-        return found.reshape(ids.shape), jnp.argmax(logits, -1).astype(ids.dtype).reshape(ids.shape)
+        found, _, _ = _of_rivals(logits, ids.reshape(logits.shape[0], -1))
+        likeliest = jnp.argmax(logits, -1).astype(ids.dtype)
+        return found.reshape(ids.shape), likeliest.reshape(ids.shape[:2])
 
     found, likeliest = lax.map(one, _chunks((x.astype(dtype), ids), chunk))
     return _joined(found, x.shape[1]), _joined(likeliest, x.shape[1])
@@ -140,15 +142,21 @@ summed_loss.defvjp(_forward, _backward)
 
 
 def _logprobs(logits: Array, ids: Array) -> tuple[Array, tuple[Array, Array], Array]:
-    """Log-probability of each row's target, shifted exponentials with their sum, and whether the
-    target is the likeliest token. logits [N, V], ids [N].
+    """As `_of_rivals` for the one target of each row. logits [N, V], ids [N]."""
+    found, shifted, is_likeliest = _of_rivals(logits, ids[:, None])
+    return found[:, 0], shifted, is_likeliest[:, 0]
+
+
+def _of_rivals(logits: Array, ids: Array) -> tuple[Array, tuple[Array, Array], Array]:
+    """Log-probability of each row's targets, shifted exponentials with their sum, and whether a
+    target is the likeliest token. logits [N, V], ids [N, R] -> [N, R].
     """
     top = logits.max(axis=-1, keepdims=True)
     exps = jnp.exp(logits - top)
     total = exps.sum(axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(logits, ids[:, None], axis=-1)
+    chosen = jnp.take_along_axis(logits, ids, axis=-1)
     found = chosen - (top + jnp.log(total))
-    return found[:, 0], (exps, total), chosen[:, 0] >= top[:, 0]
+    return found, (exps, total), chosen >= top
 
 
 def _sums(loss: Array, logprobs: Array, is_correct: Array, targets: Targets) -> Sums:

@@ -38,7 +38,7 @@ from dsjax.runtime import backend as backends
 from dsjax.runtime import cpu, fit, hardware
 from dsjax.runtime import header as machine
 from dsjax.terminal import Console
-from dsjax.train import heartbeat, sharding, step_report
+from dsjax.train import heartbeat, sharding, step_report, tasks
 from dsjax.train.corpus import Corpus, prepare
 from dsjax.train.folder import hold, resume
 from dsjax.train.folder.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_model
@@ -80,6 +80,7 @@ class Session:
     peak: hardware.Peak | None
     heldout_step: HeldoutStep
     mesh: Mesh | None
+    scoring: tasks.Scoring
     window_loads: np.ndarray | None = None
 
 
@@ -193,6 +194,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         peak=hardware.matmul_peak(hardware.OPERANDS[run.precision.matmul]),
         heldout_step=sharding.compile_heldout(run, backend, mesh),
         mesh=mesh,
+        scoring=tasks.begin(run, corpus.tokenizer, backend, mesh, start.params),
         window_loads=loads,
     )
 
@@ -215,6 +217,9 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
         if _is_due(done, s.run.output.eval_every, s.run.train.steps):
             _report(s, delayed.flush())
             _evaluate(s, done)
+        if s.scoring.is_due(done):
+            _report(s, delayed.flush())
+            s.scoring.report(s.state.params, done, s.writer, s.display, s.speed)
         if _is_due(done, s.run.output.save_every, s.run.train.steps):
             _report(s, delayed.flush())
             if not s.proof.in_row:  # what is skipped changes nothing, and may be past mending
