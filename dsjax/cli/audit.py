@@ -26,10 +26,10 @@ SECONDS_A_LINE = 10
 class Audit:
     """Find the items of tasks in a corpus, verbatim or with words changed.
 
-      dsjax audit shakespeare --against gsm8k-test.jsonl mmlu-test.jsonl.gz
+      dsjax audit shakespeare --against gsm8k,mmlu --data data/eval
       dsjax audit 'books/*.jsonl.zst' --against data/eval/*.jsonl --out runs/audit
       dsjax audit books --against math500.jsonl --clean books-clean
-      dsjax audit runs/data --against gsm8k-test.jsonl --scores runs/scores
+      dsjax audit runs/data --against gsm8k --scores runs/demo/evaluate
 
     An item is dirty where a stretch of 13 of its words stands in the corpus, case and punctuation
     apart (GPT-3 appendix C), or where three quarters of a field's words stand in a passage in their
@@ -40,7 +40,10 @@ class Audit:
     """Files, folders or globs of text or JSONL (.gz, .xz, .zst too), token shards, or
     `shakespeare`."""
     against: tuple[str, ...] = ()
-    """Files of tasks, as JSONL in their public form (.gz, .xz, .zst too)."""
+    """Tasks that `dsjax evaluate` knows, with commas between them, and files of others, as JSONL
+    (.gz, .xz, .zst too)."""
+    data: Path = Path("data/eval")
+    """Folder of the named tasks' files."""
     words: int = 13
     """Words of a stretch that counts; 8 finds more, and more that is chance."""
     common: int = 10
@@ -70,7 +73,7 @@ def main(args: Audit) -> int:
     start = time.perf_counter()
     _check(args)
     settings = Settings(args.words, args.common, args.similarity if args.near else None)
-    tasks = items.tasks([Path(name) for name in args.against])
+    tasks = items.tasks(args.against, args.data)
     size = corpus.size(args.corpus)
     looked = scan.Looked(tasks, settings)
     with _progress(size) as tell:
@@ -90,7 +93,7 @@ def main(args: Audit) -> int:
 def _check(args: Audit) -> None:
     """Refuse what cannot be done, before any work."""
     if not args.against:
-        raise UserError("--against names no file of tasks; give JSONL files, as gsm8k-test.jsonl")
+        raise UserError("--against names no task; give names, as gsm8k,mmlu, or JSONL files")
     if not 1 <= args.words <= MOST_WORDS:
         raise UserError(f"--words {args.words} is no length of a stretch; use 13, or 8 to "
                         f"{MOST_WORDS}")
@@ -129,8 +132,9 @@ def _print(args: Audit, made: dict[str, Any], dirty: list[findings.TaskDirt],
     console.print_whole(report.table(dirty))
     if seen:
         console.print_whole(report.score_table(seen))
-    console.print(f"{made['documents']:,} documents of {made['characters']:,} characters in "
-                  f"{made['seconds']:.1f} s; {made['documents_with_hits']:,} have hits")
+    count = made["documents"]
+    console.print(f"{count:,} document{'s' * (count != 1)} of {made['characters']:,} characters "
+                  f"in {made['seconds']:.1f} s; {made['documents_with_hits']:,} with hits")
     if args.clean:
         told = made["clean"]
         console.print(f"without them: {printable(told['folder'])}, {told['documents_dropped']:,} "

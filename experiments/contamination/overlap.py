@@ -16,7 +16,7 @@ COLUMNS = ("corpus", "MB", "task", "items", "exact", "near", "common only", "dir
 
 def main(asked: Asked) -> None:
     """Audit every corpus against all tasks and write the record."""
-    tasks = items.tasks([Path(name) for name in asked.values["against"] or ()])
+    tasks = items.tasks(asked.values["against"] or ())
     if asked.is_quick or not tasks:
         tasks = [made_up(100)]
     looked = scan.Looked(tasks, scan.Settings())

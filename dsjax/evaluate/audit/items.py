@@ -14,6 +14,7 @@ from typing import Any
 
 from dsjax.data import readers
 from dsjax.errors import UserError
+from dsjax.evaluate.tasks import rows
 
 NAMES = ("task_id", "unique_id", "id", "ind")
 ASKED = ("question", "problem", "prompt", "query", "ctx", "text", "sentence", "passage")
@@ -44,18 +45,35 @@ class Task:
     items: tuple[Item, ...]
 
 
-def tasks(paths: Sequence[Path]) -> list[Task]:
-    """Read the items of files, one task a file.
+def tasks(words: Sequence[str | Path], data: Path = Path()) -> list[Task]:
+    """Read the items of files, one task a file, and of tasks that `dsjax evaluate` knows by name.
 
+    words: files, and names with commas between them; data: the folder of the named tasks' files.
     Raises UserError for a file without items, or two of one name.
     """
     found: dict[str, Task] = {}
-    for path in paths:
-        name = stem(path)
-        if name in found:
-            raise UserError(f"{path} is named as another file of tasks is, {name}; rename one")
-        found[name] = Task(name, tuple(items(path)))
+    for word in words:
+        path = Path(word)
+        is_file = path.exists() or path.suffix in (*_ENDINGS, ".gz", ".xz", ".zst")
+        for task in [Task(stem(path), tuple(items(path)))] if is_file else _named(str(word), data):
+            if task.name in found:
+                raise UserError(f"{word} is named as another task is, {task.name}; rename one, or "
+                                "leave it out")
+            found[task.name] = task
     return list(found.values())
+
+
+def _named(names: str, data: Path) -> list[Task]:
+    """Tasks by their names, with items named as they are in the log of an evaluation."""
+    from dsjax.evaluate import evaluation  # it brings the engine
+
+    made = []
+    for task in evaluation.named(names, "--against"):
+        there = [row for row in rows.read(rows.find(data, task.name, task.test))
+                 if task.is_asked(row)]
+        own = [Item(task.question(row).id, _fields(row.where, row.fields)) for row in there]
+        made.append(Task(task.name, tuple(own)))
+    return made
 
 
 def stem(path: Path) -> str:
@@ -81,14 +99,20 @@ def _item(where: str, row: Any) -> Item:
     if not isinstance(row, dict):
         raise UserError(f"{where} is {type(row).__name__}, not an object with fields; mend the "
                         "line or take it out")
+    fields = _fields(where, row)
+    name = next((str(row[name])[:200] for name in NAMES if row.get(name) is not None), None)
+    return Item(name or f"line {where.rpartition(' ')[2]}", fields)
+
+
+def _fields(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Texts of a row, those of the question first."""
     asked = [field for name in ASKED for field in _texts(row, name, where)]
     rest = [field for name in (*OFFERED, *ANSWERED) for field in _texts(row, name, where)]
     if not asked and not rest:
         has = ", ".join(sorted(map(str, row)))[:200] or "none"
         raise UserError(f"{where} has no text in any field that items have ({', '.join(ASKED)}), "
                         f"its fields are {has}; name the question so")
-    name = next((str(row[name])[:200] for name in NAMES if row.get(name) is not None), None)
-    return Item(name or f"line {where.rpartition(' ')[2]}", (*asked, *rest))
+    return (*asked, *rest)
 
 
 def _texts(row: Mapping[str, Any], name: str, where: str) -> Iterator[str]:

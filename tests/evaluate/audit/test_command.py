@@ -78,6 +78,29 @@ def test_scores_are_told_of_clean_and_dirty_items(made, tmp_path, capsys):
     assert "0.5000 +- 0.5000" in shown
 
 
+def test_tasks_go_by_the_names_that_evaluate_gives_them(tmp_path, capsys):
+    rows = planted.items(4, 97)
+    planted.write_lines(tmp_path / "gsm8k-test.jsonl", [
+        {"question": row["question"], "answer": f"{row['answer']} #### 7"} for row in rows])
+    planted.write_lines(tmp_path / "hellaswag-val.jsonl", [
+        {"ind": 40 + i, "activity_label": "A", "ctx_a": row["question"], "ctx_b": "he",
+         "ctx": row["question"] + " he", "endings": [row["answer"], "sits"], "label": "0"}
+        for i, row in enumerate(planted.items(4, 98))])
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(rows[2]["question"])
+    logs = tmp_path / "scores"
+    logs.mkdir()
+    planted.write_lines(logs / "gsm8k.jsonl", [{"id": f"line {i + 1}", "measures": {"em": i == 2}}
+                                               for i in range(4)])
+    told = json.loads(run(capsys, corpus, "--against", "gsm8k,hellaswag", "--data", tmp_path,
+                          "--scores", logs, "--json", "--out", tmp_path / "out").out)
+    assert {name: task["dirty"] for name, task in told["tasks"].items()} == {
+        "gsm8k": 1, "hellaswag": 0}
+    assert told["scores"][0]["dirty"] == {"items": 1, "value": 1.0, "stderr": None}
+    (line,) = (tmp_path / "out" / "dirty.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "line 3"
+
+
 def test_a_clean_corpus_comes_with_the_command(made, tmp_path, capsys):
     task, corpus, _ = made
     out = tmp_path / "clean"
@@ -91,6 +114,9 @@ REFUSED = {
     "no task": ([], "--against"),
     "missing task": (["--against", "gone.jsonl"], "gone.jsonl"),
     "no name of lines": (["--against", "t.csv"], ".jsonl"),
+    "no such task": (["--against", "gsm9k"], "no task 'gsm9k'"),
+    "no data": (["--against", "gsm8k", "--data", "nowhere"], "--data nowhere"),
+    "no file of a task": (["--against", "mmlu", "--data", "sub"], "mmlu-test.jsonl"),
     "words": (["--against", "t.jsonl", "--words", "0"], "--words 0"),
     "common": (["--against", "t.jsonl", "--common", "0"], "--common 0"),
     "similarity": (["--against", "t.jsonl", "--similarity", "2"], "--similarity 2"),
