@@ -49,6 +49,7 @@ STUDY = Study(
         records=("memory",),
         flags=(Flag("--seeds", "seeds", int, 3),),
         is_on_cpu=True,
+        is_resumable=True,
         is_tuned=True,
     )),
 )

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +118,8 @@ def parameters() -> str:
 
 
 def config(folder: Path, texts: list[str], seed: int, is_quick: bool) -> RunConfig:
-    """The run that reads the texts once, about; writes them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """The run that reads the texts once, about; writes them. One that is finished stays so."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder.with_suffix(".jsonl")
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return dataclasses.replace(
