@@ -32,7 +32,7 @@ class Document:
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Path and place, as reports have it."""
         return f"{self.path}:{self.place}"
 
 
@@ -42,7 +42,7 @@ class Piece:
 
     document: Document
     start: int
-    """Where it begins in the document, in characters."""
+    """Its first character in the document."""
     text: str
     old_words: int
     """Words at its beginning that the piece before had, too."""

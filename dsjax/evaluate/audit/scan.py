@@ -72,7 +72,7 @@ class Looked:
             starts.append(at + 1)
         self.ids = np.concatenate(rows) if rows else between
         self.starts = np.array(starts)
-        """Where each item begins in `ids`, and where the last ends."""
+        """Beginning of each item in `ids`, and the end of the last."""
         self.owners = np.array(owners, np.int64)
         """The item of each text that near copies are looked for of."""
         self.hashes = Hashes(len(self.vocabulary), settings.bits)

@@ -53,7 +53,7 @@ def _without_marks(text: str) -> str:
 
 @functools.cache
 def _instead(letter: str) -> str:
-    """What a character above ASCII becomes: nothing, a blank or itself."""
+    """Return nothing, a blank or the character itself: what one above ASCII becomes."""
     kind = unicodedata.category(letter)
     if kind == "Cf" or letter in _APOSTROPHES:
         return ""
