@@ -27,14 +27,14 @@ STUDY = Study(
         quick="a tenth of the items and one repeat",
         verdict=None,
         records=("rates",),
-        flags=(AGAINST, Flag("--repeats", "repeats", int, 5)),
+        flags=(AGAINST, Flag("--repeats", "repeats", int, 3)),
         is_timed=True,
     ), Part(
         name="recall",
         command="python -m experiments.contamination.run recall",
         asks="share of planted items found, and of items found in disjoint text, by how much of a "
              "copy was changed",
-        cost="ten minutes on one core",
+        cost="three minutes on one core",
         quick="a tenth of the items",
         verdict=None,
         records=("recall",),

@@ -21,7 +21,7 @@ def main(asked: Asked) -> None:
     """Measure and write the record."""
     repeats = 1 if asked.is_quick else asked.values["repeats"]
     given = [Path(name) for name in asked.values["against"] or ()]
-    tasks = {"made-up": [made_up(500 if asked.is_quick else 5000)]}
+    tasks = {"made-up": [made_up(500 if asked.is_quick else 4000)]}
     if given:
         tasks["given"] = items.tasks(given)
     rows, spreads = [], {}
