@@ -114,6 +114,17 @@ def test_a_common_phrase_does_not_count_and_its_items_are_told(tmp_path):
     assert [(one.item.id, one.documents) for one in dirty.dirty] == [("q1", 4)]
 
 
+def test_a_document_that_repeats_a_phrase_counts_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "PIECE", 2000)
+    rows = planted.items(1, 55)
+    task = planted.write_lines(tmp_path / "task.jsonl", rows)
+    draw = random.Random(56)
+    path = tmp_path / "corpus.txt"
+    path.write_text(" ".join(f"{rows[0]['question']} {planted.text(draw, 300)}" for _ in range(9)))
+    _, dirty = audit(task, [path], Settings(common=1, similarity=None))
+    assert [one.documents for one in dirty.dirty] == [1]
+
+
 @pytest.fixture(scope="module")
 def plants():
     """Items, and three documents with some of them."""
