@@ -7,7 +7,8 @@ AGAINST = Flag("--against", "files of tasks, as JSONL in their public form", is_
 STUDY = Study(
     name="contamination",
     claim="an audit finds planted copies at the promised rates and speed, text older than the "
-          "tasks has none of them but what they quote, and what a copy is worth depends on how often it was read",
+          "tasks has none of them but what they quote, and what a copy is worth depends on how "
+          "often it was read",
     source="none of the reports; GPT-3, arXiv 2005.14165 appendix C",
     parts=(Part(
         name="overlap",
