@@ -62,7 +62,7 @@ bench: .venv/ready
 lock:
 	uv pip compile --universal --python-version 3.11 --fork-strategy fewest --upgrade \
 	  --no-emit-index-url --annotation-style line --custom-compile-command "make lock" \
-	  --extra dev --extra evaluate --extra serve pyproject.toml -o requirements.lock
+	  --extra audit --extra dev --extra evaluate --extra serve pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -47,6 +47,7 @@ COMMANDS = {
     "show": Command("print a config's parameters, FLOPs and cache bytes, part by part"),
     "loads": Command("draw how evenly a run used its experts, and what copies would mend"),
     "data": Command("turn text into a tokenizer and token shards"),
+    "audit": Command("find the items of tasks in a training corpus"),
     "convert": Command("read and write released checkpoints"),
     "pipeline": Command("draw a pipeline schedule and say what it costs"),
     "compile": Command("compile a run for a machine that is not here"),

@@ -26,6 +26,7 @@ MEND = "mend the line or take it out"
 NAME_FIELD = "name the text's field with `dsjax data --field` and train on the shards it makes"
 RATIO, FREE = 200, 2**30
 WINDOW = 2**31
+PART = 2**20
 _PACK = 2**13  # bytes of Zstandard at a time: they may stand for 30,000 times as many
 _LINES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".xz", ".zst")
@@ -42,11 +43,7 @@ def read(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[st
 
     progress: is told how many more bytes on disk have been read.
     """
-    suffix = path.suffix.lower()
-    kind = Path(path.stem).suffix.lower() if suffix in _PACKED else suffix
-    if kind in _FOREIGN:
-        raise UserError(f"{path} is a {kind} file, which is not read; {_FOREIGN[kind]}, or name "
-                        "other files")
+    suffix, kind = _kinds(path)
     told = 0
     with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
         parse = _lines(stream, path, field, kind) if kind in _LINES else _plain(stream, path)
@@ -55,6 +52,46 @@ def read(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[st
             progress(raw.tell() - told)
             told = raw.tell()
         progress(size(path) - told)
+
+
+def parts(path: Path, field: str, progress: Callable[[int], None]) -> Iterator[tuple[int, str]]:
+    """Yield (number, part) of the documents of a file, in memory that its size does not change.
+
+    number: of the line in JSONL, whose documents come whole; of the document in text, from 1, which
+    comes in parts of about `PART` characters, cut anywhere.
+    """
+    suffix, kind = _kinds(path)
+    told = 0
+    with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
+        parse = _numbered(stream, path, field, kind) if kind in _LINES else _parts(stream, path)
+        for number, text in parse:
+            yield number, text
+            progress(raw.tell() - told)
+            told = raw.tell()
+        progress(size(path) - told)
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a JSONL file that are not blank as they stand, each with its number."""
+    suffix, _ = _kinds(path)
+    with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
+        for number, _, text in _placed(stream, path):
+            yield number, text
+
+
+def is_lines(path: Path) -> bool:
+    """Tell whether a file is of lines of JSON by its name."""
+    return _kinds(path)[1] in _LINES
+
+
+def _kinds(path: Path) -> tuple[str, str]:
+    """The last ending of a name, and the one that says what is inside."""
+    suffix = path.suffix.lower()
+    kind = Path(path.stem).suffix.lower() if suffix in _PACKED else suffix
+    if kind in _FOREIGN:
+        raise UserError(f"{path} is a {kind} file, which is not read; {_FOREIGN[kind]}, or name "
+                        "other files")
+    return suffix, kind
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -179,11 +216,44 @@ class _ZstdReader(io.RawIOBase):
 
 def _plain(stream: _Stream, path: Path) -> Iterator[str]:
     data = stream.read()
+    _refuse_ids(path)
+    text = _decode(data, 0, str(path)).removeprefix("\ufeff")
+    yield from (part for part in text.split("\f") if part.strip())
+
+
+def _parts(stream: _Stream, path: Path) -> Iterator[tuple[int, str]]:
+    """Documents of a text, in parts; blank documents are counted, too."""
+    _refuse_ids(path)
+    number, offset, data = 1, 0, b""
+    while more := stream.read(PART):
+        data += more
+        whole = len(data) - _begun(data)
+        text = _decode(data[:whole], offset, str(path))
+        first, *others = text.removeprefix("\ufeff" if offset == 0 else "").split("\f")
+        offset, data = offset + whole, data[whole:]
+        yield number, first
+        for text in others:
+            number += 1
+            yield number, text
+    if data:
+        _decode(data, offset, str(path))
+
+
+def _begun(data: bytes) -> int:
+    """Bytes at the end that begin a character of UTF-8 without ending it."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= 0xC0:
+            return back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else 0
+        if byte < 0x80:
+            return 0
+    return 0
+
+
+def _refuse_ids(path: Path) -> None:
     if _is_ids(path):
         raise UserError(f"{path} is of token ids that `dsjax data` wrote, no text; train on them "
                         f"with --data.train {path.parent}")
-    text = _decode(data, 0, str(path)).removeprefix("\ufeff")
-    yield from (part for part in text.split("\f") if part.strip())
 
 
 def _is_ids(path: Path) -> bool:
@@ -192,6 +262,12 @@ def _is_ids(path: Path) -> bool:
 
 
 def _lines(stream: _Stream, path: Path, field: str, kind: str) -> Iterator[str]:
+    for _, text in _numbered(stream, path, field, kind):
+        yield text
+
+
+def _numbered(stream: _Stream, path: Path, field: str, kind: str) -> Iterator[tuple[int, str]]:
+    """Documents of lines, each with the number of its line."""
     rows = _rows(stream, path)
     remedy = NAME_FIELD
     for where, text in _checked(rows, path) if kind == ".json" else rows:
@@ -199,18 +275,23 @@ def _lines(stream: _Stream, path: Path, field: str, kind: str) -> Iterator[str]:
         value = _value(row, where, field, remedy)
         remedy = MEND  # the field is the right one
         if value.strip():
-            yield value
+            yield int(where.rpartition(" ")[2]), value
 
 
 def _rows(stream: _Stream, path: Path) -> Iterator[tuple[str, str]]:
     """Lines that are not blank, each with its place."""
+    return ((where, text) for _, where, text in _placed(stream, path))
+
+
+def _placed(stream: _Stream, path: Path) -> Iterator[tuple[int, str, str]]:
+    """Lines that are not blank, each with its number and its place."""
     offset = 0
     for number, line in enumerate(stream, 1):
         where = f"{path} line {number}"
         text = _decode(line, offset, where).removeprefix("\ufeff" if number == 1 else "")
         offset += len(line)
         if text.strip():
-            yield where, text
+            yield number, where, text
 
 
 def _checked(rows: Iterator[tuple[str, str]], path: Path) -> Iterator[tuple[str, str]]:
