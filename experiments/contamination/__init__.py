@@ -46,7 +46,7 @@ STUDY = Study(
              "it ends them word by word",
         cost="ten minutes on two cores",
         quick="30 steps",
-        verdict="supports for sixteen readings; one and four cannot be told from none",
+        verdict="supports, though one reading cannot be told from none",
         records=("memory",),
         flags=(Flag("--seeds", "seeds", int, 3),),
         is_on_cpu=True,

@@ -177,3 +177,20 @@ def test_two_files_of_one_name_are_refused(made, tmp_path):
         sources.append(str(write(tmp_path / name / "corpus.jsonl", made[1])))
     with pytest.raises(UserError, match=r"two files.*corpus\.jsonl"):
         clean.write(sources, tmp_path / "out", Cleaning({}, "text", "passages"))
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_near_copies_go_and_what_is_left_after_the_last_hit_is_long_enough(made, tmp_path, kind):
+    task, texts = made
+    question = json.loads(task.read_text().splitlines()[20])["question"]
+    words = question.split()
+    words[9::10] = ["other"] * len(words[9::10])
+    source = write(tmp_path / f"corpus.{kind}", [
+        f"{texts[4]} {' '.join(words)} {texts[5][: MARGIN + LEAST - 20]}", texts[3]])
+    found = audit(task, source)
+    assert (len(found.hits), len(found.copy_rows) > 0) == (0, True)
+    cleaned(task, source, tmp_path / "out")
+    left = read(tmp_path / "out" / source.name)
+    assert len(left) == 2
+    assert texts[4].startswith(left[0][:-10])
+    assert left[1] == texts[3]
