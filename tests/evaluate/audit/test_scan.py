@@ -108,8 +108,9 @@ def test_a_common_phrase_does_not_count_and_its_items_are_told(tmp_path):
     task = planted.write_lines(tmp_path / "task.jsonl", rows)
     texts = [planted.text(random.Random(i), 50) + " " + rows[1]["question"] for i in range(4)]
     path = planted.write_lines(tmp_path / "corpus.jsonl", [{"text": text} for text in texts])
-    _, dirty = audit(task, [path], Settings(common=3, similarity=None))
+    found, dirty = audit(task, [path], Settings(common=3, similarity=None))
     assert (len(dirty.dirty), dirty.common) == (0, 1)
+    assert findings.spans(found) == {}, "and nothing would be cut out"
     _, dirty = audit(task, [path], Settings(common=4, similarity=None))
     assert [(one.item.id, one.documents) for one in dirty.dirty] == [("q1", 4)]
 
