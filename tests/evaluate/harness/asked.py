@@ -1,12 +1,26 @@
 """Requests as the harness makes them, and its local tasks; for tests where it is installed."""
 
 import functools
+import shutil
 from pathlib import Path
+
+from tests.evaluate.tasks.golden import DATA
 
 TASK_FILES = Path(__file__).parents[3] / "docs" / "harness"
 NAMES = {"arc": "arc_challenge", "hellaswag": "hellaswag", "lambada": "lambada_openai",
          "gsm8k": "gsm8k", "text": "text"}
 CONTEXT = 512
+
+
+def place(folder, monkeypatch):
+    """Go to a folder that has data/eval with the public files, and no network."""
+    import datasets
+
+    shutil.copytree(DATA, folder / "data" / "eval")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return folder
 
 
 def asked(kind, *arguments, task="a", number=0):

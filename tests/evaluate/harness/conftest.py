@@ -1,12 +1,9 @@
 """A small run behind the harness's interface, and a folder as docs/evaluation.md says it."""
 
-import shutil
-
 import pytest
 
 from tests.evaluate import small
-from tests.evaluate.harness.asked import CONTEXT
-from tests.evaluate.tasks.golden import DATA
+from tests.evaluate.harness.asked import CONTEXT, place
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +20,4 @@ def lm(run):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """data/eval with the public files, and no network."""
-    import datasets
-
-    shutil.copytree(DATA, tmp_path / "data" / "eval")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    return tmp_path
+    return place(tmp_path, monkeypatch)

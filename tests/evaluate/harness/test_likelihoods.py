@@ -55,6 +55,14 @@ def test_answers_keep_the_order_of_the_requests_however_tasks_are_mixed(lm):
         (pytest.approx(logprob, abs=2e-5), is_greedy) for logprob, is_greedy in alone]
 
 
+def test_a_layout_changes_nothing_but_rounding(lm, run):
+    spread = DsjaxLM(folder=str(run), context=CONTEXT, data=2, expert=2)
+    found = spread.loglikelihood(likelihoods(*PAIRS[:3]), disable_tqdm=True)
+    for one, other in zip(found, lm.loglikelihood(likelihoods(*PAIRS[:3]), True), strict=True):
+        assert one[0] == pytest.approx(other[0], abs=2e-5)
+        assert one[1] == other[1]
+
+
 def test_the_greedy_continuation_is_said_to_be_greedy(lm):
     start = tuple(lm.tok_encode("Question:"))
     ids = list(start)
