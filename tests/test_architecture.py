@@ -247,7 +247,6 @@ def test_every_command_that_is_written_down_exists() -> None:
 
 
 OF_EXPERIMENTS = {"--quick", "--dirty", "--peer-python"}
-OF_HARNESS = {"--model_args", "--batch_size", "--apply_chat_template", "--include_path"}  # lm_eval
 
 
 @functools.cache
@@ -276,7 +275,7 @@ def test_every_flag_that_is_written_down_is_known() -> None:
     helps = [(name, "") for name in available()]
     helps += [("convert", way) for way in ("hf-to-dsjax", "dsjax-to-hf")]
     helps += [("bench", way) for way in ("train", "decode", "gemm", "layouts", "links")]
-    every = set().union(*(flags_of(*one) for one in helps), OF_EXPERIMENTS, OF_HARNESS)
+    every = set().union(*(flags_of(*one) for one in helps), OF_EXPERIMENTS)
     for path in pages():
         mentioned = re.findall(r"`(--[a-z][\w.-]*\w)[ `]", path.read_text())
         wrong += [f"{relative(path)}: {flag}" for flag in mentioned if flag not in every]
