@@ -11,6 +11,7 @@ from dsjax.evaluate.answers import Manner
 from dsjax.evaluate.evaluation import Asking
 from tests.evaluate.harness.asked import CONTEXT, NAMES, ask, manager
 from tests.evaluate.tasks.golden import golden
+from tests.golden.make_tasks import public_form
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's and its libraries' own
 
@@ -64,8 +65,14 @@ def test_the_harness_and_dsjax_evaluate_agree_on_every_item_and_measure(lm, run,
     assert compared == 4 * (2 + 2 + 2 + 2)
 
 
+@pytest.mark.parametrize("is_flat", [True, False])
 @pytest.mark.parametrize("name", ["arc", "hellaswag", "lambada", "gsm8k"])
-def test_local_task_files_ask_what_the_harnesss_own_ask(here, name):
+def test_local_task_files_ask_what_the_harnesss_own_ask(here, name, is_flat):
+    """Of AI2's flat rows and of the hub's."""
+    if not is_flat:
+        for split, rows in public_form()[NAMES[name]].items():
+            for file in (here / "data" / "eval").glob(f"{name}*-{split[:3]}*.jsonl"):
+                file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = manager().load([f"local_{NAMES[name]}"])["tasks"][f"local_{NAMES[name]}"]
     task.set_fewshot_seed(1234)
     task.build_all_requests()

@@ -51,6 +51,12 @@ def test_sampled_answers_are_the_seeds_and_differ_among_repeats(run, lm):
     assert answer(lm, "Question:", until=[], do_sample=True, top_k=0) != greedy
 
 
+def test_the_end_tokens_end_an_answer_and_no_id_without_a_token_is_written(lm):
+    (asked,), = lm._asked(prompts(("Question:", {"until": []}))).values()
+    assert asked.sampling.stop_ids == lm.model.tokenizer.end_ids
+    assert asked.sampling.vocab == lm.model.tokenizer.vocab < lm.model.cfg.vocab
+
+
 def test_prompts_without_room_are_cut_and_answers_lowered_and_both_are_said(lm, capsys):
     text = "Question: what is the answer? " * 200
     short = lm.model.tokenizer.decode(lm.tok_encode(text)[-(CONTEXT - 24):])
@@ -95,6 +101,9 @@ def test_conversations_are_rendered_and_begun_once(chatty, capsys):
     assert chatty.tok_encode("what is")[0] == begin
     assert begin not in chatty.tok_encode("what is", add_special_tokens=False)
     assert chatty.apply_chat_template(turns, add_generation_prompt=False).endswith(">it is")
+    named = chatty.apply_chat_template([turns[0], {"role": "assistant", "content": "assistant"}],
+                                       add_generation_prompt=False)
+    assert named == "<|fim_begin|><user>what is\n<assistant>assistant"
     without = chatty.apply_chat_template([{"role": "system", "content": "no"}, *turns])
     assert without == text
     assert "takes no system message" in capsys.readouterr().err

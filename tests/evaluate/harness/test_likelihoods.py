@@ -1,10 +1,14 @@
 """A likelihood is that of the model's logits, in the order of the requests, each token once."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs pip install '.[lm-eval]'")
+
+from lm_eval.api.model import CacheHook, CachingLM
 
 from dsjax.errors import UserError
 from dsjax.evaluate.harness.model import DsjaxLM
@@ -45,14 +49,35 @@ def test_a_likelihood_is_that_of_the_logits_and_a_long_context_is_cut_from_the_l
         capsys.readouterr().err)
 
 
-def test_answers_keep_the_order_of_the_requests_however_tasks_are_mixed(lm):
+def test_answers_keep_the_order_of_the_requests_however_tasks_are_mixed(lm, monkeypatch):
     alone = lm.loglikelihood(likelihoods(*PAIRS), disable_tqdm=True)
     others = likelihoods(*[(f"{i}", f" {i}") for i in range(len(PAIRS))], task="b")
     mixed = [one for pair in zip(others, likelihoods(*PAIRS), strict=True) for one in pair]
+    laid_out, stream = [], lm.scorer.stream
+
+    def spy(texts):
+        laid_out.append(len(texts))
+        return stream(texts)
+
+    monkeypatch.setattr(lm.scorer, "stream", spy)
     found = lm.loglikelihood(mixed, disable_tqdm=True)
+    assert laid_out == [6, 6], "a row's place in a batch may change its last bits"
     assert found[1::2] == alone, "bits depend on another task"
     assert lm.loglikelihood(likelihoods(*PAIRS[::-1]), disable_tqdm=True)[::-1] == [
         (pytest.approx(logprob, abs=2e-5), is_greedy) for logprob, is_greedy in alone]
+
+
+def test_what_was_scored_before_a_stop_is_in_the_harnesss_cache(lm, tmp_path, monkeypatch):
+    stream = lm.scorer.stream
+    monkeypatch.setattr(lm.scorer, "stream", lambda texts: itertools.islice(stream(texts), 4))
+    kept = CachingLM(lm, str(tmp_path / "kept.db"))
+    try:
+        with pytest.raises(KeyError):
+            kept.loglikelihood(likelihoods(*PAIRS))
+        assert len(kept.dbdict) == 4
+    finally:
+        lm.set_cache_hook(CacheHook(None))
+        kept.dbdict.close()
 
 
 def test_a_layout_changes_nothing_but_rounding(lm, run):
