@@ -128,8 +128,12 @@ def well_typed(part: Any) -> None:
 
 def _why_not(value: Any, hint: Any) -> str | None:
     """The reason why a value is not of a type, in words that follow it; None if it is."""
-    if type(None) in typing.get_args(hint) and value is None:
-        return None
+    if type(None) in typing.get_args(hint):
+        if value is None:
+            return None
+        others = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        if len(others) == 1:
+            return _why_not(value, others[0])
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         is_one = type(value) is str and value in choices

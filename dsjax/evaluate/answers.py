@@ -106,7 +106,7 @@ def ask(task: Task, items: Sequence[Item], fits: Sequence[Fitted], engine: Engin
         return Growing(vocabulary, task.generated.stop)
 
     try:
-        with contextlib.closing(_answers(engine, asked, empty)) as stream:
+        with contextlib.closing(written(engine, asked, empty)) as stream:
             for one, answer in stream:
                 got[one.number][one.sample] = answer
                 if len(got[one.number]) == manner.samples:
@@ -134,8 +134,8 @@ def _graded(items: Sequence[Item], fits: Sequence[Fitted], number: int, answers:
         "cut": fit.cut, "max_new_tokens": fit.max_new_tokens}
 
 
-def _answers(engine: Engine, asked: Iterable[Asked],
-             begin: Callable[[], Growing]) -> Generator[tuple[Asked, Answer]]:
+def written(engine: Engine, asked: Iterable[Asked],
+            begin: Callable[[], Growing]) -> Generator[tuple[Asked, Answer]]:
     """Ask for answers, as many at once as the engine takes, and yield them as they are done.
 
     begin: makes the empty text of an answer.

@@ -80,8 +80,12 @@ class ChatTemplate:
                                                                      fillvalue=[]))
         return Prompt(list(itertools.chain.from_iterable(joined)), is_thinking)
 
-    def render(self, messages: Sequence[Mapping[str, str]], kwargs: Mapping[str, Any]) -> str:
-        """Return the text of a conversation; refuses what the template refuses."""
+    def render(self, messages: Sequence[Mapping[str, str]], kwargs: Mapping[str, Any],
+               is_asked: bool = True) -> str:
+        """Return the text of a conversation; refuses what the template refuses.
+
+        is_asked: up to where the assistant speaks; otherwise it ends with the last message.
+        """
         import jinja2
 
         for name in ("messages", "add_generation_prompt", *self.names):
@@ -90,7 +94,7 @@ class ChatTemplate:
                               "it out", "chat_template_kwargs")
         try:
             return self._compiled.render({"tools": None, "documents": None, **self.names, **kwargs},
-                                         messages=messages, add_generation_prompt=True)
+                                         messages=messages, add_generation_prompt=is_asked)
         except (jinja2.TemplateError, UnusableError, TypeError, ValueError, ArithmeticError,
                 LookupError, AttributeError, RecursionError) as error:
             raise Refusal(f"the model's chat template cannot take these messages "

@@ -14,12 +14,12 @@ CFG = dataclasses.replace(agreement.TINY, vocab=300, layers=2, mtp_depth=1)
 TEXT = "Question: what is the answer?\nAnswer: it is 12 of 30, or #### 42.\n" * 3
 
 
-def make_run(folder, seed=3, step=7):
+def make_run(folder, seed=3, step=7, cfg=CFG):
     """Write a run's folder; another seed is another model."""
     store = Store(folder / "checkpoints", keep=1)
-    store.save(step, {"params": agreement.draw(transformer.specs(CFG), seed)}, {})
+    store.save(step, {"params": agreement.draw(transformer.specs(cfg), seed)}, {})
     store.close()
-    run_to_json(RunConfig("small", CFG, train=TrainConfig(seq_len=CONTEXT)),
+    run_to_json(RunConfig("small", cfg, train=TrainConfig(seq_len=CONTEXT)),
                 folder / "config.json")
     tokenizer.train_bpe([TEXT], 290).save(folder / "tokenizer.json")
     return folder
