@@ -29,7 +29,7 @@ def test_all_164_solutions_pass():
     with adopting():
         before = children()
         found = endings([program(row, row["canonical_solution"]) for row in ROWS], workers=8)
-        assert children() == before
+        assert children() <= before
     assert [row["task_id"] for row, end in zip(ROWS, found, strict=True) if end != "end"] == []
 
 
