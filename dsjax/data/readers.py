@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from dsjax import disk
 from dsjax.errors import UserError
@@ -75,8 +75,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a JSONL file that are not blank as they stand, each with its number."""
     suffix, _ = _kinds(path)
     with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
-        for number, _, text in _placed(stream, path):
-            yield number, text
+        for line in _rows(stream, path):
+            yield line.number, line.text
 
 
 def is_lines(path: Path) -> bool:
@@ -94,12 +94,13 @@ def _kinds(path: Path) -> tuple[str, str]:
     return suffix, kind
 
 
-def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the values of a JSONL file's lines, each with its place; blank ones are passed over."""
-    suffix = path.suffix.lower()
+def rows(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yield the values of a JSONL file's lines that are not blank, each with its number and place.
+    """
+    suffix, _ = _kinds(path)
     with _opened(path) as raw, _unpacked(raw, path, suffix) as stream, _refusing(path):
-        for where, text in _rows(stream, path):
-            yield where, disk.parse_json(text, where, MEND)
+        for line in _rows(stream, path):
+            yield line.number, line.where, disk.parse_json(line.text, line.where, MEND)
 
 
 @contextmanager
@@ -270,20 +271,21 @@ def _numbered(stream: _Stream, path: Path, field: str, kind: str) -> Iterator[tu
     """Documents of lines, each with the number of its line."""
     rows = _rows(stream, path)
     remedy = NAME_FIELD
-    for where, text in _checked(rows, path) if kind == ".json" else rows:
-        row = disk.parse_json(text, where, MEND)
-        value = _value(row, where, field, remedy)
+    for line in _checked(rows, path) if kind == ".json" else rows:
+        row = disk.parse_json(line.text, line.where, MEND)
+        value = _value(row, line.where, field, remedy)
         remedy = MEND  # the field is the right one
         if value.strip():
-            yield int(where.rpartition(" ")[2]), value
+            yield line.number, value
 
 
-def _rows(stream: _Stream, path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with its place."""
-    return ((where, text) for _, where, text in _placed(stream, path))
+class _Line(NamedTuple):
+    number: int
+    where: str
+    text: str
 
 
-def _placed(stream: _Stream, path: Path) -> Iterator[tuple[int, str, str]]:
+def _rows(stream: _Stream, path: Path) -> Iterator[_Line]:
     """Lines that are not blank, each with its number and its place."""
     offset = 0
     for number, line in enumerate(stream, 1):
@@ -291,14 +293,14 @@ def _placed(stream: _Stream, path: Path) -> Iterator[tuple[int, str, str]]:
         text = _decode(line, offset, where).removeprefix("\ufeff" if number == 1 else "")
         offset += len(line)
         if text.strip():
-            yield number, where, text
+            yield _Line(number, where, text)
 
 
-def _checked(rows: Iterator[tuple[str, str]], path: Path) -> Iterator[tuple[str, str]]:
+def _checked(rows: Iterator[_Line], path: Path) -> Iterator[_Line]:
     """The lines of a .json file; one that is a list, or a single object, is refused."""
     first = list(islice(rows, 2))
     try:
-        row = disk.parse_json(first[0][1], path, "") if first else {}
+        row = disk.parse_json(first[0].text, path, "") if first else {}
     except UserError:
         row = None
     if not isinstance(row, dict) or len(first) == 1:

@@ -67,8 +67,9 @@ def peer(kind: str, batch: int, given: dict[str, Any]) -> dict[str, Any]:
 
 def ours(kind: str, batch: int, steps: int) -> dict[str, Any]:
     """One process of dsjax."""
+    more = [] if kind == "prefill" else ["--steps", str(steps)]
     return measure([sys.executable, "-m", "dsjax", "bench", kind, "--batch-size", str(batch),
-                    "--steps", str(steps)], HUGE_PAGES)
+                    *more], HUGE_PAGES)
 
 
 def summary(kind: str, batch: int, rounds: list[dict[str, Any]]) -> list[str]:

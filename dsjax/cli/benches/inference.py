@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsjax.cli.benches.shapes import PRECISION, Bench, peak_rss, result, shape_run
-from dsjax.errors import UserError
+from dsjax.config.fields import counted
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Inference(Bench):
     """Let an MTP module draft a token in each pass."""
     repeats: int = 5
     """Times that the work is timed; medians are printed."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes of nothing."""
+        super().__post_init__()
+        counted(type(self).__name__, repeats=self.repeats)
 
 
 class Decode(Inference):
@@ -38,6 +43,13 @@ class Prefill(Inference):
 
     Keys: tok_s (of the prompts, median), ms, compile_s, peak_gflop_s, versions.
     """
+
+    def __post_init__(self) -> None:
+        """Refuse steps, which a prompt has none of."""
+        super().__post_init__()
+        if self.steps is not None:
+            raise ValueError(f"Prefill.steps={self.steps} are of decoding, and a prompt is read in "
+                             "one program; leave it out, or give --repeats")
 
 
 class Serve(Inference):
@@ -57,8 +69,6 @@ def measure(args: Inference) -> dict[str, Any]:
     from dsjax.runtime import backend as backends
     from dsjax.runtime import hardware, header
 
-    if args.repeats < 1:
-        raise UserError(f"--repeats {args.repeats} must be at least 1")
     run = shape_run(args)
     model = dataclasses.replace(run.model, mtp_depth=int(args.draft))
     kind = type(args)

@@ -89,7 +89,7 @@ def items(path: Path) -> list[Item]:
     if not readers.is_lines(path):
         raise UserError(f"{path} is no file of JSON lines by its name; name one that ends in "
                         ".jsonl, .jsonl.gz, .jsonl.xz or .jsonl.zst")
-    found = [_item(where, row) for where, row in readers.rows(path)]
+    found = [_item(where, row) for _, where, row in readers.rows(path)]
     if not found:
         raise UserError(f"{path} holds no items; fetch it again")
     return found

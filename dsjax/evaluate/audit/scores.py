@@ -91,7 +91,7 @@ def _log(folder: Path, name: str) -> Path | None:
 def _scores(path: Path, task: TaskDirt) -> list[Score]:
     dirty = {one.item.id for one in task.dirty}
     values: dict[str, tuple[list[float], list[float]]] = {}
-    for where, row in readers.rows(path):
+    for _, where, row in readers.rows(path):
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise UserError(f"{where} is no record of an item; give what `dsjax evaluate` wrote")
         if row["id"] not in task.ids:

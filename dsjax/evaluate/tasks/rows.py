@@ -129,8 +129,7 @@ def read(path: Path) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    for where, value in readers.rows(path):
-        number = int(where.rpartition(" ")[2])
+    for number, where, value in readers.rows(path):
         if not isinstance(value, dict):
             raise UserError(f"{where} is {type(value).__name__}, not an object with fields; mend "
                             "the line or take it out")
