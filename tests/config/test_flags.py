@@ -118,6 +118,8 @@ def test_the_difference_of_two_runs_is_the_flags_between_them(line):
     ("bench decode --shape=huge", "--shape is 'huge'; choose from 'tiny', 'small'"),
     ("bench train --stepz 4", "there is no flag --stepz"),
     ("bench links --tokens 0", "--tokens 0"),
+    ("bench serve --repeats 0", "--repeats 0 must be at least 1"),
+    ("bench prefill --steps 3", "--steps 3 are of decoding"),
     ("bench links tiny more", "belong to no flag: more"),
     ("bench layouts --devices=99999", "up to 4,096"),
     ("pipeline nope --ranks 2 --microbatches 4", "nope"),
