@@ -129,6 +129,7 @@ def test_scores_on_eight_devices_are_those_of_one(layout):
         assert here.is_greedy.tolist() == there.is_greedy.tolist()
 
 
+@pytest.mark.exhaustive  # tests/infer/offload holds what they compute
 def test_experts_in_a_cache_score_as_experts_on_the_device():
     own = offloaded.backends()[0]
     asked = [text for text in texts() if len(text.context) + len(text.continuation) < 32]

@@ -52,7 +52,8 @@ def whole_logits(p, cfg, rows):
     return np.asarray(jax.jit(lambda t: transformer.logits(p, t, cfg))(tokens))
 
 
-@pytest.mark.parametrize("name", ["latent, experts", "grouped, dense"])
+@pytest.mark.parametrize("name", [
+    "latent, experts", pytest.param("grouped, dense", marks=pytest.mark.exhaustive)])
 def test_greedy_rows_of_a_batch_follow_the_uncached_model_and_go_as_each_alone(name):
     cfg, p = model(name)
     batch = generate(p, cfg, PROMPTS, GREEDY).completions

@@ -3,6 +3,8 @@ the report says; they stay within the error that half a code's last place allows
 number, too large or too small has a defined result.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,11 +43,11 @@ def close(actual, a, b):
     assert np.all(np.abs(np.asarray(actual, np.float64) - a @ b) <= allowed)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def three(precision, x, w, dy):
     """y, dx and dw of `linear` and its gradient."""
-    y, pull = jax.vjp(lambda x, w: linear(x, w, precision=precision), jnp.asarray(x),
-                      jnp.asarray(w))
-    return y, *pull(jnp.asarray(dy))
+    y, pull = jax.vjp(lambda x, w: linear(x, w, precision=precision), x, w)
+    return y, *pull(dy)
 
 
 @RECIPES

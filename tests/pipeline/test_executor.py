@@ -171,7 +171,7 @@ def check(case, attend=None):
     assert executor.executed_work(program, out.executed) == program.steps.work
 
 
-SAMPLE = [Case("dualpipe", 2, is_unrolled=True)]  # a step of tests/train scans over the same
+SAMPLE = [Case("dualpipe", 2, is_unrolled=True)]  # tests/train/test_pipelined.py scans over the same
 EVERY = [Case(name, ranks) for name in NAMES for ranks in (2, 4, 8)]
 FORMS = [
     Case("dualpipe", 2, ParallelConfig(data=2, expert=2)),
@@ -193,6 +193,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
 def test_a_pipeline_computes_what_one_device_computes(case):
     check(case)

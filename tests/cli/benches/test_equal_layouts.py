@@ -21,10 +21,11 @@ from dsjax.train import sharding, state
 SAMPLE = [
     (ParallelConfig(data=2, fsdp=2, expert=2), 2),
     pytest.param(ParallelConfig(fsdp=2, expert=4, expert_nodes=2, capacity_factor=0.6), 1,
-                 marks=pytest.mark.exhaustive),  # the last one has nodes too
+                 marks=pytest.mark.exhaustive),
     pytest.param(ParallelConfig(data=4, expert=2, use_zero=False), 4,
                  marks=pytest.mark.exhaustive),
-    (ParallelConfig(data=2, expert=4, expert_nodes=2, capacity_factor=0.6, interleave=True), 2),
+    pytest.param(ParallelConfig(data=2, expert=4, expert_nodes=2, capacity_factor=0.6,
+                                interleave=True), 2, marks=pytest.mark.exhaustive),
 ]
 ONE_LAYER = dataclasses.replace(equal_layouts.MODEL, layers=1, dense_layers=0, mtp_depth=0)
 EPS = float(np.finfo(np.float32).eps)
@@ -55,9 +56,10 @@ def test_a_step_is_the_same_on_every_layout(layout, microbatches, alone):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # tests/parallel/test_mesh_backend.py holds products and sums in FP8
 @pytest.mark.parametrize(("precision", "model"), [
-    pytest.param("bf16", equal_layouts.MODEL, marks=pytest.mark.exhaustive),
-    pytest.param("fp8", equal_layouts.MODEL, marks=pytest.mark.exhaustive),
+    ("bf16", equal_layouts.MODEL),
+    ("fp8", equal_layouts.MODEL),
     ("fp8", ONE_LAYER),
 ], ids=["bf16", "fp8", "fp8, one layer"])
 def test_low_precision_and_recomputation_run_on_a_mesh(precision, model):

@@ -38,6 +38,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # test_layouts.py and test_replicas.py hold each of both
 def test_a_server_on_a_layout_with_copies_of_experts_answers_as_one_device_does(
         run, tmp_path, capsys):
     known, measured = tmp_path / "known.json", tmp_path / "measured.json"

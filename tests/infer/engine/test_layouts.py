@@ -68,7 +68,8 @@ def alone(device, i):
     return served(device, [i])[0][0]
 
 
-@pytest.mark.parametrize("way", [more("plain"), "drafted"])
+@pytest.mark.exhaustive  # tests/infer/test_layouts.py does so without an engine
+@pytest.mark.parametrize("way", ["plain", "drafted"])
 @pytest.mark.parametrize("name", [MIXED, more("expert 8 over 2 nodes"), more("data 4")])
 def test_texts_are_those_of_one_device_greedy_and_sampled(name, way):
     """And many at once take fewer steps: rows lie on every device."""

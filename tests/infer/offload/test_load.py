@@ -163,7 +163,8 @@ def test_measured_loads_fill_the_slots(folders):
     assert {(0, 3), (1, 8)} <= set(model.experts.slots.keys)
 
 
-@pytest.fixture(scope="module", params=[2, 1], ids=["two rows", "one row"])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.exhaustive), 1],
+                ids=["two rows", "one row"])
 def engine(request):
     """An engine over an offloaded model, whose prompts want more experts than there are slots."""
     backend, _ = models.backends()
