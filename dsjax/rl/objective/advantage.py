@@ -26,7 +26,8 @@ def group_relative(rewards: Array, groups: Array, eps: float = 0.0, ddof: int = 
     _, of, sizes = _grouped(rewards, groups)
     squares = _sums(centered**2, of)
     deviation = jnp.sqrt(squares / jnp.maximum(sizes - ddof, 1))[of]
-    return jnp.where(deviation > 0, centered / (jnp.where(deviation > 0, deviation, 1.0) + eps), 0.0)
+    safe = jnp.where(deviation > 0, deviation, 1.0)
+    return jnp.where(deviation > 0, centered / (safe + eps), 0.0)
 
 
 def group_centered(rewards: Array, groups: Array) -> Array:

@@ -2,8 +2,8 @@
 
 An engine that samples from a nucleus reports probabilities that sum to one over it. A trainer that
 takes a softmax over the whole vocabulary sees each of them smaller, by the mass that was kept, and
-every ratio is off by that factor. The V3.2 report (sec. 3.1, "keep sampling mask") gives the trainer
-the engine's support.
+every ratio is off by that factor. The V3.2 report (sec. 3.1, "keep sampling mask") gives the
+trainer the engine's support.
 
 Axes: V vocabulary.
 """
