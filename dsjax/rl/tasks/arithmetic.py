@@ -41,7 +41,7 @@ def _reversed(rng: np.random.Generator, level: int) -> Problem:
 
 
 def _multiplication(rng: np.random.Generator, level: int) -> Problem:
-    """Parts: a times each digit of b at its place, and the sum so far, as 12*4=48;12*30=360,408."""
+    """Parts: a times each digit of b at its place, and the sum so far, 12*4=48,48;12*30=360,408."""
     a, b = _pair(rng, level)
     parts, total = [], 0
     for place, digit in enumerate(reversed(f"{b:0{level}d}")):

@@ -39,7 +39,7 @@ def value(tokens: list[str]) -> Fraction | None:
     rest = list(reversed(tokens))
     try:
         found = _sum(rest)
-    except (IndexError, ValueError, ZeroDivisionError):
+    except (IndexError, ValueError, ZeroDivisionError, RecursionError):
         return None
     return None if rest else found
 

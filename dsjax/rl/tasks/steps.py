@@ -23,7 +23,7 @@ def _chain(rng: np.random.Generator, level: int) -> Problem:
 
 
 def _sorting(rng: np.random.Generator, level: int) -> Problem:
-    """Digits in order; the trace is what insertion has sorted after each, as 52,25;259."""
+    """Digits in order; the trace is what is sorted after each, as 529: 5;25;259."""
     digits = rng.integers(0, 10, level).tolist()
     states = ["".join(map(str, sorted(digits[: i + 1]))) for i in range(level)]
     prompt = "".join(map(str, digits)) + ">="

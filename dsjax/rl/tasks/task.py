@@ -8,7 +8,6 @@ answer alone (dsjax.rl.rewards.answers.colon).
 from __future__ import annotations
 
 import hashlib
-import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ CHARACTERS = "0123456789+-*/=:,;()&|!>"
 HELD_OUT = 10
 """One problem of so many is held out."""
 PATIENCE = 1000
-"""Draws for each problem that is wanted, before a level is found to have no more."""
+"""Draws without a new problem, after which a level is found to have no more."""
 
 Split = Literal["train", "held_out"]
 Key = tuple[int | str, ...]
@@ -107,10 +106,14 @@ def exam(task: Task, level: int, count: int, seed: int) -> list[Problem]:
         UserError: the level has fewer.
     """
     found: dict[str, Problem] = {}
-    for problem in itertools.islice(problems(task, level, "held_out", seed), PATIENCE * count):
+    repeats = 0
+    for problem in problems(task, level, "held_out", seed):
+        repeats = repeats + 1 if problem.prompt in found else 0
         found.setdefault(problem.prompt, problem)
         if len(found) == count:
             return list(found.values())
+        if repeats == PATIENCE:
+            break
     raise UserError(f"level {level} of {task.name} has {len(found)} held-out problems, and {count} "
                     "are asked for; ask for fewer or choose a higher level")
 
