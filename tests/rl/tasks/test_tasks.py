@@ -1,4 +1,4 @@
-"""Problems follow from a seed, their solutions are right, and no split sees the other's problems."""
+"""Problems follow from a seed, solutions are right, no split sees the other's problems."""
 
 import itertools
 import re
