@@ -39,7 +39,7 @@ class Problem:
     key: Key
     """Operands in an order of their own, equal for problems that give each other away."""
     reference: str
-    """What the task's rule compares an output with; mostly the answer."""
+    """Text that the task's rule compares an output with; mostly the answer."""
 
     @property
     def short(self) -> str:
@@ -58,7 +58,7 @@ class Task:
 
     name: str
     source: str
-    """Where its form comes from, and what a level is."""
+    """Origin of its form, and the meaning of a level."""
     levels: range
     draw: Callable[[np.random.Generator, int], Problem]
     """Make a problem of a level."""
