@@ -25,7 +25,7 @@ def token_weights(trainer: Array, engine: Array, most: float) -> Array:
     RL framework secretly brings you off-policy RL training"; verl 0.9 takes 2 for `most`. Biased,
     of small variance.
     """
-    return lax.stop_gradient(jnp.exp(jnp.minimum(trainer - engine, jnp.log(most))))
+    return lax.stop_gradient(jnp.minimum(jnp.exp(trainer - engine), most))
 
 
 def sequence_weights(trainer: Array, engine: Array, mask: Array, most: float) -> Array:
@@ -36,7 +36,7 @@ def sequence_weights(trainer: Array, engine: Array, mask: Array, most: float) ->
     """
     logs = jnp.where(mask, trainer, 0.0) - jnp.where(mask, engine, 0.0)
     summed = logs.sum(axis=-1, keepdims=True)
-    return lax.stop_gradient(jnp.exp(jnp.minimum(summed, jnp.log(most))))
+    return lax.stop_gradient(jnp.minimum(jnp.exp(summed), most))
 
 
 def is_on_policy(logprobs: Array, engine: Array, advantages: Array, mask: Array,

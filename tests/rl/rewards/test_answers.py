@@ -89,6 +89,7 @@ def test_boxed_is_normal_form_alone():
     "\\boxed{4} or \\boxed{5}", "<think>\\boxed{4}</think><answer>\\boxed{5}</answer>",
     "<think>\\boxed{4}", "<answer>4</answer><answer>5</answer>", "<answer>4", "4</answer>",
     "<think>a</think><answer>4</answer><answer>4</answer>", "4", "the answer is 4", "4" * 5000,
+    "<think>a</think><answer>\\boxed{4}<answer></answer>",
     "<think>a</think><answer>4</answer></think>", "\\boxed{4", "\\boxed4", "\\boxed{\ud8004}",
     "<answer>" * 5000 + "4" + "</answer>" * 5000, "\\boxed{4}" * 5000 + "\\boxed{5}",
 ])

@@ -59,6 +59,7 @@ def test_unknown_rules_and_weights_are_refused():
     (ASKED, f"<think>one two {HAN}</think><answer>{HAN}</answer>", 2 / 5),
     (ASKED, "tw\u043e and two", 2 / 3),  # a Cyrillic o
     (ASKED, "\u0434\u0432\u0430 and two", 2 / 3), (ASKED, "caf\u00e9 cafe\u0301", 1),
+    (ASKED, "pre\u0301ve\u0301nir " + HAN[0], 1 / 2),
     (ASKED, "", 0), (ASKED, "8 + 6 = 14", 0), ("8+6=", "two", 0), (ASKED, "x y z two", 1),
     (HAN, "\\frac{x}{y} \\boxed{" + HAN + "}", 1), (ASKED, "<think></think>two", 0),
 ])
