@@ -92,18 +92,24 @@ def _is_one(given: str, right: str) -> bool:
 
 def _given(prompt: str, text: str) -> str | None:
     """The answer: in its tags, or there in a box; else in a box; else after GSM8K's mark."""
-    inner = sections.answer(prompt, text)
-    rest = sections.final(prompt, text)
-    if rest is None or (inner is None and any(tag in rest for tag in sections.TAGS)):
-        return None
-    if (found := sections.boxes(rest if inner is None else inner)) or inner is None:
-        return _bare(_one(found or _MARKED.findall(rest)))
-    return _bare(inner)
+    place, is_tagged = _place(prompt, text)
+    if found := sections.boxes(place):
+        return _bare(_one(found))
+    return _bare(place if is_tagged else _one(_MARKED.findall(place)))
 
 
 def _boxed(prompt: str, text: str) -> str | None:
+    return _bare(_one(sections.boxes(_place(prompt, text)[0])))
+
+
+def _place(prompt: str, text: str) -> tuple[str, bool]:
+    """The text that holds the answer, and if it stood in tags; nothing where tags are in disorder.
+    """
     rest = sections.final(prompt, text)
-    return None if rest is None else _bare(_one(sections.boxes(rest)))
+    if rest is None or not any(tag in rest for tag in sections.TAGS):
+        return rest or "", False
+    inner = sections.answer(prompt, text)
+    return inner or "", inner is not None
 
 
 def _one(found: list[str]) -> str | None:
