@@ -65,7 +65,11 @@ def find(name: str) -> Rule:
 
 
 def score(rules: Mapping[str, float], prompt: str, text: str, reference: str) -> Scored:
-    """Score one output by rules and their weights."""
+    """Score one output by rules and their weights.
+
+    An output that was cut off is scored as it stands; whoever sampled it knows, and counts it out
+    (dsjax.rl.objective.weights.counted) or gives it nothing.
+    """
     parts, faults = {}, {}
     for name, rule in _checked(rules).items():
         parts[name], fault = _guarded(rule, prompt, text, reference)

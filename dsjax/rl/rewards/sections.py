@@ -28,8 +28,8 @@ def is_in_format(prompt: str, text: str) -> bool:
 
 def reasoning(prompt: str, text: str) -> str:
     """The text between the think tags, to the end where they do not close; all without them."""
-    return _whole(prompt, text).partition(THINK)[2].partition(END_THINK)[0] or (
-        text if THINK not in _whole(prompt, text) else "")
+    whole = _whole(prompt, text)
+    return whole.partition(THINK)[2].partition(END_THINK)[0] if THINK in whole else whole
 
 
 def final(prompt: str, text: str) -> str | None:
