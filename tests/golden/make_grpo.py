@@ -2,6 +2,9 @@
 
     python -m tests.golden.make_grpo    # needs torch, trl 1.16 and verl 0.9; no jax
 
+verl brings another antlr than math-verify and a package `tests` that hides this one: give it an
+environment of its own, and take that package out of it.
+
 The libraries' own code runs on arrays that are made here, in float64. trl has most of its equations
 inside GRPOTrainer: its `_compute_loss` is run on a trainer whose model is an array of
 log-probabilities, and the lines of `_generate_and_score_completions` that make advantages and

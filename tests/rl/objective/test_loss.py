@@ -1,9 +1,14 @@
 """One token loss is the sum of the equations, in any chunk, and masked tokens have no part."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from dsjax.errors import UserError
 from dsjax.ops import token_loss as chunks
@@ -109,6 +114,37 @@ def test_what_stands_at_masked_tokens_changes_no_value_and_no_gradient(bad, kind
     assert value == clean
     np.testing.assert_array_equal(gradient, slope)
     assert (gradient[~mask] == 0).all()
+
+
+@functools.cache
+def compiled(kind, level):
+    """Value and gradient of an objective at arrays, once compiled for all that is drawn."""
+    cfg = Objective(**CLIPPED, kl=kind, ratio=level)
+
+    @jax.jit
+    def f(new, made, known):
+        each = loss.token_loss(cfg)(new, loss.targets(IDS, made, **known))
+        return each.sum()
+    return jax.value_and_grad(f)
+
+
+@drawn(st.lists(st.integers(0, 7), min_size=5, max_size=5), st.integers(0, 99),
+       st.sampled_from([np.nan, np.inf, -np.inf, 88.0, -1e30]),
+       st.sampled_from(["k3", "unbiased"]), st.sampled_from(["token", "sequence"]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_mask_silences_anything(lengths, seed, bad, kind, level):
+    """And at the old policy, which is the reference, what is left is the plain policy gradient."""
+    with jax.enable_x64(True):
+        _, old, advantages, _ = batch(seed)
+        mask = np.arange(7)[None] < np.array(lengths)[:, None]
+        made = weights.sequence_mean(mask)
+        filled = jnp.asarray(np.where(mask, old, bad))
+        arrays = {"old": filled, "reference": filled, "advantages": jnp.asarray(
+            np.where(mask, advantages, bad)), "sequence": jnp.where(mask, 1.0, bad),
+            "factor": jnp.where(mask, 1.0, bad)}
+        value, gradient = compiled(kind, level)(filled, made, arrays)
+        np.testing.assert_allclose(gradient, -advantages * np.asarray(made), rtol=1e-12)
+        np.testing.assert_allclose(value, -(advantages * np.asarray(made)).sum(), atol=1e-12)
 
 
 def test_left_out_outputs_have_no_surrogate_no_kl_and_no_place_in_the_mean():

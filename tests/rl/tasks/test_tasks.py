@@ -51,6 +51,12 @@ def test_problems_that_give_each_other_away_share_a_split():
             assert one.key == (a, b)
 
 
+def test_the_split_is_the_same_on_every_machine():
+    """A hash that Python does not salt; runs of other versions must not train on an exam."""
+    held = [(a, b) for a in range(10) for b in range(a, 10) if is_held_out(digits.SUM, (a, b))]
+    assert held == [(0, 0), (1, 6), (2, 5), (2, 9), (3, 6), (5, 7), (7, 9)]
+
+
 def test_about_a_tenth_is_held_out():
     """Of n keys n/10 +- 5 sigma."""
     for task, level in ((digits.SUM, 8), (catalog.TASKS["multiplication"], 4)):
