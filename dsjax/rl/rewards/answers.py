@@ -2,7 +2,8 @@
 
 R1 report, sec. 2.2.2: answers of mathematics stand in a given place (a box), so that a rule can
 check them. Here an output that gives two answers gives none, also inside one box ("3 or 4"), and
-only what stands in the place is read: a right number in passing earns nothing.
+only what stands in the place is read: a right number in passing earns nothing. An empty answer is
+never right, and an empty reference is a fault of the data, which dsjax.rl.rewards.rules counts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _BETWEEN = re.compile(
 
 def exact(prompt: str, text: str, reference: str) -> float:
     """1 if the answer in its tags is the reference to the character, but for space around it."""
-    return float(sections.answer(prompt, text) == reference.strip())
+    return float(sections.answer(prompt, text) == _filled(reference).strip())
 
 
 def colon(prompt: str, text: str, reference: str) -> float:
@@ -41,7 +42,7 @@ def colon(prompt: str, text: str, reference: str) -> float:
     A worked solution stands before the colon and is not looked at.
     """
     _, mark, answer = text.partition(":")
-    return float(bool(mark) and ":" not in answer and answer == reference)
+    return float(bool(mark) and ":" not in answer and answer == _filled(reference))
 
 
 def number(prompt: str, text: str, reference: str) -> float:
@@ -127,9 +128,16 @@ def _bare(text: str | None) -> str | None:
 
 def _stated(reference: str) -> str:
     """The reference, or what its last box or mark holds."""
+    _filled(reference)
     marked = _MARKED.findall(reference)
     found = mathematics.boxed(reference) or (marked[-1] if marked else reference)
-    return _bare(found.strip()) or ""
+    return _filled(_bare(found.strip()) or "")
+
+
+def _filled(reference: str) -> str:
+    if not reference.strip():
+        raise ValueError("the reference is empty")
+    return reference
 
 
 def _number(text: str) -> Decimal | None:

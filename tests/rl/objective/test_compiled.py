@@ -42,8 +42,8 @@ def test_float32_is_float64_to_rounding():
     new, old, _, mask = batch(21)
     logits = np.random.default_rng(3).standard_normal((5, 11))
     logits[np.arange(5), 0] += 2  # the token that is asked for is in its nucleus
-    arrays = (new, old, batch(22)[1], mask, np.array([1.0, 0, 1, 1, 0.5]), np.array([0, 0, 3, 3, 0]),
-              logits)
+    rewards, groups = np.array([1.0, 0, 1, 1, 0.5]), np.array([0, 0, 3, 3, 0])
+    arrays = (new, old, batch(22)[1], mask, rewards, groups, logits)
     with jax.enable_x64(True):
         exact = jax.tree.map(np.asarray, jax.jit(everything)(*map(jnp.asarray, arrays)))
     single = [jnp.asarray(a, jnp.float32 if a.dtype == np.float64 else a.dtype.name.replace(

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsjax.errors import UserError
 from dsjax.evaluate.grade import walls
-from dsjax.rl.rewards import code, language, length, rules
+from dsjax.rl.rewards import code, language, length, rules, sections
 
 GOOD = "<think>two and two make four</think><answer>4</answer>"
 ASKED = "How much is two and two?"
@@ -94,6 +96,34 @@ def test_code_earns_if_the_sandbox_passes_it():
     assert reward("import sys; sys.exit(0)\n") == 0
     assert code.code("", f"<think>```python\n{DOUBLE}```</think>", TESTS) == 0
     assert reward("#" * (1 << 17) + "\n" + DOUBLE) == 0
+
+
+def test_an_empty_answer_is_never_right_and_an_empty_reference_is_a_fault():
+    answering = dict.fromkeys(("exact", "colon", "number", "boxed", "math"), 1.0)
+    for text in ("<answer></answer>", "<think>a</think><answer> </answer>", ":", "\\boxed{}", ""):
+        for reference in ("", " ", "\\boxed{}"):
+            found = rules.score(answering, ASKED, text, reference)
+            assert found.total == 0
+        assert rules.score(answering, ASKED, text, "").faults["colon" if text == ":" else "number"]
+        assert rules.score({"format": 1.0, "language": 1.0}, ASKED, GOOD, "").faults == {}
+
+
+PIECES = [*sections.TAGS, "\\boxed{", "\\boxed ", "\\fbox", "}", "{", "\\", "$", "4", "3", ":",
+          " or ", "\\frac", "\\frac{", "\\sqrt", "=", "/", "#### ", "\n", ",", ".", "-", "e", "```",
+          "\\text{ ", "python\n", "\u0664", "x", "(", ")", "+", "%", "\ud800", "\0", HAN]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
+
+
+@given(TEXTS, st.sampled_from([ASKED, "<think>"]),
+       st.sampled_from(["4", "\\frac{1}{2}", "3,5>8", "x=4"]))
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_no_text_breaks_a_rule_or_earns_without_the_answer(text, prompt, reference):
+    every = {name: 1.0 for name in rules.RULES if name not in ("code", "math", "countdown")}
+    found = rules.score(every, prompt, text, reference)
+    assert found.faults == {}
+    assert all(0 <= part <= 1 for part in found.parts.values())
+    if reference == "4" and "4" not in text:
+        assert not any(found.parts[name] for name in ("exact", "colon", "number", "boxed"))
 
 
 GIANTS = ["<think>" * 60_000, "<answer>4</answer>" * 30_000, "\\boxed{" * 60_000,
