@@ -16,7 +16,7 @@ from dsjax.numerics.wide import wide
 
 
 def group_relative(rewards: Array, groups: Array, eps: float = 0.0, ddof: int = 1) -> Array:
-    """Return (r - mean) / (std + eps) of each output's group: R1 eq. 3, DeepSeekMath eq. 3.
+    """Return (r - mean) / (std + eps) of each output's group: R1 eq. 3, DeepSeekMath sec. 4.1.2.
 
     rewards [B], groups [B] int32 -> [B]. A group of equal rewards has advantages of exactly 0, so
     the report's form needs no eps; trl 1.16 has 1e-4 and verl 0.9 1e-6. The report does not say

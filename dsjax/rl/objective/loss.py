@@ -25,7 +25,7 @@ from dsjax.rl.objective import kl, ratio
 
 @dataclass(frozen=True)
 class Objective:
-    """The choices that GRPO leaves; the default is R1's first stage of RL (R1 report, sec. B.4)."""
+    """The choices that GRPO leaves; the default is R1's first stage of RL (R1 report, arXiv v2)."""
 
     clip_low: float = ratio.R1_CLIP
     """The ratio is cut at 1 - clip_low from below."""

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 R1_CLIP = 10.0
 """Clip ratio of R1's first stage of RL, as printed: [-9, 11], so nothing is clipped from below; a
-low one cuts the gradient of many tokens off (R1 report, sec. B.4)."""
+low one cuts the gradient of many tokens off (R1 report, arXiv v2)."""
 
 
 def token_ratio(logprobs: Array, old: Array) -> Array:
