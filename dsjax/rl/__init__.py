@@ -1,0 +1,5 @@
+"""Reinforcement learning from rules, as the R1 report has it (arXiv 2501.12948).
+
+Reading order: objective (GRPO and its refinements, an equation a function), rewards (rules that
+give an output its reward), tasks (problems made here, with their answers and worked solutions).
+"""
