@@ -182,3 +182,25 @@ def cache_bytes_per_token(cfg: ModelConfig, backend: Backend, depth: int = 0) ->
     sizes = [a.size * a.dtype.itemsize for a in jax.tree.leaves(one)]
     per_layer = sum(sizes) // cfg.layers
     return sum(sizes) + depth * per_layer
+
+
+@struct.dataclass
+class Given:
+    """Tokens that a pass gave each row, and the log-probabilities they were chosen by."""
+
+    tokens: Array  # [B, J+1], the first `count` of them
+    count: Array  # [B]
+    logprobs: Array  # [B, J+1] log-softmax of the model's logits, before temperature or penalties
+    top_ids: Array | None  # [B, J+1, N] the likeliest tokens, where they are wanted
+    top_logprobs: Array | None  # [B, J+1, N]
+
+
+def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
+    """Add log-probabilities to a pass, and `top` likeliest tokens if they are wanted."""
+    assert emitted.logits is not None, "one step hands out its logits"
+    all_ = jax.nn.log_softmax(emitted.logits.astype(jnp.float32))
+    chosen = jnp.take_along_axis(all_, jnp.maximum(emitted.tokens, 0)[..., None], axis=-1)[..., 0]
+    none = tuple(jnp.zeros((*chosen.shape, top), dtype) for dtype in (all_.dtype, jnp.int32))
+    best, ids = jax.lax.cond(wants_top, lambda a: tuple(jax.lax.top_k(a, top)), lambda _: none,
+                             all_)
+    return Given(emitted.tokens, emitted.count, chosen, ids, best)

@@ -1,0 +1,51 @@
+"""A run of reinforcement learning that takes seconds: two layers, sums of digits, drawn weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+
+from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.rl import RLConfig
+from dsjax.config.run import OutputConfig, RunConfig
+from dsjax.data.tokenizers.tokenizer import Tokenizer, train_bpe
+from dsjax.infer.engine.engine import Engine
+from dsjax.model import transformer
+from dsjax.rl import weights
+from dsjax.rl.tasks import catalog
+from dsjax.rl.tasks.task import CHARACTERS, Problem, problems
+
+LEVEL = 12  # 24 tokens, and one page of 16 that a second asker of the question finds
+MODEL = ModelConfig(
+    vocab=260, d_model=24, layers=3, dense_layers=1, dense_dim=32,
+    attention=MLAConfig(heads=3, kv_rank=8, nope_dim=6, rope_dim=4, value_dim=5, q_rank=10),
+    moe=MoEConfig(experts=6, experts_per_token=2, expert_dim=9, groups=3, groups_per_token=2),
+    mtp_depth=0, init_std=0.3)
+RL = RLConfig(steps=4, prompts=3, samples=4, max_prompt_tokens=24, max_new_tokens=7, level=LEVEL,
+              learning_rate=1e-3, kl_weight=0.01, reference_every=2, samples_every=2,
+              eval_every=0, eval_prompts=4)
+RUN = RunConfig(name="small_rl", model=MODEL, rl=RL, output=OutputConfig(save_every=1, log_every=1))
+
+
+@functools.cache
+def words() -> Tokenizer:
+    return train_bpe([CHARACTERS], 260)
+
+
+@functools.cache
+def params(seed: int = 0) -> transformer.TransformerParams:
+    """Weights under which every digit, and the end, is about as likely as any other id."""
+    return transformer.init(MODEL, jax.random.key(seed))
+
+
+def asked(count: int = 3, seed: int = 0, level: int = LEVEL) -> list[Problem]:
+    stream = problems(catalog.find("sum"), level, "train", seed)
+    return [problem for problem, _ in zip(stream, range(count))]
+
+
+@functools.cache
+def engine(slots: int = 12) -> Engine:
+    rows = dataclasses.replace(RL, prompts=slots // RL.samples)
+    return weights.open_engine(dataclasses.replace(RUN, rl=rows), params(), words(), None)
