@@ -4,8 +4,7 @@ A row's text is read up to its newest token, which is always decoded, so that ev
 in one place: by `decode.step` or a speculative round, the very ones of `generate`. Programs have
 fixed shapes and all numbers that vary (slots, tables, positions, sampling) are arrays.
 
-Axes: N slots, B rows of one program, S positions, W = 2J recent positions, C tokens of a piece, D
-model, J drafts.
+Axes: N slots, B rows, S positions, W = 2J recent positions, C tokens of a piece, D model, J drafts.
 """
 
 from __future__ import annotations
@@ -305,19 +304,14 @@ class Given:
 def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
     """Add log-probabilities to a pass, and `top` likeliest tokens if they are wanted."""
     assert emitted.logits is not None, "one step hands out its logits"
-    logits = emitted.logits.astype(jnp.float32)
-    largest = logits.max(axis=-1, keepdims=True)
-    mass = jnp.log(jnp.exp(logits - largest).sum(axis=-1, keepdims=True))
-
-    def logprobs(some: Array) -> Array:
-        return some - largest - mass
-
+    below = emitted.logits.astype(jnp.float32)
+    below -= below.max(axis=-1, keepdims=True)
+    mass = jnp.log(jnp.exp(below).sum(axis=-1, keepdims=True))
     tokens = jnp.maximum(emitted.tokens, 0)[..., None]
-    chosen = logprobs(jnp.take_along_axis(logits, tokens, axis=-1))[..., 0]
-    none = tuple(jnp.zeros((*chosen.shape, top), dtype) for dtype in (jnp.float32, jnp.int32))
-    best, ids = jax.lax.cond(wants_top, lambda a: tuple(jax.lax.top_k(a, top)), lambda _: none,
-                             logits)
-    return Given(emitted.tokens, emitted.count, chosen, ids, logprobs(best))
+    chosen = (jnp.take_along_axis(below, tokens, axis=-1) - mass)[..., 0]
+    none = [jnp.zeros((*chosen.shape, top), dtype) for dtype in (jnp.float32, jnp.int32)]
+    best, ids = jax.lax.cond(wants_top, lambda a: jax.lax.top_k(a, top), lambda _: none, below)
+    return Given(emitted.tokens, emitted.count, chosen, ids, best - mass)
 
 
 @functools.partial(jax.jit, donate_argnames="served")
