@@ -10,16 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dsjax.cli.generate import Page
-from dsjax.cli.process import devices, engines, experts
+from dsjax.cli.process import engines, models
 from dsjax.cli.process.engines import EngineFlags
-from dsjax.cli.process.experts import ExpertFlags
+from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError
 from dsjax.terminal import Console
 
@@ -52,14 +51,7 @@ class Chat:
     is continued."""
     engine: Annotated[EngineFlags, Mark.INLINE] = field(
         default_factory=lambda: EngineFlags(slots=1))
-    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
-    end_token: str | None = None
-    """Name of the token that ends a text, where no file beside the tokenizer names it."""
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
-    """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    devices: int | None = None
-    """Make so many virtual devices of the CPU, to try a layout on."""
+    model: Annotated[ModelFlags, Mark.INLINE] = field(default_factory=ModelFlags)
     cache: bool = True
     """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
@@ -70,20 +62,16 @@ def main(args: Chat) -> int:
 
     require()
     seed_in_range(args.sampling.seed, "--seed ")
-    if args.devices is not None:
-        devices.make(args.devices)
-    devices.require()
-    from dsjax import infer
+    models.find_devices(args.model)
     from dsjax.serve import template
 
     sampling(args.sampling, 1 if args.max_new_tokens is None else args.max_new_tokens)
-    model = infer.load(args.folder, infer.Choice(
-        args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
+    model = models.load(args.folder, args.model)
     found = template.load(args.folder, model.tokenizer)
     if found is None and args.system is not None:
         raise UserError(f"--system {args.system[:40]!r} needs a chat template, which {args.folder} "
                         "does not have; leave it out")
-    engine = engines.make(model, args.engine, args.experts.expert_loads, is_consumed=True)
+    engine = engines.make(model, args.engine, args.model.experts.expert_loads, is_consumed=True)
     with _running(engine) as failures, _interruptible():
         _talk(Talk(args, model, engine, found, failures), Page(Console(highlight=False)))
     engines.save_loads(engine, args.engine)

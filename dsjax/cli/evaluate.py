@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dsjax import disk
-from dsjax.cli.process import devices, engines, experts, progress
+from dsjax.cli.process import engines, models, progress
 from dsjax.cli.process.engines import EngineFlags
-from dsjax.cli.process.experts import ExpertFlags
+from dsjax.cli.process.models import ModelFlags
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.parallel import ParallelConfig
 from dsjax.config.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError, say
@@ -74,14 +73,7 @@ class Evaluate:
     allow_code: bool = False
     """Run programs that the model writes, behind walls; humaneval and mbpp want it."""
     engine: Annotated[EngineFlags, Mark.INLINE] = field(default_factory=EngineFlags)
-    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
-    end_token: str | None = None
-    """Name of the token that ends a text, where no file beside the tokenizer names it."""
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
-    """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    devices: int | None = None
-    """Make so many virtual devices of the CPU, to try a layout on."""
+    model: Annotated[ModelFlags, Mark.INLINE] = field(default_factory=ModelFlags)
     json: bool = False
     """Print results as one JSON object instead of a table."""
     cache: bool = True
@@ -91,16 +83,11 @@ class Evaluate:
 def main(args: Evaluate) -> int:
     """Run the command; returns the exit status."""
     seed_in_range(args.seed, "--seed ")
-    if args.devices is not None:
-        devices.make(args.devices)
-    devices.require()
-    from dsjax import infer
-
+    models.find_devices(args.model)
     prepared = _prepared(args)
     out = _out(args)
     disk.try_folder(out, "name another --out")
-    model = infer.load(args.folder, infer.Choice(
-        args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
+    model = models.load(args.folder, args.model)
     _evaluate(args, prepared, model, out)
     return 0
 
@@ -157,8 +144,9 @@ def _evaluate(args: Evaluate, prepared: list[Prepared], model: Model, out: Path)
         "context": args.engine.context or model.context,
         "chat": is_chat, "draft": args.engine.draft, "page_dtype": args.engine.page_dtype}
     with progress.bar() as tell:
-        asking = Asking(model, lambda: engines.make(model, args.engine, args.experts.expert_loads),
-                        encode, lambda sentence: say(f"dsjax: {sentence}"), tell,
+        loads = args.model.experts.expert_loads
+        asking = Asking(model, lambda: engines.make(model, args.engine, loads), encode,
+                        lambda sentence: say(f"dsjax: {sentence}"), tell,
                         args.engine.context)
         found = evaluation.evaluate(prepared, asking, out, identity.of(args.folder, model), others)
     if "engine" in vars(asking):

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
-from dsjax.cli.process import devices, experts
-from dsjax.cli.process.experts import ExpertFlags
+from dsjax.cli.process import devices, models
+from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
 from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.parallel import ParallelConfig
 from dsjax.config.refusal import typed_as
 from dsjax.config.typed import Text
 from dsjax.disk import to_json
@@ -57,17 +56,10 @@ class Generate:
     bos: Literal["auto", "yes", "no"] = "auto"
     """The begin token before each prompt: as the files beside the tokenizer say (a released
     checkpoint's, as transformers reads them; none where they say nothing), surely, or none."""
-    end_token: str | None = None
-    """Name of the token that ends a text, where no file beside the tokenizer names it."""
     context: int | None = None
     """Positions a row may take; by default the row length of the training, or a released
     checkpoint's context."""
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
-    """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
-    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    devices: int | None = None
-    """Make so many virtual devices of the CPU, to try a layout on."""
+    model: Annotated[ModelFlags, Mark.INLINE] = field(default_factory=ModelFlags)
     coordinator: str | None = None
     """HOST:PORT of the first of several processes."""
     processes: int | None = None
@@ -89,8 +81,8 @@ def main(args: Generate) -> int:
         raise UserError(f"--context {args.context} has no room for a prompt and a new token; it "
                         "must be at least 2")
     texts = _prompts(args)
-    if args.devices is not None:
-        devices.make(args.devices)
+    if args.model.devices is not None:
+        devices.make(args.model.devices)
     launch.join(launch.find(os.environ, args.coordinator, args.processes, args.process))
     devices.require()
     with _console() as console:
@@ -114,12 +106,11 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
     """Load the model, and continue its prompts in the form that was asked for."""
     from dsjax import infer
 
-    if args.experts.expert_loads is not None and args.experts.experts_cache is None:
-        raise UserError(f"--expert-loads {args.experts.expert_loads} is about a cache of experts, "
-                        "and there is none; give --experts-cache, as 2GB")
-    room = experts.room(args.experts, args.folder)
-    model = infer.load(args.folder,
-                       infer.Choice(args.precision, args.parallel, args.end_token, room))
+    experts = args.model.experts
+    if experts.expert_loads is not None and experts.experts_cache is None:
+        raise UserError(f"--expert-loads {experts.expert_loads} is about a cache of experts, and "
+                        "there is none; give --experts-cache, as 2GB")
+    model = models.load(args.folder, args.model)
     prompts = _ids(model.tokenizer, texts, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.context if args.context is None else args.context
     longest = max(map(len, prompts))

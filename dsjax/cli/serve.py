@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from dsjax import disk
-from dsjax.cli.process import devices, engines, experts
+from dsjax.cli.process import engines, models
 from dsjax.cli.process.engines import EngineFlags
-from dsjax.cli.process.experts import ExpertFlags
+from dsjax.cli.process.models import ModelFlags
 from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.parallel import ParallelConfig
 from dsjax.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -56,14 +55,7 @@ class Serve:
     max_new_tokens: int | None = None
     """Tokens of an answer at most; by default what the context has room for."""
     engine: Annotated[EngineFlags, Mark.INLINE] = field(default_factory=EngineFlags)
-    experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
-    end_token: str | None = None
-    """Name of the token that ends a text, where no file beside the tokenizer names it."""
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
-    """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    devices: int | None = None
-    """Make so many virtual devices of the CPU, to try a layout on."""
+    model: Annotated[ModelFlags, Mark.INLINE] = field(default_factory=ModelFlags)
     cache: bool = True
     """Keep compiled programs in a cache folder of yours, so that the next start is faster."""
 
@@ -76,15 +68,10 @@ def main(args: Serve) -> int:
     keys = _keys(args)
     _within(args)
     with server.listen(args.host, args.port) as at:
-        if args.devices is not None:
-            devices.make(args.devices)
-        devices.require()
-        from dsjax import infer
-
-        model = infer.load(args.folder, infer.Choice(
-            args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
+        models.find_devices(args.model)
+        model = models.load(args.folder, args.model)
         served = _served(args, model, keys)
-        engine = engines.make(model, args.engine, args.experts.expert_loads, is_consumed=True)
+        engine = engines.make(model, args.engine, args.model.experts.expert_loads, is_consumed=True)
 
         def announce(address: str, _: object) -> None:
             print(f"{served.name} is served at {address}/v1; talk to it at {address}", flush=True)

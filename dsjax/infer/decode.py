@@ -198,9 +198,11 @@ class Given:
 def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
     """Add log-probabilities to a pass, and `top` likeliest tokens if they are wanted."""
     assert emitted.logits is not None, "one step hands out its logits"
-    all_ = jax.nn.log_softmax(emitted.logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(all_, jnp.maximum(emitted.tokens, 0)[..., None], axis=-1)[..., 0]
-    none = tuple(jnp.zeros((*chosen.shape, top), dtype) for dtype in (all_.dtype, jnp.int32))
-    best, ids = jax.lax.cond(wants_top, lambda a: tuple(jax.lax.top_k(a, top)), lambda _: none,
-                             all_)
-    return Given(emitted.tokens, emitted.count, chosen, ids, best)
+    below = emitted.logits.astype(jnp.float32)
+    below -= below.max(axis=-1, keepdims=True)
+    mass = jnp.log(jnp.exp(below).sum(axis=-1, keepdims=True))
+    tokens = jnp.maximum(emitted.tokens, 0)[..., None]
+    chosen = (jnp.take_along_axis(below, tokens, axis=-1) - mass)[..., 0]
+    none = [jnp.zeros((*chosen.shape, top), dtype) for dtype in (jnp.float32, jnp.int32)]
+    best, ids = jax.lax.cond(wants_top, lambda a: jax.lax.top_k(a, top), lambda _: none, below)
+    return Given(emitted.tokens, emitted.count, chosen, ids, best - mass)

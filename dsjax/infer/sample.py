@@ -177,7 +177,14 @@ def probs(logits: Array, sampling: SamplingParams) -> Array:
     exists = ~jnp.isnan(logits).any(axis=-1, keepdims=True) & (best > -jnp.inf)
     made = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
     if sampling.work != "greedy":
-        soft = _softmax(logits, best, of_row)
+        def soft_of(logits: Array) -> Array:
+            return _softmax(logits, best, of_row)
+
+        if sampling.work == "any":
+            is_drawn = (of_row.temperature > 0).any()
+            soft = lax.cond(is_drawn, soft_of, lambda logits: made, logits)
+        else:
+            soft = soft_of(logits)
         is_cut = (of_row.top_p < 1) | (of_row.top_k < logits.shape[-1]) | (of_row.min_p > 0)
         is_cut &= of_row.temperature > 0
 

@@ -82,6 +82,23 @@ def experts_tiled(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w
                       Operands(gate_up, down), plan)
 
 
+def experts_dense(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
+                  *, mlp: ExpertMLP) -> Array:
+    """Every expert on every token, of which the chosen ones are summed; shapes as there.
+
+    A token's bits do not depend on what the others chose: all products have one shape, and nothing
+    is permuted. For few tokens, whose experts' weights are what takes time. No gradient.
+    """
+    _, gate_up = weight_of(w_gate_up, mlp.precision, 1, 1, parts=2)
+    down_master, down = weight_of(w_down, mlp.precision, 1, 1)
+    is_chosen = jax.nn.one_hot(experts, down_master.shape[0], dtype=bool)  # [T, K, E]
+    by_expert = jnp.where(is_chosen, weights[..., None], 0).sum(axis=1).T[..., None]  # [E, T, 1]
+    once = mlp.precision.quantize_for_fprop(x)
+    rows = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(by_expert), *a.shape)), once)
+    y, _ = mlp.forward(rows, by_expert, gate_up, down, x.dtype)
+    return jnp.where(is_chosen.any(axis=1).T[..., None], y, 0).sum(axis=0)
+
+
 class Operands(NamedTuple):
     """The two matrices as products read them."""
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Library
 
 from dsjax.cli import generate as command
 from dsjax.cli.main import main
+from dsjax.cli.process.models import ModelFlags
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.infer import Sampling, generate, load
 from dsjax.model import transformer
@@ -66,7 +67,8 @@ def test_every_end_of_the_checkpoint_ends_a_text(run, capsys, monkeypatch):
         request.sampling.stop_ids) or (_ for _ in ()).throw(KeyboardInterrupt))
     for flags in ([], ["--end-token", "[PAUSE]"]):
         with pytest.raises(KeyboardInterrupt):
-            command.main(command.Generate(str(run), end_token=flags[1] if flags else None))
+            command.main(command.Generate(
+                str(run), model=ModelFlags(end_token=flags[1] if flags else None)))
     assert seen == [(1, 2), (2, 1)]
 
 

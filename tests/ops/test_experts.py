@@ -10,7 +10,13 @@ import pytest
 from dsjax.numerics.precision import BF16, FP32, Weight
 from dsjax.ops import experts as grouped
 from dsjax.ops.expert_mlp import batched as products_of
-from dsjax.ops.experts import experts_batched, experts_plain, experts_tiled, make_plan
+from dsjax.ops.experts import (
+    experts_batched,
+    experts_dense,
+    experts_plain,
+    experts_tiled,
+    make_plan,
+)
 from tests.agreement import FP64, close, compiled, pulled
 from tests.reference import moe
 
@@ -106,29 +112,43 @@ def test_the_order_of_tokens_does_not_matter():
     close(moved, np.asarray(y)[order], 1e-13)
 
 
+FORMS = pytest.mark.parametrize("form", [experts_tiled, experts_dense], ids=["tiled", "dense"])
+
+
+@FORMS
 @pytest.mark.parametrize("name", list(ROUTINGS))
-def test_experts_in_tiles_agree_with_the_plain_form(name):
+def test_forms_for_decoding_agree_with_the_plain_one(name, form):
     experts, operands, _ = inputs(name)
     x, *rest = operands
 
     @compiled
-    def tiled(x, experts, weights, *matrices):
-        return experts_tiled(x, experts, weights, *matrices, mlp=products_of(FP64))
+    def found(x, experts, weights, *matrices):
+        return form(x, experts, weights, *matrices, mlp=products_of(FP64))
 
     with jax.enable_x64(True):
-        close(tiled(x, experts, *rest), experts_plain(x, experts, *rest), 1e-13)
+        close(found(x, experts, *rest), experts_plain(x, experts, *rest), 1e-13)
         some = jnp.where(experts == experts[0, 0], -1, experts)  # elsewhere: adds nothing
         weights = jnp.where(some < 0, 0.0, rest[0])
-        close(tiled(x, some, *rest), experts_plain(x, experts, weights, *rest[1:]), 1e-13)
+        close(found(x, some, *rest), experts_plain(x, experts, weights, *rest[1:]), 1e-13)
 
 
-def test_in_tiles_a_tokens_bits_do_not_depend_on_what_others_choose():
+def test_an_expert_without_numbers_spoils_the_tokens_that_chose_it_alone():
+    experts, operands, _ = inputs("7 experts, 5 tokens")
+    x, weights, gate_up, down = (jnp.asarray(a, jnp.float32) for a in operands)
+    broken = int(experts[0, 0])
+    y = experts_dense(x, experts, weights, gate_up, down.at[broken].set(jnp.nan),
+                      mlp=products_of(FP32))
+    np.testing.assert_array_equal(np.isnan(y).any(1), (np.asarray(experts) == broken).any(1))
+
+
+@FORMS
+def test_a_tokens_bits_do_not_depend_on_what_others_choose(form):
     rng = np.random.default_rng(2)
     _, (_, _, *matrices), _ = inputs("one in every token's choice")
     matrices = [jnp.asarray(a, jnp.float32) for a in matrices]
     x = jnp.asarray(rng.standard_normal((150, D)), jnp.float32)
     mine = np.sort(distinct(rng, 20, 3, 7), axis=1)
-    f = compiled(lambda x, e, w: experts_tiled(x, e, w, *matrices, mlp=products_of(FP32)))
+    f = compiled(lambda x, e, w: form(x, e, w, *matrices, mlp=products_of(FP32)))
     found = []
     for favored in (None, 0, 6):
         experts = np.sort(np.concatenate([mine, distinct(rng, 130, 3, 7, favored)]), axis=1)

@@ -171,7 +171,7 @@ def check(case, attend=None):
     assert executor.executed_work(program, out.executed) == program.steps.work
 
 
-SAMPLE = [Case("dualpipe", 2, is_unrolled=True)]  # tests/train/test_pipelined.py scans over the same
+SAMPLE = [Case("dualpipe", 2, is_unrolled=True)]  # others: tests/train/test_pipelined.py
 EVERY = [Case(name, ranks) for name in NAMES for ranks in (2, 4, 8)]
 FORMS = [
     Case("dualpipe", 2, ParallelConfig(data=2, expert=2)),

@@ -1,6 +1,6 @@
 """Experts of rows that must not depend on their company, and their copies.
 
-On one device every expert has room for every row. Over ranks a token goes to the devices of its
+On one device every expert is computed for every row. Over ranks a token goes to the devices of its
 experts and back, in one round that has room for all, and there each expert's rows are multiplied in
 tiles: then neither the order of a token's sum nor the shape of a product depends on what others
 chose.
@@ -34,7 +34,7 @@ from dsjax.infer.engine.place import Place, gathered
 from dsjax.layers.moe import MoEParams
 from dsjax.layers.replicas import Replicas
 from dsjax.model.transformer import TransformerParams
-from dsjax.numerics.precision import Matrix, value
+from dsjax.numerics.precision import Matrix
 from dsjax.numerics.wire import WireFormat
 from dsjax.ops import experts as op
 from dsjax.ops.expert_mlp import ExpertMLP
@@ -47,10 +47,7 @@ from dsjax.parallel.mesh import AXES, EXPERT, NODE
 def every_row(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
               mlp: ExpertMLP) -> tuple[Array, Array]:
     """As `Dispatch`, on one device: no row goes another way because of others."""
-    assignments = value(w_down).shape[0] * x.shape[0]
-    y = op.experts_batched(x, experts, weights, w_gate_up, w_down, mlp=mlp,
-                           assignments=assignments)
-    return y, jnp.zeros(())
+    return op.experts_dense(x, experts, weights, w_gate_up, w_down, mlp=mlp), jnp.zeros(())
 
 
 def on_ranks(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,

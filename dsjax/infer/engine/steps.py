@@ -4,8 +4,7 @@ A row's text is read up to its newest token, which is always decoded, so that ev
 in one place: by `decode.step` or a speculative round, the very ones of `generate`. Programs have
 fixed shapes and all numbers that vary (slots, tables, positions, sampling) are arrays.
 
-Axes: N slots, B rows of one program, S positions, W = 2J recent positions, C tokens of a piece, D
-model, J drafts.
+Axes: N slots, B rows, S positions, W = 2J recent positions, C tokens of a piece, D model, J drafts.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def alone(depth, i):
     return client
 
 
-@pytest.mark.parametrize("depth", [1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (0, 2))])
+@pytest.mark.parametrize("depth", [
+    1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (0, 2))])
 @settings(max_examples=60, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=traffic, chunk=st.sampled_from([1, 3, 8, 20]))

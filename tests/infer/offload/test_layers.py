@@ -47,7 +47,8 @@ def resident(precision):
 
 
 @pytest.mark.parametrize("experts", [
-    3, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (7, 100))], ids=["waves", "some", "all"])
+    3, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (7, 100))],
+                         ids=["waves", "some", "all"])
 @pytest.mark.parametrize("precision", [
     FP32, *(pytest.param(form, marks=pytest.mark.exhaustive) for form in (BF16, gemm.FP8))],
                          ids=lambda p: p.name)
