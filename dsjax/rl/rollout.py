@@ -10,6 +10,7 @@ Axes: B outputs, T positions of question and output, L mixture layers, K experts
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections import Counter
@@ -73,6 +74,12 @@ class Rollout:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each output, [B]."""
         return self.mask.sum(axis=1)
+
+    def rows(self, here: slice) -> Rollout:
+        """Some of the outputs, whole groups."""
+        each = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Rollout(**{name: value[here] if hasattr(value, "__getitem__") else value
+                          for name, value in each.items()})
 
     @property
     def faults(self) -> Counter[str]:

@@ -12,9 +12,8 @@ Axes: B outputs, T positions, L mixture layers, K experts per token, E experts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,44 +141,65 @@ def _equal_routes(rollout: Rollout, own: np.ndarray | None) -> float:
     return float(is_equal[:, rollout.real[:, 1:]].mean())  # of tokens with one after them
 
 
-def rows_of(rollout: Rollout, found: Known, cfg: RLConfig) -> tuple[Rows, dict[str, float]]:
-    """Make the rows of a rollout's update, and what of it counts.
+def parts(rollout: Rollout, found: Known, count: int) -> Iterator[tuple[Rollout, Known]]:
+    """Cut a rollout into equally many groups for each of `count` updates."""
+    each = len(rollout.problems) // count
+    for start in range(0, len(rollout.problems), each):
+        here = slice(start, start + each)
+        yield (rollout if count == 1 else rollout.rows(here)), dataclasses.replace(
+            found, old=found.old[here],
+            reference=None if found.reference is None else found.reference[here])
 
-    Raises:
-        UserError: never; a rollout in which nothing counts gives rows of weight 0.
+
+def clipped(rollout: Rollout, found: Known, now: np.ndarray, cfg: RLConfig) -> float:
+    """Share of output tokens whose surrogate has no gradient; now [B, T] by the policy as it is."""
+    advantages = _advantages(rollout, cfg)[:, None]
+    if cfg.ratio == "sequence":
+        rho = jnp.broadcast_to(ratio.sequence_ratio(now, found.old, rollout.mask), now.shape)
+    else:
+        rho = ratio.token_ratio(jnp.asarray(now), jnp.asarray(found.old))
+    is_clipped = ratio.is_clipped(rho, advantages, cfg.clip_low, cfg.clip_high)
+    return float(np.asarray(is_clipped)[rollout.mask].mean())
+
+
+def rows_of(rollout: Rollout, found: Known, now: np.ndarray, cfg: RLConfig) -> Rows:
+    """Make the rows of an update; those of which nothing counts weigh 0.
+
+    now [B, T]: log-probabilities by the policy as it is, those of `found` at the first update.
     """
-    made = jax.device_get(_prepare(rollout, found, cfg))
-    counted = made.pop("counted")
-    rows: Rows = {
-        "tokens": rollout.tokens, "segments": rollout.real.astype(np.int32),
-        "weights": counted.astype(np.float32), **made}
-    if rollout.routes is not None and cfg.replay_routes:
-        rows["routes"] = rollout.routes
-    return rows, {"targets": float(counted.sum())}
-
-
-def _prepare(rollout: Rollout, found: Known, cfg: RLConfig) -> dict[str, Any]:
     rewards, groups, mask = map(jnp.asarray, (rollout.rewards, rollout.groups, rollout.mask))
-    shape = rollout.tokens.shape
     is_constant = advantage.constant_groups(rewards, groups)
     counted = weights.counted(mask, jnp.asarray(rollout.is_truncated), is_constant)
-    share = {"token": weights.token_mean, "sequence": weights.sequence_mean,
-             "constant": lambda mask: weights.constant_length(mask, cfg.max_new_tokens),
-             }[cfg.aggregation](counted)
-    relative = {"relative": advantage.group_relative, "centered": advantage.group_centered}
-    advantages = relative[cfg.advantage](rewards, groups)
-    extra = {"old": found.old, "share": share * counted.sum().astype(share.dtype),
-             "advantages": jnp.broadcast_to(advantages[:, None], shape)}
+    if cfg.aggregation == "token":
+        share = weights.token_mean(counted)
+    elif cfg.aggregation == "sequence":
+        share = weights.sequence_mean(counted)
+    else:
+        share = weights.constant_length(counted, cfg.max_new_tokens)
+    old, engine = jnp.asarray(found.old), jnp.asarray(rollout.engine)
+    extra = {"old": old, "share": share * counted.sum().astype(share.dtype),
+             "advantages": _advantages(rollout, cfg)[:, None]}
     if cfg.kl_weight:
         assert found.reference is not None, "a KL has a reference"
-        extra["reference"] = found.reference
-    old, engine = jnp.asarray(found.old), jnp.asarray(rollout.engine)
-    factor = {"none": lambda: jnp.ones(shape),
-              "token": lambda: mismatch.token_weights(old, engine, cfg.correction_most),
-              "sequence": lambda: mismatch.sequence_weights(old, engine, mask,
-                                                            cfg.correction_most),
-              }[cfg.correction]()
-    extra["factor"] = jnp.broadcast_to(factor, shape)
+        extra["reference"] = jnp.asarray(found.reference)
+    if cfg.correction == "token":
+        extra["factor"] = mismatch.token_weights(old, engine, cfg.correction_most)
+    elif cfg.correction == "sequence":
+        extra["factor"] = mismatch.sequence_weights(old, engine, mask, cfg.correction_most)
+    else:
+        extra["factor"] = jnp.ones(mask.shape)
     if cfg.ratio == "sequence":
-        extra["sequence"] = jnp.broadcast_to(ratio.sequence_ratio(old, old, mask), shape)
-    return {name: jnp.asarray(a, jnp.float32) for name, a in extra.items()} | {"counted": counted}
+        extra["sequence"] = ratio.sequence_ratio(jnp.asarray(now), old, mask)
+    rows: Rows = {"tokens": rollout.tokens, "segments": rollout.real.astype(np.int32),
+                  "weights": np.asarray(counted, np.float32)}
+    rows |= {name: np.array(np.broadcast_to(np.asarray(a, np.float32), mask.shape))
+             for name, a in extra.items()}
+    if rollout.routes is not None and cfg.replay_routes:
+        rows["routes"] = rollout.routes
+    return rows
+
+
+def _advantages(rollout: Rollout, cfg: RLConfig) -> Array:
+    """Advantage of each output, [B]."""
+    of = advantage.group_relative if cfg.advantage == "relative" else advantage.group_centered
+    return of(jnp.asarray(rollout.rewards), jnp.asarray(rollout.groups))

@@ -104,9 +104,10 @@ def test_the_gradient_of_a_replayed_router_reaches_the_experts_that_were_taken(m
 
 def test_rows_of_an_update_carry_the_routes_only_where_they_are_replayed(made):
     found = dataclasses.replace(known(made), reference=made.engine)
-    rows, _ = update.rows_of(made, found, small.RL)
+    rows = update.rows_of(made, found, found.old, small.RL)
     np.testing.assert_array_equal(rows["routes"], made.routes)
-    rows, _ = update.rows_of(made, found, dataclasses.replace(small.RL, replay_routes=False))
+    rows = update.rows_of(made, found, found.old,
+                          dataclasses.replace(small.RL, replay_routes=False))
     assert "routes" not in rows
 
 
