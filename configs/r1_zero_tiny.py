@@ -12,7 +12,8 @@ The base's balance rule is stronger than V3's, as its steps are few. RL has no K
 
 Source: DeepSeek-R1 report (arXiv 2501.12948), sec. 2.2; the task, arXiv 2510.11495.
 Machine: two CPU cores, minutes.
-Expect: held-out accuracy from about a quarter to above .95, from 6 tokens an output to 19.
+Expect: outputs that grow to the length of the worked solutions, and as many right answers as these
+have. What it reaches is not recorded yet.
 Command: dsjax rl r1_zero_tiny
 """
 

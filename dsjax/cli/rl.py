@@ -51,16 +51,14 @@ def main(args: Rl) -> int:
     outcome = loop.reinforce(args.run, console)
     if outcome.signal is not None and not outcome.is_complete:
         return 128 + outcome.signal
-    _tell(outcome, console)
+    if not outcome.was_finished:
+        _tell(outcome, console)
     return 0
 
 
 def _tell(outcome: Outcome, console: Console) -> None:
     """Say what a run came to and where it lies."""
-    if outcome.final is None:
-        console.print(f"{outcome.out} holds this run finished after step {outcome.step}: there is "
-                      f"nothing to do (--rl.steps above {outcome.step} would go on)")
-    elif outcome.base is not None:
+    if outcome.base is not None and outcome.final is not None:
         begun, ended = outcome.base, outcome.final
         console.print(f"held out, greedy {begun.greedy:.3f} -> {ended.greedy:.3f}, sampled "
                       f"{begun.sampled:.3f} -> {ended.sampled:.3f}; mean length "

@@ -4,7 +4,7 @@
 in its folder's config.json, where a field added since has its default. `train`, `learning_rate` and
 `precision` may be changed on resume by one who means it (more steps, another rate, other
 microbatches). `parallel`, `machine` and `output` never change what is computed. `init_from` is read
-once, where there is no checkpoint yet.
+once, where there is no checkpoint yet. `rl` is what dsjax rl makes of the model then.
 """
 
 from __future__ import annotations

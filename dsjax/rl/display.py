@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dsjax import disk
@@ -25,6 +26,8 @@ from dsjax.rl.update import Known
 
 PATIENCE = 3
 """Steps in a row after which a flat run is told of."""
+FAR = 0.02
+"""Share of tokens whose ratio is off, above which engine and trainer are said to differ."""
 PATIENCE_FORMAT = 10
 """The same for a rule that no output has satisfied yet."""
 WRITTEN = 16
@@ -53,7 +56,8 @@ def values(made: Rollout, found: Known) -> dict[str, Any]:
     if made.routes is not None:
         told["equal_routes"] = found.equal_routes
     if found.reference is not None:
-        told["kl"] = np.asarray(kl.k3(found.old, found.reference))[made.mask].mean()
+        away = kl.k3(jnp.asarray(found.old), jnp.asarray(found.reference))
+        told["kl"] = np.asarray(away)[made.mask].mean()
     return {name: float(value) for name, value in told.items()}
 
 
@@ -87,6 +91,11 @@ class Watch:
                 f"step {step}: for {self.truncated} steps every output has been cut off at "
                 f"{told['length']:.0f} tokens and counted out, so nothing is learned; raise "
                 "--rl.max-new-tokens, or see that the base ends its texts")
+        if told["outside"] > FAR:
+            due["outside"] = (
+                f"step {step}: of {told['outside']:.0%} of the tokens engine and trainer give "
+                "probabilities that differ by more than a tenth; use one --precision for both, "
+                "replay routes (--rl.replay-routes), or weigh tokens by --rl.correction token")
         for name, fault in _faults(made).items():
             count = made.faults[name]
             due[f"fault {name}"] = (f"step {step}: the rule {name} failed on {count} of "

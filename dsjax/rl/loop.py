@@ -67,6 +67,8 @@ class Outcome:
     base: Exam | None
     final: Exam | None
     signal: int | None = None
+    was_finished: bool = False
+    """Nothing was left to do: nothing was done, and the folder is as it was."""
 
 
 @dataclass
@@ -109,8 +111,13 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     if run.parallel.pipe > 1 or run.parallel.interleave:
         raise UserError("rollouts share the trainer's devices, and the engine lies on no pipeline; "
                         "use --parallel.data, --parallel.fsdp and --parallel.expert")
+    _refuse(run.rl, run.seed)
     out, own = resume.folder(run), update.training_run(run)
     state.refuse_another(run, out)
+    if (done := state.steps_taken(out)) >= run.rl.steps:
+        console.print(f"{out} holds this run finished after step {done}: there is nothing to do "
+                      f"(--rl.steps above {done} would go on)")
+        return Outcome(out, done, True, None, None, was_finished=True)
     mesh = sharding.open_mesh(own)
     backend = backends.for_run(own, mesh)
     disk.make_folder(out, "name another --output.folder")
@@ -127,12 +134,20 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     return Outcome(out, done, final is not None, found, final, signals.received)
 
 
+def _refuse(cfg: RLConfig, seed: int) -> None:
+    """Refuse before any work what has no rules, no task, or too few problems."""
+    asked_of(cfg)
+    task.exam(catalog.find(cfg.task), cfg.level, cfg.eval_prompts, seed)
+    next(task.problems(catalog.find(cfg.task), cfg.level, "train", seed))
+
+
 def _said(run: RunConfig, own: RunConfig, backend: Backend, out: Path) -> dict[str, str]:
     cfg = update.rl_of(run)
     return {
         "questions": f"{cfg.task}, level {cfg.level}; rewards {cfg.rewards}",
         "a step": f"{cfg.prompts} questions x {cfg.samples} outputs of at most "
-                  f"{cfg.max_new_tokens} tokens, {cfg.updates} update(s) at {cfg.learning_rate:g}",
+                  f"{cfg.max_new_tokens} tokens, {cfg.updates} update{'s' * (cfg.updates > 1)} at "
+                  f"{cfg.learning_rate:g}",
         "objective": f"advantage {cfg.advantage}, mean by {cfg.aggregation}, KL {cfg.kl_weight:g}, "
                      f"clip {cfg.clip_low:g} / {cfg.clip_high:g}, correction {cfg.correction}, "
                      f"routes {'replayed' if cfg.replay_routes else 'chosen anew'}",
@@ -242,7 +257,7 @@ def _step(s: Session) -> None:
     done += 1
     if reference is not None and s.cfg.reference_every and done % s.cfg.reference_every == 0:
         reference = state.copied(s.state.train.params)
-    s.state = s.state.replace(reference=reference, done=done)
+    s.state = RLState(s.state.train, reference, done)
     ended = time.perf_counter()
     s.shown.doing("")
     told |= {"rollout_tok_s": made.mask.sum() / made.seconds,
@@ -259,9 +274,10 @@ def _updated(s: Session, made: Rollout, found: Known) -> dict[str, float]:
             now = update.known(s.score, s.state.train.params, None, part, s.mesh).old
         rows = update.rows_of(part, known, now, s.cfg)
         train, m = s.step_fn(s.state.train, sharding.put_rows(rows, s.mesh))
-        s.state = s.state.replace(train=train)
-        one = {"loss": m.loss, "grad_norm": m.grad_norm, "learning_rate": m.learning_rate,
-               "skipped": m.skipped, "clipped": update.clipped(part, known, now, s.cfg)}
+        s.state = RLState(train, s.state.reference, s.state.done)
+        one: dict[str, Any] = {
+            "loss": m.loss, "grad_norm": m.grad_norm, "learning_rate": m.learning_rate,
+            "skipped": m.skipped, "clipped": update.clipped(part, known, now, s.cfg)}
         for name, value in one.items():
             told.setdefault(name, []).append(float(value))
     return {name: sum(values) / len(values) for name, values in told.items()}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from dsjax.checkpoint import store
+from dsjax.checkpoint import files, store
 from dsjax.checkpoint.store import Store
 from dsjax.config.rl import RLConfig
 from dsjax.config.run import RunConfig, difference
@@ -69,6 +69,11 @@ def restore(run: RunConfig, folder: Store, say: Any, mesh: Mesh | None) -> RLSta
     done, saved, _ = folder.restore(abstract, say=say)
     say(f"resuming after step {done}")
     return RLState(saved["train"], saved.get("reference"), done)
+
+
+def steps_taken(out: Path) -> int:
+    """Steps of a folder's newest checkpoint; 0 where it has none."""
+    return max(files.steps(out / "checkpoints"), default=0)
 
 
 def refuse_another(run: RunConfig, out: Path) -> None:

@@ -128,8 +128,8 @@ def known(score: Score, p: TransformerParams, reference: TransformerParams | Non
     asked = batch.tokens, batch.segments, batch.routes
     old, own = jax.device_get(score(p, *asked))
     behind = None if reference is None else np.asarray(jax.device_get(score(reference, *asked)[0]))
-    return Known(old, behind, mismatch.statistics(old, rollout.engine, rollout.mask),
-                 _equal_routes(rollout, own))
+    compared = map(jnp.asarray, (old, rollout.engine, rollout.mask))
+    return Known(old, behind, mismatch.statistics(*compared), _equal_routes(rollout, own))
 
 
 def _equal_routes(rollout: Rollout, own: np.ndarray | None) -> float:
@@ -154,10 +154,10 @@ def parts(rollout: Rollout, found: Known, count: int) -> Iterator[tuple[Rollout,
 def clipped(rollout: Rollout, found: Known, now: np.ndarray, cfg: RLConfig) -> float:
     """Share of output tokens whose surrogate has no gradient; now [B, T] by the policy as it is."""
     advantages = _advantages(rollout, cfg)[:, None]
+    new, old, mask = map(jnp.asarray, (now, found.old, rollout.mask))
+    rho = ratio.token_ratio(new, old)
     if cfg.ratio == "sequence":
-        rho = jnp.broadcast_to(ratio.sequence_ratio(now, found.old, rollout.mask), now.shape)
-    else:
-        rho = ratio.token_ratio(jnp.asarray(now), jnp.asarray(found.old))
+        rho = jnp.broadcast_to(ratio.sequence_ratio(new, old, mask), rho.shape)
     is_clipped = ratio.is_clipped(rho, advantages, cfg.clip_low, cfg.clip_high)
     return float(np.asarray(is_clipped)[rollout.mask].mean())
 
