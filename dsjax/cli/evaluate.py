@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dsjax import disk
-from dsjax.cli.process import devices, engines, experts, progress
+from dsjax.cli.process import context, devices, engines, experts, progress
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.experts import ExpertFlags
 from dsjax.config.fields import seed_in_range
@@ -101,6 +101,7 @@ def main(args: Evaluate) -> int:
     disk.try_folder(out, "name another --out")
     model = infer.load(args.folder, infer.Choice(
         args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
+    context.say_if_beyond(model, args.engine.context)
     _evaluate(args, prepared, model, out)
     return 0
 

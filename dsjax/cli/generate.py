@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
+from dsjax.cli.process import context as contexts
 from dsjax.cli.process import devices, experts
 from dsjax.cli.process.experts import ExpertFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
@@ -120,6 +121,7 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
     room = experts.room(args.experts, args.folder)
     model = infer.load(args.folder,
                        infer.Choice(args.precision, args.parallel, args.end_token, room))
+    contexts.say_if_beyond(model, args.context)
     prompts = _ids(model.tokenizer, texts, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.context if args.context is None else args.context
     longest = max(map(len, prompts))

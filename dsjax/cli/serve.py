@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
-from dsjax.cli.process import devices, engines, experts
+from dsjax.cli.process import context, devices, engines, experts
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.experts import ExpertFlags
 from dsjax.config.flag_tree import Mark, Word
@@ -83,6 +83,7 @@ def main(args: Serve) -> int:
 
         model = infer.load(args.folder, infer.Choice(
             args.precision, args.parallel, args.end_token, experts.room(args.experts, args.folder)))
+        context.say_if_beyond(model, args.engine.context)
         served = _served(args, model, keys)
         engine = engines.make(model, args.engine, args.experts.expert_loads, is_consumed=True)
 
