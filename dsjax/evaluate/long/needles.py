@@ -1,9 +1,10 @@
 """Needles in haystacks: a short fact hidden in text, and the question that only it answers.
 
-A needle is a sentence that gives a name a row of digits; the question is the same sentence up to
-the digits. The haystack is text without digits, so that nothing else in it answers. Length is all
-that the model reads and writes, in tokens; depth is the share of the haystack before the needle
-(V3 report sec. 4.3, figure 8; there the needle is prose and a judge reads the answer).
+A needle is a sentence that tells a code; the question is the same sentence up to the code. The code
+is two signs that prose does not have, so that nothing else in the haystack answers; with the blank
+before it each is a token of its own. Length is all that the model reads and writes, in tokens; depth is
+the share of the haystack before the needle (V3 report sec. 4.3 and figure 8, whose needle is prose
+and whose answer a judge reads).
 """
 
 from __future__ import annotations
@@ -17,42 +18,31 @@ from dsjax.errors import UserError
 from dsjax.evaluate import requests
 from dsjax.evaluate.likelihood import Text
 
-NAMES = (
-    "Aberdeen", "Boston", "Calcutta", "Denver", "Edmonton", "Fresno", "Geneva", "Houston",
-    "Ipswich", "Jakarta", "Kyoto", "Lagos", "Madrid", "Nairobi", "Oslo", "Perth",
-    "Quebec", "Riga", "Seattle", "Toronto", "Uppsala", "Vienna", "Warsaw", "Zurich",
-)
-"""Names that needles are about."""
-DIGITS = 4
-"""Digits of a needle's value; no two are equal."""
+SIGNS = "#$%+<=", ">\\^`|~"
+"""Signs of a code, one of each group: a guess is right once in 36 times."""
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact: the number of a name."""
+    """A fact: the secret code."""
 
-    name: str
     value: str
-    """Digits with a blank before each, so that each is a token of its own."""
+    """Two signs, a blank before each."""
 
     @property
     def question(self) -> str:
         """Words after which the value follows."""
-        return f"\nThe number of {self.name} is"
+        return "\nThe secret code is"
 
     @property
     def statement(self) -> str:
         """The sentence that is hidden."""
-        return f"{self.question}{self.value}.\n"
+        return f"{self.question}{self.value} .\n"
 
 
-def needles(count: int, draw: random.Random) -> list[Needle]:
-    """Draw needles of different names."""
-    if not 1 <= count <= len(NAMES):
-        raise UserError(f"{count} needles were asked for, and there are names for 1 to "
-                        f"{len(NAMES)}; ask for fewer")
-    return [Needle(name, "".join(f" {digit}" for digit in draw.sample("0123456789", DIGITS)))
-            for name in draw.sample(NAMES, count)]
+def needle(draw: random.Random) -> Needle:
+    """Draw a needle."""
+    return Needle("".join(f" {draw.choice(of)}" for of in SIGNS))
 
 
 @dataclass(frozen=True)
@@ -96,21 +86,20 @@ def items(grid: Grid, hay: Sequence[int], words: Tokenizer) -> Iterator[Item]:
     for length in grid.lengths:
         for number in range(grid.each):
             draw = random.Random(f"{grid.seed} {length} {number}")
-            (needle,) = needles(1, draw)
-            at = draw.random()
+            told, at = needle(draw), draw.random()
             for depth in grid.depths:
-                yield Item(length, depth, needle, hidden(needle, length, depth, at, hay, words))
+                yield Item(length, depth, told, hidden(told, length, depth, at, hay, words))
 
 
-def hidden(needle: Needle, length: int, depth: float, at: float, hay: Sequence[int],
+def hidden(told: Needle, length: int, depth: float, at: float, hay: Sequence[int],
            words: Tokenizer) -> Text:
     """Hide one needle in a text of `length` tokens; `at` is the share of the hay it begins at.
 
-    Raises UserError where the hay is too short, holds digits' room for nothing, or the length has
-    no room for a sentence and its question.
+    Raises UserError where the hay is too short, or the length has no room for a sentence and its
+    question.
     """
-    statement, question = (words.encode(part) for part in (needle.statement, needle.question))
-    answer = words.encode(needle.value)
+    statement, question = (words.encode(part) for part in (told.statement, told.question))
+    answer = words.encode(told.value)
     room = length - 1 - len(statement) - len(question) - len(answer)
     if room < 1:
         raise UserError(f"a text of {length} tokens has no room for a needle of {len(statement)} "
