@@ -26,7 +26,6 @@ Command: dsjax train tiny_long --init-from runs/tiny_128
 
 import dataclasses
 
-
 from dsjax.config.load import load
 from dsjax.config.model import RopeConfig, YarnConfig
 from dsjax.config.run import OutputConfig, RunConfig, TrainConfig

@@ -48,8 +48,9 @@ def main(asked: Asked) -> None:
         kept[f"{name} {positions}"] = found = WAYS[name](folder, text, positions)
         print(name, found, flush=True)
     rows = [[found["by"], f"{found['prompt']:,}", found["new"], f"{found['cache'] / 1e6:.1f}",
-             found["bytes"], f"{found['prefill']:.0f}", f"{found['prompt'] / found['prefill']:,.0f}",
-             f"{found['decode']:.1f}", f"{found['compile']:.0f}"]
+             found["bytes"], f"{found['prefill']:.0f}",
+             f"{found['prompt'] / found['prefill']:,.0f}", f"{found['decode']:.1f}",
+             f"{found['compile']:.0f}"]
             for found in sorted(kept.values(), key=lambda one: (one["by"], one["prompt"]))]
     asked.write("prompt", "long prompts answered at `tiny` in float32, greedily", COLUMNS, rows,
                 cases=kept)

@@ -2,9 +2,9 @@
 
 A needle is a sentence that tells a code; the question is the same sentence up to the code. The code
 is two signs that prose does not have, so that nothing else in the haystack answers; with the blank
-before it each is a token of its own. Length is all that the model reads and writes, in tokens; depth is
-the share of the haystack before the needle (V3 report sec. 4.3 and figure 8, whose needle is prose
-and whose answer a judge reads).
+before it each is a token of its own. Length is all that the model reads and writes, in tokens;
+depth is the share of the haystack before the needle (V3 report sec. 4.3 and figure 8, whose needle
+is prose and whose answer a judge reads).
 """
 
 from __future__ import annotations
