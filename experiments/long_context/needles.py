@@ -20,9 +20,9 @@ from experiments.common import plot
 from experiments.common.command import Asked
 from experiments.long_context import phases
 
-GRID = Grid(lengths=(128, 256, 512, 1024, 2048, 4096), depths=(0.0, 0.25, 0.5, 0.75, 1.0), each=10)
+GRID = Grid(lengths=(128, 512, 1024, 2048, 4096), depths=(0.0, 0.25, 0.5, 0.75, 1.0), each=4)
 QUICK = Grid(lengths=(128, 256), depths=(0.0, 1.0), each=2)
-WRITTEN = 4
+WRITTEN = 2
 """Items of a cell that are written, too: the first ones."""
 COLUMNS = ("model", "asked", *(f"{length:,}" for length in GRID.lengths))
 FIGURE = "needles.svg"
