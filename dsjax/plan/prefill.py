@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,8 +131,12 @@ def _params(cfg: ModelConfig, mesh: Mesh) -> TransformerParams:
     specs = transformer.specs(cfg).replace(mtp=None)
     stacked = jax.tree.map(lambda where, spec: jax.ShapeDtypeStruct(
         spec.shape, jnp.bfloat16, sharding=where), rules.used_shardings(specs, mesh), specs)
-    return transformer.written_out(stacked, lambda a: [jax.ShapeDtypeStruct(
-        (1, *a.shape[1:]), a.dtype, sharding=a.sharding)] * a.shape[0])
+
+    def cut(a: Any) -> Any:
+        one = jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=a.sharding)
+        return [one] * a.shape[0]
+
+    return transformer.written_out(stacked, cut)
 
 
 def _served(p: TransformerParams, cfg: ModelConfig, backend: Backend, width: int,
