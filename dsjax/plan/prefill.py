@@ -80,8 +80,27 @@ class Plan:
         return self.total <= self.limit
 
 
+@dataclass(frozen=True)
+class Laid:
+    """The program and its arguments as shapes on a machine's devices."""
+
+    step: Any
+    args: tuple[Any, ...]
+    parts: dict[str, int]
+    """Bytes of a device that hold weights, and pages and slots."""
+
+
 def plan(run: RunConfig, machine: Target, prompt: Prompt) -> Plan:
-    """Compile the program that reads a piece of a prompt, at the run's model and layout.
+    """Compile the program that reads a piece of a prompt, at the run's model and layout."""
+    laid = lay(run, machine, prompt)
+    result = ahead.compile_for(machine, laid.step, *laid.args)
+    total, limit = machine_bytes(result, machine)
+    parts = laid.parts | {"activations and temporaries": total - sum(laid.parts.values())}
+    return Plan(run, machine, prompt, result, parts, total, limit)
+
+
+def lay(run: RunConfig, machine: Target, prompt: Prompt) -> Laid:
+    """Lay the program's arguments over a machine's devices; nothing is compiled.
 
     Weights rest as released ones do that are multiplied in bfloat16: in bfloat16.
     """
@@ -103,12 +122,8 @@ def plan(run: RunConfig, machine: Target, prompt: Prompt) -> Plan:
     asked = on_ranks(lambda: _piece(width))
     step = place.program(steps.read, (model.params,), cfg=cfg, backend=backend,
                          length=prompt.piece)
-    result = ahead.compile_for(machine, step, (model.params,), served, asked)
-    total, limit = machine_bytes(result, machine)
-    parts = {"weights": ahead.shard_bytes(model.params), "pages and slots":
-             ahead.shard_bytes(served)}
-    return Plan(run, machine, prompt, result,
-                {**parts, "activations and temporaries": total - sum(parts.values())}, total, limit)
+    return Laid(step, ((model.params,), served, asked), {
+        "weights": ahead.shard_bytes(model.params), "pages and slots": ahead.shard_bytes(served)})
 
 
 def _mesh(run: RunConfig, machine: Target) -> Mesh:
