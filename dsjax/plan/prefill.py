@@ -91,12 +91,16 @@ class Laid:
 
 
 def plan(run: RunConfig, machine: Target, prompt: Prompt) -> Plan:
-    """Compile the program that reads a piece of a prompt, at the run's model and layout."""
+    """Compile the program that reads a piece of a prompt, at the run's model and layout.
+
+    Its needs are added to the weights, some of which it does not read: the head lies there, too.
+    """
     laid = lay(run, machine, prompt)
     result = ahead.compile_for(machine, laid.step, *laid.args)
-    total, limit = machine_bytes(result, machine)
-    parts = laid.parts | {"activations and temporaries": total - sum(laid.parts.values())}
-    return Plan(run, machine, prompt, result, parts, total, limit)
+    needed, limit = machine_bytes(result, machine)
+    read = result.arguments if isinstance(result, Compiled) else sum(laid.parts.values())
+    parts = laid.parts | {"activations and temporaries": needed - read}
+    return Plan(run, machine, prompt, result, parts, sum(parts.values()), limit)
 
 
 def lay(run: RunConfig, machine: Target, prompt: Prompt) -> Laid:

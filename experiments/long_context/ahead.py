@@ -40,8 +40,9 @@ TINY = ["tiny", "--precision", "bf16", "--precision.activations", "bfloat16", "-
 QUICK = {"h200": [*TINY, "--on", "h200:1x4", "--parallel.expert", "4"],
          "v5p": [*TINY, "--on", "v5p:2x2x1", "--parallel.expert", "4"]}
 KINDS = ("weights", "pages and slots", "activations and temporaries")
-COLUMNS = ("compiled for", "devices", "layers compiled", "tokens a device", "at once", *(f"{k}, GB" for k in KINDS),
-           "together, GB", "a device has, GB", "minutes (CPU)", "GB of RAM here")
+COLUMNS = ("compiled for", "devices", "layers compiled", "tokens a device", "at once",
+           *(f"{k}, GB" for k in KINDS), "together, GB", "a device has, GB", "minutes (CPU)",
+           "GB of RAM here")
 
 
 def main(asked: Asked) -> None:

@@ -49,7 +49,8 @@ def summary(made: Plan) -> dict[str, Any]:
     return {
         "config": made.run.name, "machine": made.target.name, "devices": made.target.devices,
         "layout": str(made.run.parallel), "parallel": dataclasses.asdict(made.run.parallel),
-        "layers": made.run.model.layers, "prefill": made.prompt.positions, "piece": made.prompt.piece,
+        "layers": made.run.model.layers,
+        "prefill": made.prompt.positions, "piece": made.prompt.piece,
         "precision": made.run.precision.matmul, "activations": made.run.precision.activations,
         "fits": made.fits, "bytes": made.total, "limit": made.limit, "parts": made.parts,
         "compiled": isinstance(made.result, Compiled), "seconds": round(cost.seconds, 1),
