@@ -10,7 +10,17 @@ from dsjax.evaluate.long.needles import SIGNS
 from experiments.common.record import ROOT
 from experiments.long_context import needles, phases, text
 
-RECORD = ROOT / "experiments/long_context/records/needles.json"
+
+
+def kept(name):
+    return json.loads((ROOT / f"experiments/long_context/records/{name}.json").read_text())
+
+
+def by_row(name):
+    """A record's rows by their first cells, as the columns call them."""
+    found = kept(name)
+    return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -43,11 +53,38 @@ def test_phases_differ_in_their_rows_and_take_as_many_tokens_a_step(tmp_path):
 
 
 def test_the_table_of_needles_is_what_its_cells_say():
-    kept = json.loads(RECORD.read_text())
+    record = kept("needles")
     found = {name: tuple([Cell(**{"written": 0.0, **cell}) for cell in of[name]]
-                         for of in (kept["cells"], kept["written"]))
-             for name in kept["cells"]}
-    lengths = [int(name.replace(",", "")) for name in kept["columns"][2:]]
-    assert needles.table(found, lengths) == kept["rows"]
-    for name, own in kept["cells"].items():
+                         for of in (record["cells"], record["written"]))
+             for name in record["cells"]}
+    lengths = [int(name.replace(",", "")) for name in record["columns"][2:]]
+    assert needles.table(found, lengths) == record["rows"]
+    for name, own in record["cells"].items():
         assert len(own) == len(lengths) * len(needles.GRID.depths), name
+
+
+def test_what_the_page_says_of_the_loss_is_what_was_measured():
+    nats = kept("phases")["nats"]
+    for row in kept("phases")["rows"]:
+        assert row[3:] == [f"{one:.2f}" for one in nats[row[0]]]
+    before, switched, last = (nats[name] for name in ("128", "128, YaRN switched on",
+                                                      "after 4,096"))
+    beyond = [i for i, edge in enumerate(phases.EDGES) if edge >= 128]
+    assert min(before[i] for i in beyond) > before[0] + 1
+    assert all(last[i] < switched[i] < before[i] for i in beyond)
+    assert last[-1] < last[0]
+    assert switched[0] > before[0]
+
+
+def test_what_the_page_says_of_costs_is_what_was_measured():
+    above = [float(row["MB above its start"]) for row in by_row("memory")
+             if row["pass"] == "forward and backward"]
+    assert above[-1] < 4 * above[0], "four times the tokens"
+    longest = max(kept("prompt")["cases"].values(), key=lambda case: case["prompt"])
+    assert longest["prompt"] + longest["new"] == 131_072
+    assert longest["cache"] == 1280 * 131_072
+    for case in kept("ahead")["cases"].values():
+        assert case["compiled"]
+        needed = sum((case["parts"] | case["whole"]).values())
+        assert needed < case["limit"], "of all layers"
+        assert case["whole"]["pages and slots"] > 131_072 * 70_272, "bfloat16 latents of 61 layers"
