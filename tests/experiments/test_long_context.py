@@ -11,7 +11,6 @@ from experiments.common.record import ROOT
 from experiments.long_context import needles, phases, text
 
 
-
 def kept(name):
     return json.loads((ROOT / f"experiments/long_context/records/{name}.json").read_text())
 
