@@ -2,16 +2,17 @@
 
 Every device reads a prompt of its own in pieces and shares the experts with all others; weights and
 caches rest in bfloat16. The program has a few of V3's layers, as one of all 61, each written out,
-takes a compiler longer than most have patience for: layers come one after another, so that what a
-program works with does not grow with their number. Weights and pages are those of all 61 layers,
-added up from their shapes; the program of all is a case of its own. Needs the extras tpu-aot and
-gpu-aot.
+takes a compiler longer than most have patience for. Weights and pages are those of all 61 layers,
+added up from their shapes. What a program works with grows with its layers, as compilers copy
+weights ahead of their use: from programs of five and of seven layers the need of all is estimated,
+as if it went on so. The program of all is a case of its own. Needs the extras tpu-aot and gpu-aot.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from dsjax.config.load import load
@@ -34,15 +35,15 @@ CASES = {
     "h200-all": H200,
     "v5p-all": V5P,
 }
-USUAL = ("h200", "v5p")
+USUAL = ("h200", "v5p", "h200-7", "v5p-7")
 """Cases that are compiled where none is named."""
 TINY = ["tiny", "--precision", "bf16", "--precision.activations", "bfloat16", "--prefill", "4096"]
 QUICK = {"h200": [*TINY, "--on", "h200:1x4", "--parallel.expert", "4"],
          "v5p": [*TINY, "--on", "v5p:2x2x1", "--parallel.expert", "4"]}
 KINDS = ("weights", "pages and slots", "activations and temporaries")
 COLUMNS = ("compiled for", "devices", "layers compiled", "tokens a device", "at once",
-           *(f"{k}, GB" for k in KINDS), "together, GB", "a device has, GB", "minutes (CPU)",
-           "GB of RAM here")
+           "weights of all, GB", "pages and slots of all, GB", "temporaries of these layers, GB",
+           "estimate for all, GB", "a device has, GB", "minutes (CPU)", "GB of RAM here")
 
 
 def main(asked: Asked) -> None:
@@ -61,8 +62,9 @@ def main(asked: Asked) -> None:
         found[name] = compiled(cases[name])
         found[name]["whole"] = whole(found[name])
         print(f"{name}: done", flush=True)
-        asked.write("ahead", "a device that reads a long prompt at V3's size has memory to spare",
-                    COLUMNS, [_row(found[name]) for name in cases if name in found],
+        there = [found[name] for name in cases if name in found]
+        asked.write("ahead", "memory of a device that reads a long prompt at V3's size",
+                    COLUMNS, [_row(one, estimate(there, one)) for one in there],
                     unit="bytes of one device; compiled, not run", cases=found)
 
 
@@ -79,10 +81,22 @@ def whole(found: dict[str, Any]) -> dict[str, int]:
     return prefill.lay(run, target.parse(found["machine"]), prompt).parts
 
 
-def _row(found: dict[str, Any]) -> list[Any]:
+def estimate(cases: Sequence[dict[str, Any]], one: dict[str, Any]) -> float | None:
+    """Bytes of all layers, from one case and one of fewer layers; None where there is none."""
+    layers, temporaries = load(one["config"]).model.layers, one["parts"][KINDS[-1]]
+    fewer = [case for case in cases if case["machine"] == one["machine"]
+             and case["layers"] < one["layers"]]
+    if not fewer:
+        return None
+    more = temporaries - fewer[0]["parts"][KINDS[-1]]
+    each = more / (one["layers"] - fewer[0]["layers"])
+    return sum(one["whole"].values()) + temporaries + max(each, 0) * (layers - one["layers"])
+
+
+def _row(found: dict[str, Any], needed: float | None) -> list[Any]:
     parts = found["parts"] | found["whole"]
     return [found["machine"], found["devices"], found["layers"], f"{found['prefill']:,}",
             found["piece"], *(f"{parts[kind] / 1e9:.2f}" for kind in KINDS),
-            f"{sum(parts.values()) / 1e9:.2f}", f"{found['limit'] / 1e9:.0f}",
+            "-" if needed is None else f"{needed / 1e9:.0f}", f"{found['limit'] / 1e9:.0f}",
             f"{found['seconds'] / 60:.1f} ({found['cpu_seconds'] / 60:.1f})",
             f"{found['peak_memory'] / 1e9:.1f}"]
