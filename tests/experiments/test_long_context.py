@@ -8,7 +8,7 @@ import pytest
 from dsjax.evaluate.long.heat import Cell
 from dsjax.evaluate.long.needles import SIGNS
 from experiments.common.record import ROOT
-from experiments.long_context import needles, phases, text
+from experiments.long_context import ahead, needles, phases, text
 
 
 def kept(name):
@@ -82,8 +82,20 @@ def test_what_the_page_says_of_costs_is_what_was_measured():
     longest = max(kept("prompt")["cases"].values(), key=lambda case: case["prompt"])
     assert longest["prompt"] + longest["new"] == 131_072
     assert longest["cache"] == 1280 * 131_072
-    for case in kept("ahead")["cases"].values():
+    cases = list(kept("ahead")["cases"].values())
+    needed = [(ahead.estimate(cases, case), case["limit"]) for case in cases]
+    assert [size < limit for size, limit in needed if size is not None] == [True, True]
+    for case in cases:
         assert case["compiled"]
-        needed = sum((case["parts"] | case["whole"]).values())
-        assert needed < case["limit"], "of all layers"
         assert case["whole"]["pages and slots"] > 131_072 * 70_272, "bfloat16 latents of 61 layers"
+
+
+def test_the_need_of_all_layers_goes_on_as_from_the_fewer_to_the_more():
+    def case(layers, temporaries, machine="a"):
+        return {"config": "deepseek_v3", "machine": machine, "layers": layers,
+                "parts": {ahead.KINDS[2]: temporaries}, "whole": {"weights": 100, "pages": 10}}
+
+    five, seven, other = case(5, 8), case(7, 14), case(3, 1, "b")
+    assert ahead.estimate([five, seven, other], five) is None
+    assert ahead.estimate([five, seven, other], seven) == 110 + 14 + 54 * 3
+    assert ahead.estimate([case(5, 9), case(7, 8)], case(7, 8)) == 110 + 8, "never less"
