@@ -19,7 +19,7 @@ At this size the ramp is coarse: of eight pairs of channels the fastest stays as
 the ramp, and five, which never turn once in 128 tokens, are slowed 40 times.
 
 Source: DeepSeek-V3 report (arXiv 2412.19437), sec. 4.3, lengths scaled down 32 times.
-Machine: two CPU cores, about eight minutes a phase.
+Machine: two CPU cores, minutes a phase; how long has not been measured.
 Expect: 128 positions become 4,096; experiments/long_context measures it on a smaller model.
 Command: dsjax train tiny_long --init-from runs/tiny_128
 """

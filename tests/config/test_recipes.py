@@ -7,6 +7,7 @@ import pytest
 from dsjax.config import load
 from dsjax.data.curriculum import BatchRamp, batch_size_at
 from dsjax.model.count import count
+from dsjax.ops import rope
 
 V3 = load.load("deepseek_v3")
 ROWS = 15360 * 4096  # tokens of a step after the ramp
@@ -58,6 +59,10 @@ def test_the_extension_is_the_reports_at_a_thirty_second_of_its_lengths():
     assert yarn.factor * yarn.original_length >= 4096, "its stretch has room for the last phase"
     assert run.learning_rate.peak == run.learning_rate.last == short.learning_rate.last
     assert dataclasses.replace(run.model, rope=short.model.rope) == short.model
+    slower = rope.frequencies(short.model.rope, 16) / rope.frequencies(run.model.rope, 16)
+    assert slower[0] == 1, "the fastest pair stays"
+    assert all(1 < of < 40 for of in slower[1:3])
+    assert slower[3:] == pytest.approx([40] * 5)
 
 
 def test_small_has_the_sizes_its_page_says():
