@@ -113,7 +113,7 @@ class Device:
             self.placement = experts.planned(loads, setting.redundant_experts, self.cfg,
                                              model.layout)
             self.params = experts.with_copies(self.params, self.placement, self.place)
-        self.reading, self.backend = _backends(model, self.cfg)
+        self.reading, self.backend = backends_of(model, self.cfg)
         self.reset()
         if self.experts is None:
             self._compile()
@@ -310,7 +310,7 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
                         "them, or continue prompts with dsjax generate")
 
 
-def _backends(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
+def backends_of(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
     """Make the backends that read prompts and that decode; on a mesh a rank's part of both.
 
     Pages are attended to where they lie, unless the model came with an attention of its own.
