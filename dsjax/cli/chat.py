@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dsjax.cli.generate import Page
-from dsjax.cli.process import engines, models
+from dsjax.cli.process import context, engines, models
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
@@ -67,6 +67,7 @@ def main(args: Chat) -> int:
 
     sampling(args.sampling, 1 if args.max_new_tokens is None else args.max_new_tokens)
     model = models.load(args.folder, args.model)
+    context.say_if_beyond(model, args.engine.context)
     found = template.load(args.folder, model.tokenizer)
     if found is None and args.system is not None:
         raise UserError(f"--system {args.system[:40]!r} needs a chat template, which {args.folder} "

@@ -30,6 +30,7 @@ class Compile:
 
       dsjax compile tiny --on h200:1x8 --parallel.data 2 --parallel.expert 4
       dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --precision bf16
+      dsjax compile tiny --on h200:1x8 --parallel.expert 8 --precision bf16 --prefill 131072
 
     The compilers are the extras tpu-aot and gpu-aot: pip install 'dsjax[tpu-aot]'.
     """
@@ -44,6 +45,11 @@ class Compile:
     """Print one JSON object."""
     text: Path | None = None
     """File to write the compiled program into (HLO text, scheduled)."""
+    prefill: int | None = None
+    """Compile, instead of the step, the program by which the engine reads a prompt of so many
+    tokens, one prompt on each device."""
+    piece: int = 256
+    """Tokens that --prefill reads at once."""
 
 
 def main(args: Compile) -> int:
@@ -55,6 +61,10 @@ def main(args: Compile) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # a plugin without its machine would look for it
+    if args.prefill is not None:
+        from dsjax.cli.process import prefill
+
+        return prefill.main(args.run, found, args.prefill, args.piece, args.json)
     from dsjax.plan import train_step
 
     made = train_step.plan(args.run, found)

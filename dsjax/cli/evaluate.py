@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dsjax import disk
-from dsjax.cli.process import engines, models, progress
+from dsjax.cli.process import context, engines, models, progress
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.models import ModelFlags
 from dsjax.config.fields import seed_in_range
@@ -88,6 +88,7 @@ def main(args: Evaluate) -> int:
     out = _out(args)
     disk.try_folder(out, "name another --out")
     model = models.load(args.folder, args.model)
+    context.say_if_beyond(model, args.engine.context)
     _evaluate(args, prepared, model, out)
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax import disk
+from dsjax.cli.process import context as contexts
 from dsjax.cli.process import devices, models
 from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
@@ -111,6 +112,7 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
         raise UserError(f"--expert-loads {experts.expert_loads} is about a cache of experts, and "
                         "there is none; give --experts-cache, as 2GB")
     model = models.load(args.folder, args.model)
+    contexts.say_if_beyond(model, args.context)
     prompts = _ids(model.tokenizer, texts, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.context if args.context is None else args.context
     longest = max(map(len, prompts))

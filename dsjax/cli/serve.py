@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dsjax import disk
-from dsjax.cli.process import engines, models
+from dsjax.cli.process import context, engines, models
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.models import ModelFlags
 from dsjax.config.flag_tree import Mark, Word
@@ -70,6 +70,7 @@ def main(args: Serve) -> int:
     with server.listen(args.host, args.port) as at:
         models.find_devices(args.model)
         model = models.load(args.folder, args.model)
+        context.say_if_beyond(model, args.engine.context)
         served = _served(args, model, keys)
         engine = engines.make(model, args.engine, args.model.experts.expert_loads, is_consumed=True)
 

@@ -3,9 +3,9 @@
 Reading order: sample (logits -> a distribution -> a token), penalties, decode (prefill in the
 expanded form, steps in the absorbed form), speculative (rounds drafted by the MTP modules),
 programs (what is compiled), inputs (what the host asks for, as arrays), generate (prompts ->
-completions), model (the weights of a folder on the devices there are); then offload/, for
-routed experts that are larger than the device, engine/, which serves any mixture of requests by the
-same steps over pages, and bench (how fast).
+completions), model (the weights of a folder on the devices there are), reach (positions that a
+model was made for); then offload/, for routed experts that are larger than the device, engine/,
+which serves any mixture of requests by the same steps over pages, and bench (how fast).
 """
 
 from dsjax.infer.decode import cache_bytes_per_token

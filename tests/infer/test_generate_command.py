@@ -48,6 +48,17 @@ def test_it_prints_the_prompt_its_continuation_and_one_line(run, capsys):
     assert last.endswith(" tokens a pass")
 
 
+def test_a_context_that_it_was_not_trained_for_is_said_and_taken(run, capsys):
+    flags = ["--prompt", "To be", "--max-new-tokens", "3", "--temperature", "0"]
+    assert main(["generate", str(run), *flags, "--context", "40"]) == 0
+    within = capsys.readouterr()
+    assert main(["generate", str(run), *flags, "--context", "41"]) == 0
+    beyond = capsys.readouterr()
+    assert "--context" not in within.err
+    assert "--context 41 is past what this model was trained for" in beyond.err
+    assert beyond.out.splitlines()[0] == within.out.splitlines()[0]
+
+
 def test_json_holds_the_text_that_the_library_makes(run, capsys):
     flags = ["--prompt", "that is", "--prompt", "", "--temperature", "0", "--draft", "--json",
              "--repetition-penalty", "1.3", "--presence-penalty", "0.2", "--top-k", "5"]

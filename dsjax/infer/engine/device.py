@@ -82,7 +82,7 @@ class Device:
             self.params, self.cfg = self._ready(model.params, is_consumed=is_consumed)
         else:
             self.params, self.cfg = model.params, model.cfg
-        self.reading, self.backend = _backends(model, self.cfg, setting.keep_routes)
+        self.reading, self.backend = backends_of(model, self.cfg, setting.keep_routes)
         self.reset()
         if self.experts is None:
             self._compile()
@@ -313,7 +313,8 @@ def _ready(params: TransformerParams, *, cfg: ModelConfig, backend: Backend, pla
     return params if copies is None else experts.with_copies(params, copies, place), cfg
 
 
-def _backends(model: Model, cfg: ModelConfig, is_routed: bool) -> tuple[Backend, Backend]:
+def backends_of(model: Model, cfg: ModelConfig,
+                is_routed: bool = False) -> tuple[Backend, Backend]:
     """Make the backends that read prompts and that decode; on a mesh a rank's part of both.
 
     Pages are attended to where they lie, unless the model came with an attention of its own.

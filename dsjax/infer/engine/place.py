@@ -110,10 +110,16 @@ class Place:
         if self.mesh is None:
             run = programs.compiled(step, *whole, served, asked, **static)
             return lambda whole, served, asked: run(*whole, served, asked)
+        return programs.compiled(self.program(step, whole, **static), whole, served, asked)
+
+    def program(self, step: Step, whole: tuple[Tree, ...], **static: Any) -> Any:
+        """A step as a jitted program of all ranks: `whole`, served and asked -> as the step does.
+
+        whole: arrays, or their shapes with shardings.
+        """
+        assert self.mesh is not None, "one device has no ranks"
         specs = tuple(_spec(a) for a in jax.tree.leaves(whole))
-        step = functools.partial(step, **static)
-        run = _on_every_rank(step, self.mesh, specs)
-        return programs.compiled(run, whole, served, asked)
+        return _on_every_rank(functools.partial(step, **static), self.mesh, specs)
 
 
 def _spec(a: Array) -> PartitionSpec:
