@@ -43,11 +43,9 @@ def main(args: Rl) -> int:
         devices.make(args.devices)
     devices.require()
     from dsjax.rl import loop
-    from dsjax.runtime import cpu
     from dsjax.terminal import Console
 
-    cpu.dispatch_inline()
-    console = Console()
+    console = Console()  # programs run beside the host, which prepares the engine's next step
     outcome = loop.reinforce(args.run, console)
     if outcome.signal is not None and not outcome.is_complete:
         return 128 + outcome.signal

@@ -45,6 +45,7 @@ from dsjax.rl.tasks import catalog, task
 from dsjax.rl.tasks.task import Problem, Task
 from dsjax.rl.update import Known, Score
 from dsjax.runtime import backend as backends
+from dsjax.runtime import cpu, fit
 from dsjax.runtime import header as machine
 from dsjax.terminal import Console
 from dsjax.train import sharding
@@ -119,6 +120,7 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
                       f"(--rl.steps above {done} would go on)")
         return Outcome(out, done, True, None, None, was_finished=True)
     mesh = sharding.open_mesh(own)
+    fit.refuse_training(own, mesh, sharding.check)
     backend = backends.for_run(own, mesh)
     disk.make_folder(out, "name another --output.folder")
     with disk.held(out, hold.REMEDY), Signals().listening() as signals:
@@ -223,8 +225,11 @@ def _examined(engine: Engine, words: Tokenizer, cfg: RLConfig, seed: int) -> Exa
 def _run(s: Session, signals: Signals) -> Exam | None:
     """Take steps until done or told to stop; the last exam when the last step was taken."""
     found: Exam | None = None
+    first = s.state.done
     while s.state.done < s.cfg.steps and not signals.is_told(s.state.done):
         _step(s)
+        if s.state.done == first + 1:
+            cpu.keep_memory()
         done, is_last = s.state.done, s.state.done == s.cfg.steps
         if is_last or (s.cfg.eval_every and done % s.cfg.eval_every == 0):
             found = _exam(s)
@@ -259,6 +264,7 @@ def _step(s: Session) -> None:
         reference = state.copied(s.state.train.params)
     s.state = RLState(s.state.train, reference, done)
     ended = time.perf_counter()
+    s.store.wait()  # a step is reported when the one before is on disk: a kill loses one at most
     s.shown.doing("")
     told |= {"rollout_tok_s": made.mask.sum() / made.seconds,
              "train_tok_s": made.real.sum() / (ended - middle), "seconds": ended - began}

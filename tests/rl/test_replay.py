@@ -14,6 +14,7 @@ from dsjax.infer.engine.device import Device, Setting
 from dsjax.infer.engine.engine import Engine
 from dsjax.infer.model import Model
 from dsjax.layers.backend import single
+from dsjax.model import transformer
 from dsjax.rl import rollout, update, weights
 from dsjax.rl.rollout import Asked
 from dsjax.runtime import backend as backends
@@ -51,7 +52,8 @@ def test_pages_that_were_found_bring_their_routes(made):
     np.testing.assert_array_equal(again.routes, made.routes)
 
 
-@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize("is_deterministic", [
+    False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_rows_that_gave_up_their_pages_have_routes(made, is_deterministic):
     """With pages for five rows of twelve; some are given up with a result outstanding."""
     model = Model(small.MODEL, small.params(), small.words(), 31, backends.default_backend(), None)
@@ -109,6 +111,19 @@ def test_rows_of_an_update_carry_the_routes_only_where_they_are_replayed(made):
     rows = update.rows_of(made, found, found.old,
                           dataclasses.replace(small.RL, replay_routes=False))
     assert "routes" not in rows
+
+
+@pytest.mark.exhaustive
+def test_tokens_that_were_drafted_have_the_routes_of_the_main_model():
+    cfg = dataclasses.replace(small.MODEL, mtp_depth=1)
+    model = Model(cfg, transformer.init(cfg, jax.random.key(0)), small.words(), 31,
+                  backends.default_backend(), None)
+    engine = Engine(Device(model, Setting(
+        slots=12, max_len=31, page_size=4, chunk=8, top_logprobs=1, keep_routes=True, draft=True)))
+    found = rolled(engine)
+    assert engine.stats().drafted > 12
+    score = update.compile_score(dataclasses.replace(small.RUN, model=cfg), single(), None)
+    assert update.known(score, model.params, None, found, None).equal_routes == 1.0
 
 
 def test_a_dense_model_has_no_routes_to_keep():
