@@ -65,6 +65,8 @@ class RLConfig:
     """Steps between exams; 0 has one at the end."""
     eval_prompts: int = 256
     """Held-out questions of an exam, each answered greedily and sampled once."""
+    pass_samples: int = 0
+    """Samples of each question at the first and the last exam, for pass@k; 0 leaves it out."""
     base_long: float = 0.25
     """Share of worked solutions in the text of the base."""
     base_right: float = 0.93
@@ -76,7 +78,7 @@ class RLConfig:
         for name in ("steps", "prompts", "samples", "updates", "max_prompt_tokens",
                      "max_new_tokens", "level", "samples_every", "eval_prompts"):
             counted("RLConfig", **{name: getattr(self, name)})
-        for name in ("reference_every", "eval_every"):
+        for name in ("reference_every", "eval_every", "pass_samples"):
             counted("RLConfig", 0, **{name: getattr(self, name)})
         if self.prompts % self.updates:
             raise ValueError(

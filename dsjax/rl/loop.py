@@ -14,7 +14,6 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
 def _refuse(cfg: RLConfig, seed: int) -> None:
     """Refuse before any work what has no rules, no task, or too few problems."""
     asked_of(cfg)
-    task.exam(catalog.find(cfg.task), cfg.level, cfg.eval_prompts, seed)
+    _held_out(cfg, seed)
     next(task.problems(catalog.find(cfg.task), cfg.level, "train", seed))
 
 
@@ -184,6 +183,7 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, mesh: Mesh | None, o
         shown=open_display(run.name, cfg.steps, run.output.log_every, console))
     if found is not None:
         writer.write(0, "exam", display.of_exam(found))
+        _pass(session)
     return session, found
 
 
@@ -218,8 +218,11 @@ def _base(run: RunConfig, own: RunConfig, mesh: Mesh | None, out: Path,
 
 
 def _examined(engine: Engine, words: Tokenizer, cfg: RLConfig, seed: int) -> Exam:
-    held_out = task.exam(catalog.find(cfg.task), cfg.level, cfg.eval_prompts, seed)
-    return exam.take(engine, words, held_out, asked_of(cfg), seed + EXAM_SEED)
+    return exam.take(engine, words, _held_out(cfg, seed), asked_of(cfg), seed + EXAM_SEED)
+
+
+def _held_out(cfg: RLConfig, seed: int) -> list[Problem]:
+    return task.exam(catalog.find(cfg.task), cfg.level, cfg.eval_prompts, seed)
 
 
 def _run(s: Session, signals: Signals) -> Exam | None:
@@ -233,6 +236,8 @@ def _run(s: Session, signals: Signals) -> Exam | None:
         done, is_last = s.state.done, s.state.done == s.cfg.steps
         if is_last or (s.cfg.eval_every and done % s.cfg.eval_every == 0):
             found = _exam(s)
+        if is_last:
+            _pass(s)
         if is_last or (s.run.output.save_every and done % s.run.output.save_every == 0):
             _save(s)
     if s.store.latest() != s.state.done:
@@ -317,11 +322,17 @@ def _exam(s: Session) -> Exam:
     return found
 
 
+def _pass(s: Session) -> None:
+    """Write pass@k on the held-out questions, where samples for it are asked for."""
+    if not s.cfg.pass_samples:
+        return
+    weights.exchange(s.engine, s.state.train.params, s.run.model, s.mesh)
+    asked = dataclasses.replace(s.asked, samples=s.cfg.pass_samples)
+    made = rollout.roll_out(s.engine, s.words, _held_out(s.cfg, s.run.seed), asked,
+                            (s.run.seed + EXAM_SEED, 2**20 + 1))
+    s.writer.write(s.state.done, "pass", exam.passes(made, sum(s.asked.rewards.values())))
+
+
 def _save(s: Session) -> None:
     s.writer.sync()
     state.save(s.store, s.state, s.words)
-
-
-def events(out: Path, kind: str = "train") -> Iterator[dict[str, Any]]:
-    """Yield what a run wrote of its steps, or of its exams."""
-    yield from metrics.read_metrics(out / "metrics.jsonl", kind)

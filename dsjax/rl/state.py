@@ -28,7 +28,7 @@ from dsjax.train import sharding
 from dsjax.train.folder import resume
 from dsjax.train.state import TrainState
 
-MAY_CHANGE = ("steps", "samples_every", "eval_every", "eval_prompts")
+MAY_CHANGE = ("steps", "samples_every", "eval_every", "eval_prompts", "pass_samples")
 """Fields of a run that goes on that may be others than before."""
 
 

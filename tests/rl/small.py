@@ -68,7 +68,7 @@ LEARNS = RunConfig(
     output=OutputConfig(save_every=1, keep=9),
     rl=RLConfig(steps=4, prompts=8, samples=4, updates=2, level=3, max_prompt_tokens=6,
                 max_new_tokens=10, learning_rate=1e-3, kl_weight=0.01, reference_every=2,
-                samples_every=1, eval_every=0, eval_prompts=16, base_right=0.0))
+                samples_every=1, eval_every=0, eval_prompts=16, pass_samples=4, base_right=0.0))
 """A run from nothing whose base learns the form of an answer, so that some groups are not equal."""
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dsjax.rl import display
+from dsjax.rl import display, exam
 from dsjax.rl.objective.mismatch import Mismatch
 from dsjax.rl.rewards.rules import Scored
 from dsjax.rl.rollout import Rollout
@@ -94,6 +94,14 @@ def test_engine_and_trainer_that_differ_are_told_of():
     (said,) = watch.after(1, display.values(live, known(outside=0.3)), live)
     assert "30% of the tokens" in said
     assert "--rl.correction token" in said
+
+
+def test_pass_at_k_is_of_answers_and_of_worked_solutions():
+    """Of the first question both samples are right and one is worked, of the second one and none.
+    """
+    found = exam.passes(made([1.0, 1.0, 0.0, 1.0]), 1.0)
+    assert found == {"answer_pass_1": 0.75, "answer_pass_2": 1.0, "worked_pass_1": 0.25,
+                     "worked_pass_2": 0.5}
 
 
 def test_samples_are_lines_of_json(tmp_path):

@@ -28,6 +28,9 @@ def test_a_run_pre_trains_its_base_and_takes_its_steps(whole):
     assert [event["step"] for event in events] == [1, 2, 3, 4]
     exams = read_metrics(whole / "metrics.jsonl", "exam")
     assert [event["step"] for event in exams] == [0, 4]
+    for event in read_metrics(whole / "metrics.jsonl", "pass"):
+        found = [event[f"answer_pass_{k}"] for k in (1, 2, 4)]
+        assert 0 <= event["worked_pass_1"] <= found[0] <= found[1] <= found[2] <= 1
     assert "base: " in said
     assert "step 4: held out" in said
     assert (whole / "base" / "checkpoints" / "step-00000150").is_dir()

@@ -89,7 +89,7 @@ class _Flight(NamedTuple):
     given: Given | None
     wants_top: bool
     tables: dict[RowId, tuple[int, ...]]
-    """Pages of the rows."""
+    """Pages of the rows, where routes are kept."""
 
 
 @dataclass
@@ -173,8 +173,10 @@ class Engine:
             before = time.perf_counter()
             given = self.device.taken(last.given, last.wants_top)
             waited = time.perf_counter() - before
-            routes = self._routes_of([self._ending(*made) for made in zip(last.rows, given)], last)
-            routes |= self._routes
+            routes = self._routes
+            if self.setting.keep_routes:
+                ending = [self._ending(*made) for made in zip(last.rows, given)]
+                routes = self._routes_of(ending, last) | routes
             for rows, of_rank in zip(last.rows, given, strict=True):
                 self._take(rows, of_rank, routes)
         is_busy = flight is not None or last is not None or bool(self._events)
@@ -209,7 +211,8 @@ class Engine:
 
     def _start(self, plans: list[Plan]) -> _Flight | None:
         """Start the programs of all ranks' plans, in their order."""
-        self._routes = self._routes_of([plan.preempted for plan in plans], self._flight)
+        if self.setting.keep_routes:
+            self._routes = self._routes_of([plan.preempted for plan in plans], self._flight)
         if all(plan.is_empty for plan in plans):
             return None
         for pairs in _together(plan.copies for plan in plans):
@@ -227,12 +230,13 @@ class Engine:
         return _Flight(ids, self.device.advance(
             [[_slot(row) for row in of_rank] for of_rank in rows],
             [[row.table.pages for row in of_rank] for of_rank in rows], wants_top), wants_top,
-            {row.id: tuple(row.table.pages) for of_rank in rows for row in of_rank})
+            {row.id: tuple(row.table.pages) for of_rank in rows for row in of_rank
+             if self.setting.keep_routes})
 
     def _routes_of(self, rows: list[list[RowId]],
                    flight: _Flight | None) -> dict[RowId, NDArray[np.int32]]:
         """Experts [S, L, K] of rows by rank that were in flight, from the pages they had there."""
-        tables = flight.tables if flight is not None and self.setting.keep_routes else {}
+        tables = {} if flight is None else flight.tables
         asked = [[id for id in of_rank if id in tables] for of_rank in rows]
         if not any(asked):
             return {}
