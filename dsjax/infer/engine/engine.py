@@ -39,6 +39,7 @@ from dsjax.infer.engine.request import (
     Request,
     Row,
     RowId,
+    ending,
     top_of,
     until_end,
 )
@@ -175,8 +176,9 @@ class Engine:
             waited = time.perf_counter() - before
             routes = self._routes
             if self.setting.keep_routes:
-                ending = [self._ending(*made) for made in zip(last.rows, given)]
-                routes = self._routes_of(ending, last) | routes
+                ended = [ending(map(self.ranks.find, rows), by_rank)
+                         for rows, by_rank in zip(last.rows, given)]
+                routes = self._routes_of(ended, last) | routes
             for rows, of_rank in zip(last.rows, given, strict=True):
                 self._take(rows, of_rank, routes)
         is_busy = flight is not None or last is not None or bool(self._events)
@@ -259,12 +261,6 @@ class Engine:
 
     def _piece(self, chunk: Chunk) -> Piece:
         return Piece(chunk.slot, self._row(chunk.id).table.pages, chunk.start, chunk.stop)
-
-    def _ending(self, rows: list[RowId], given: Given) -> list[RowId]:
-        """Rows of a rank that a step ends."""
-        made = zip(rows, map(self.ranks.find, rows), given.tokens.tolist(), given.count.tolist())
-        return [id for id, row, tokens, count in made
-                if row is not None and until_end(row, tokens[:count])[1]]
 
     def _take(self, rows: list[RowId], given: Given,
               routes: dict[RowId, NDArray[np.int32]]) -> None:

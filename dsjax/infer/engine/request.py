@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -212,3 +212,10 @@ def until_end(row: Row, new: list[int]) -> tuple[list[int], FinishReason | None]
         if had + i + 1 == sampling.max_new_tokens:
             return new[: i + 1], "length"
     return new, None
+
+
+def ending(rows: Iterable[Row | None], given: Given) -> list[RowId]:
+    """Rows of a rank that a step ends; None are those that have ended before."""
+    made = zip(rows, given.tokens.tolist(), given.count.tolist())
+    return [row.id for row, tokens, count in made
+            if row is not None and until_end(row, tokens[:count])[1]]
