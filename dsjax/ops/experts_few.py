@@ -17,12 +17,12 @@ from jax import Array, lax
 
 from dsjax.numerics.precision import Matrix, Operand, Precision, weight_of
 
-WRITTEN_OUT = 16  # assignments at most
+MOST = 16  # assignments at most
 
 
 def is_few(assignments: int, experts: int) -> bool:
     """Return True if assignments one by one beat batching: fewer than experts, and few."""
-    return assignments < experts and assignments <= WRITTEN_OUT
+    return assignments < experts and assignments <= MOST
 
 
 def experts_few(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,
