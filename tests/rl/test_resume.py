@@ -69,7 +69,8 @@ def test_killed_at_any_moment_nothing_is_lost_but_the_step_under_way(whole, tmp_
     """Killed when one step is reported, and again when a second one is; then let alone."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     process = start(calm, whole / "base")
-    assert process.wait(timeout=600) == 0, process.stdout.read()
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
     for wanted in (1, 2):
         process = start(killed, whole / "base")
         until = time.monotonic() + 600
