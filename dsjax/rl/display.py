@@ -68,7 +68,7 @@ def of_exam(found: Exam) -> dict[str, float]:
 
 @dataclass
 class Watch:
-    """What has been seen of a run, to tell when it is flat; a sentence is said once."""
+    """Account of a run, to tell when it is flat; a sentence is said once."""
 
     flat: int = 0
     truncated: int = 0

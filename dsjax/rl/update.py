@@ -128,8 +128,9 @@ def known(score: Score, p: TransformerParams, reference: TransformerParams | Non
     asked = batch.tokens, batch.segments, batch.routes
     old, own = jax.device_get(score(p, *asked))
     behind = None if reference is None else np.asarray(jax.device_get(score(reference, *asked)[0]))
-    compared = map(jnp.asarray, (old, rollout.engine, rollout.mask))
-    return Known(old, behind, mismatch.statistics(*compared), _equal_routes(rollout, own))
+    compared = mismatch.statistics(jnp.asarray(old), jnp.asarray(rollout.engine),
+                                   jnp.asarray(rollout.mask))
+    return Known(old, behind, compared, _equal_routes(rollout, own))
 
 
 def _equal_routes(rollout: Rollout, own: np.ndarray | None) -> float:
