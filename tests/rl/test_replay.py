@@ -55,7 +55,7 @@ def test_pages_that_were_found_bring_their_routes(made):
 @pytest.mark.parametrize("is_deterministic", [
     False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_rows_that_gave_up_their_pages_have_routes(made, is_deterministic):
-    """With pages for five rows of twelve; some are given up with a result outstanding."""
+    """With pages for few rows of twelve; what is read again is written again."""
     model = Model(small.MODEL, small.params(), small.words(), 31, backends.default_backend(), None)
     engine = Engine(Device(model, Setting(
         slots=12, max_len=31, pages=20, page_size=4, chunk=8, top_logprobs=1, keep_routes=True,
