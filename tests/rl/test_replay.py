@@ -12,7 +12,9 @@ import pytest
 from dsjax.errors import UserError
 from dsjax.infer.engine.device import Device, Setting
 from dsjax.infer.engine.engine import Engine
+from dsjax.infer.engine.request import ending
 from dsjax.infer.model import Model
+from dsjax.infer.sample import Sampling
 from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.rl import rollout, update, weights
@@ -72,6 +74,37 @@ def test_rows_that_gave_up_their_pages_have_routes(made, is_deterministic):
     assert len(given_up) > 3
     np.testing.assert_array_equal(found.tokens, made.tokens)
     np.testing.assert_array_equal(found.routes, made.routes)
+
+
+def test_a_row_whose_last_token_is_on_its_way_when_its_pages_go_has_routes():
+    """They are read before the step that gives its pages to another."""
+    model = Model(small.MODEL, small.params(), small.words(), 31, backends.default_backend(), None)
+    engine = Engine(Device(model, Setting(
+        slots=12, max_len=31, pages=9, page_size=4, chunk=8, keep_routes=True)))
+    rng, take, late = np.random.default_rng(18), engine._take, []
+    asked = [(rng.integers(0, 260, rng.integers(3, 12)).tolist(),
+              Sampling(max_new_tokens=int(rng.integers(2, 16)), seed=n)) for n in range(12)]
+
+    def taken(rows, given, routes):
+        ended = [engine.ranks.find(id) for id in ending(map(engine.ranks.find, rows), given)]
+        late.extend(row.id for row in ended if row.slot is None)
+        take(rows, given, routes)
+
+    def served(some):
+        made = [[] for _ in some]
+        for one, got in zip(some, made, strict=True):
+            engine.add(*one, got.append)
+        while engine.step():
+            pass
+        return [outputs[-1].routes[: len(ids) + sum(len(one.tokens) for one in outputs) - 1]
+                for (ids, _), outputs in zip(some, made, strict=True)]
+
+    engine._take = taken
+    together = served(asked)
+    assert late
+    engine.exchange(small.params())
+    for one, found in zip(asked, together, strict=True):
+        np.testing.assert_array_equal(found, *served([one]))
 
 
 def test_routes_of_another_router_are_taken_and_seen_to_differ(made):
