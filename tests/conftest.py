@@ -3,8 +3,9 @@
 Compiled programs and traces are let go between files once a process holds 2 GB, so that two
 processes stay below 8 GB together.
 
-This is the only place where tests set JAX options. Processes that a test starts inherit none of
-them but the platform and XLA's patience: they see the machine as a user's process does.
+This is the only place where tests set JAX options. Processes that a test starts inherit the
+platform and XLA's flags, and none of the others: but for the quality of what XLA compiles they see
+the machine as a user's process does.
 """
 
 import ctypes
@@ -27,9 +28,10 @@ PATIENCE = ("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
 FAST = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
         "--xla_cpu_use_fusion_emitters=false")
 OWN = FAST if os.environ.get("DSJAX_TESTS_COMPILE", "fast") == "fast" else ""
-FOR_CHILDREN = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), PATIENCE]))
-os.environ["XLA_FLAGS"] = " ".join(filter(None, [OWN, FOR_CHILDREN]))
+os.environ["XLA_FLAGS"] = " ".join(filter(None, [OWN, os.environ.get("XLA_FLAGS"), PATIENCE]))
 os.environ.setdefault("MPLBACKEND", "agg")
+# Operations of programs need not say which lines made them, which takes a tenth of the time, too.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # Processes that tests start keep their programs here, not in the user's folder.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache")
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core; NumPy shall not take them all
@@ -42,9 +44,7 @@ CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 HELD = 2 * 10**9
 """Bytes of a process above which it lets its programs go; small ones are shared by many files."""
 
-# Programs' operations need not say which lines made them, and Python need not look for cycles among
-# millions of objects that stay: a tenth of a test's time each, about.
-jax.config.update("jax_traceback_in_locations_limit", 0)
+# Python need not look for cycles among millions of objects that stay: a tenth of a test's time.
 gc.set_threshold(200_000, 50, 1000)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -54,8 +54,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-jax.devices()  # XLA has read its flags from here on; a user's process has none of ours
-os.environ["XLA_FLAGS"] = FOR_CHILDREN
+jax.devices()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def load(name, folder):
 
 def cases():
     """One of each kind is run by `make test`, every variant of them by `make test-all`."""
-    each = ("v3_mtp_twice", "v2", "v2_lite")
+    each = ("v3_mtp_twice", "v2_lite")
     marks = {name: () if name in each else (pytest.mark.exhaustive,) for name in sweep.CONFIGS}
     return [pytest.param(name, marks=marks[name]) for name in sweep.CONFIGS]
 

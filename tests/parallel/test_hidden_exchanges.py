@@ -128,7 +128,7 @@ def traced(remat, change=lambda backend: backend):
     return [(what, {found[n][0] for n in before}) for what, before in found]
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.exhaustive), "full"])
 def test_neither_waits_for_the_other(remat):
     found = traced(remat)
     again = remat == "full"  # the gate and up product
@@ -194,7 +194,7 @@ def test_attention_of_one_half_fills_the_exchange_of_the_other():
     assert found[other][1] >= {out, *second}  # and what follows waits for both
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.exhaustive), "full"])
 def test_so_does_its_gradient(remat):
     before = len(halves(with_gradient=False))
     found = halves(remat)

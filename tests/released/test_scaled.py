@@ -56,12 +56,14 @@ def logits(p, cfg, backend):
         p, TOKENS))
 
 
+@pytest.mark.exhaustive  # decoding below reads the same matrices
 def test_kept_matrices_give_the_logits_of_dequantized_ones(released):
     cfg, kept, wide = released
     np.testing.assert_array_equal(logits(kept, cfg, single()), logits(wide, cfg, single()))
     np.testing.assert_array_equal(transformer.logits(kept, TOKENS, cfg).shape, (2, 9, cfg.vocab))
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_products_read_them_rounded(released):
     cfg, kept, wide = released
     low = single(BF16, jnp.bfloat16)

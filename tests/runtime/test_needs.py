@@ -34,8 +34,8 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", [*list(RUNS)[:2], pytest.param(list(RUNS)[2],
-                                                                marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [
+    list(RUNS)[1], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in list(RUNS)[::2])])
 def test_what_is_counted_is_less_than_what_the_compiler_asks_for_and_not_much(name):
     """At most five times less: that much are a layer's temporaries at these sizes."""
     run = RUNS[name]

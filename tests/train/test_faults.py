@@ -47,6 +47,7 @@ def lose(run, count, gone):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # most of it is waiting for a heartbeat that does not come
 def test_when_the_coordinator_is_killed_the_other_names_it_and_leaves(tmp_path):
     lose(run_on(tmp_path, 2), 2, gone=0)
 

@@ -48,6 +48,7 @@ def curve(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # test_pipelined_processes.py goes from one device into a pipeline
 def test_a_run_that_moves_from_a_pipeline_to_a_mesh_keeps_its_loss_curve(tmp_path, text):
     still, moving = tmp_path / "still", tmp_path / "moving"
     outcome, _ = run_to(still, text, 6, ParallelConfig())
