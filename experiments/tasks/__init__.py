@@ -14,9 +14,9 @@ STUDY = Study(
     parts=(Part(
         name="scores",
         command="python -m experiments.tasks.run scores",
-        asks="all tasks of `dsjax evaluate` for the demo's model and for one trained four times as "
+        asks="all tasks of `dsjax evaluate` for the demo's model and for one trained three times as "
              "long, with standard errors and chance",
-        cost="45 minutes on two cores, half of it training",
+        cost="30 minutes on two cores, half of it training",
         quick="20 steps, three made-up questions",
         verdict=None,
         records=("scores",),
