@@ -4,7 +4,7 @@ from experiments.common.study import Flag, Part, Study
 
 DATA = Flag("--data", "folder of the tasks' files (docs/evaluation.md names them)", str,
             "data/eval")
-LIMIT = Flag("--limit", "items of each task, of each subject of MMLU", int, 100)
+LIMIT = Flag("--limit", "items of each task, of each subject of MMLU", int, 40)
 
 STUDY = Study(
     name="tasks",
@@ -14,9 +14,9 @@ STUDY = Study(
     parts=(Part(
         name="scores",
         command="python -m experiments.tasks.run scores",
-        asks="all tasks of `dsjax evaluate` for the demo's model and for one trained three times as "
+        asks="all tasks of `dsjax evaluate` for the demo's model and for one trained twice as "
              "long, with standard errors and chance",
-        cost="30 minutes on two cores, half of it training",
+        cost="20 minutes on two cores, half of it training",
         quick="20 steps, three made-up questions",
         verdict=None,
         records=("scores",),

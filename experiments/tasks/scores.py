@@ -1,6 +1,6 @@
 """Every task of `dsjax evaluate`, asked of two models trained here.
 
-Both are the demo's: `tiny` on the embedded corpus, 600 steps and 1,800. The table has each measure
+Both are the demo's: `tiny` on the embedded corpus, 600 steps and 1,200. The table has each measure
 with its standard error beside the score of a guess.
 """
 
@@ -17,7 +17,7 @@ from dsjax.errors import UserError
 from dsjax.train import loop
 from experiments.common.command import Asked
 
-STEPS = {"demo": 600, "longer": 1800}
+STEPS = {"demo": 600, "longer": 1200}
 TASKS = ("mmlu", "arc", "hellaswag", "lambada", "gsm8k", "math500", "humaneval", "mbpp")
 COLUMNS = ("model", "task", "measure", "items", "value", "standard error", "chance",
            "errors from chance")
