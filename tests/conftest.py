@@ -3,9 +3,9 @@
 Compiled programs and traces are let go between files once a process holds 2 GB, so that two
 processes stay below 8 GB together.
 
-This is the only place where tests set JAX options. Processes that a test starts inherit the
-platform and XLA's flags, and none of the others: but for the quality of what XLA compiles they see
-the machine as a user's process does.
+This is the only place where tests set JAX options. Processes that a test starts inherit what
+is in the environment: the platform, XLA's flags, and that programs name no source lines. But for
+these they see the machine as a user's process does.
 """
 
 import ctypes

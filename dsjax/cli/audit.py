@@ -81,11 +81,14 @@ def main(args: Audit) -> int:
     dirty = findings.of(found)
     seen = scores.read(args.scores, dirty) if args.scores else []
     made = report.as_json(found, dirty, args.corpus, seen)
+    made["seconds"] = round(time.perf_counter() - start, 2)
+    if args.out:  # what was found is kept, whatever becomes of a clean corpus
+        report.write(args.out, made, dirty)
     if args.clean:
         made["clean"] = _clean(args, args.clean, found)
-    made["seconds"] = round(time.perf_counter() - start, 2)
-    if args.out:
-        report.write(args.out, made, dirty)
+        made["seconds"] = round(time.perf_counter() - start, 2)
+        if args.out:
+            report.write(args.out, made, dirty)
     _print(args, made, dirty, seen)
     return 0
 

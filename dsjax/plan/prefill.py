@@ -55,10 +55,12 @@ class Prompt:
     """Tokens that are read at once."""
 
     def __post_init__(self) -> None:
-        """Refuse pieces that are none."""
+        """Refuse prompts and pieces that are none."""
+        if self.positions < 1:
+            raise UserError(f"--prefill {self.positions} is no prompt; use at least 1")
         if not 1 <= self.piece <= self.positions:
             raise UserError(f"--prefill {self.positions} cannot be read in pieces of "
-                            f"{self.piece}; use pieces of 1 to {self.positions}")
+                            f"{self.piece}; use --piece 1 to {self.positions}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ conversion goes on with the chunks that are not there.
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -145,14 +146,19 @@ def write_arrays(weights: Weights, folder: Path, progress: Progress) -> None:
                     yield name, index
 
     writing: collections.deque[Written] = collections.deque()
-    for name, index, values in reader.read_ahead(weights, missing()):
-        writing.append(opened[name].write(index, values))
-        done += values.nbytes
-        if len(writing) > WRITING:
+    try:
+        for name, index, values in reader.read_ahead(weights, missing()):
+            writing.append(opened[name].write(index, values))
+            done += values.nbytes
+            if len(writing) > WRITING:
+                writing.popleft().result()
+            progress(done, total)
+        while writing:
             writing.popleft().result()
-        progress(done, total)
-    for written in writing:
-        written.result()
+    finally:  # nothing is written behind the back of whoever is told of a failure
+        for written in writing:
+            with contextlib.suppress(Exception):
+                written.result()
     progress(total, total)
 
 

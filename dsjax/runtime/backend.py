@@ -72,7 +72,7 @@ def for_decoding(model: ModelConfig, numerics: PrecisionConfig,
 
 
 def decoding(backend: Backend) -> Backend:
-    """One device's backend whose experts go one by one where a batch holds few assignments."""
+    """One device's backend with experts written out where a batch holds few assignments."""
     return dataclasses.replace(
         backend, dispatch=functools.partial(_dispatch_few, many=backend.dispatch))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsjax.numerics import gemm
 from dsjax.numerics.precision import BF16, FP32, Weight
 from dsjax.ops import experts as grouped
 from dsjax.ops.expert_mlp import batched as products_of
@@ -130,6 +131,17 @@ def test_forms_for_decoding_agree_with_the_plain_one(name, form):
         some = jnp.where(experts == experts[0, 0], -1, experts)  # elsewhere: adds nothing
         weights = jnp.where(some < 0, 0.0, rest[0])
         close(found(x, some, *rest), experts_plain(x, experts, weights, *rest[1:]), 1e-13)
+
+
+@pytest.mark.parametrize("precision", [BF16, gemm.FP8], ids=["bfloat16", "fp8"])
+def test_every_expert_at_once_rounds_as_tiles_do(precision):
+    """Operands are quantized alike, so that only sums in another order differ."""
+    experts, operands, _ = inputs("7 experts, 5 tokens")
+    operands = [jnp.asarray(a, jnp.float32) for a in operands]
+    x, rest = operands[0], operands[1:]
+    dense, tiled = (form(x, experts, *rest, mlp=products_of(precision))
+                    for form in (experts_dense, experts_tiled))
+    close(dense, tiled, 2**-21)
 
 
 def test_an_expert_without_numbers_spoils_the_tokens_that_chose_it_alone():

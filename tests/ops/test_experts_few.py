@@ -43,7 +43,7 @@ def test_quantized_weights_give_what_plain_ones_give():
           experts_plain(x, experts, weights, w_gate_up, w_down), 10 * 2.0**-8)
 
 
-def test_few_means_fewer_assignments_than_experts_and_a_handful():
+def test_few_means_fewer_assignments_than_experts_and_a_small_program():
     assert is_few(4, 16)
     assert not is_few(16, 16)
     assert is_few(16, 256)

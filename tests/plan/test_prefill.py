@@ -53,7 +53,8 @@ def test_a_prefill_is_compiled_and_its_pages_are_the_prompts(machine):
 
 @pytest.mark.parametrize(("layout", "prompt", "said"), [
     ({"expert": 2}, (4096, 256), "has 4 devices and the layout"),
-    ({"expert": 4}, (128, 256), "cannot be read in pieces of 256"),
+    ({"expert": 4}, (128, 256), "cannot be read in pieces of 256; use --piece 1 to 128"),
+    ({"expert": 4}, (0, 256), "--prefill 0 is no prompt"),
     ({"expert": 4, "interleave": True}, (4096, 256), "leave --parallel.pipe"),
 ])
 def test_what_cannot_be_compiled_is_refused_before_a_compiler_is_asked(layout, prompt, said):

@@ -17,7 +17,7 @@ import pytest
 from configs import tiny
 from dsjax import disk, weights
 from dsjax.checkpoint import files, store
-from dsjax.checkpoint.arrays import Arrays
+from dsjax.checkpoint.arrays import Arrays, Chunked
 from dsjax.cli import convert, main
 from dsjax.config.loss import LossConfig
 from dsjax.config.stored import run_from_json, run_to_json
@@ -223,6 +223,24 @@ def after(count):
             raise Stop
 
     return progress
+
+
+def test_no_write_is_under_way_when_a_conversion_was_interrupted(source, tmp_path, monkeypatch):
+    writing, write = set(), Chunked.write
+
+    class Late:
+        def __init__(self, written):
+            self._written = written
+            writing.add(self)
+
+        def result(self):
+            writing.remove(self)
+            return self._written.result()
+
+    monkeypatch.setattr(Chunked, "write", lambda *args: Late(write(*args)))
+    with pytest.raises(Stop):
+        conversion.to_run(source, tmp_path / "run", progress=after(2), **QUIET)
+    assert not writing
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped(source, tmp_path):

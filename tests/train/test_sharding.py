@@ -49,22 +49,6 @@ def curve(folder):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive  # test_pipelined_processes.py goes from one device into a pipeline
-def test_a_run_that_moves_from_a_pipeline_to_a_mesh_keeps_its_loss_curve(tmp_path, text):
-    still, moving = tmp_path / "still", tmp_path / "moving"
-    outcome, _ = run_to(still, text, 6, ParallelConfig())
-    run_to(moving, text, 3, ParallelConfig(pipe=2, schedule="dualpipe"), microbatches=4)
-    moved, said = run_to(moving, text, 6, ParallelConfig(data=2, expert=2), microbatches=1)
-    assert "resuming after step 3" in said
-    assert "data 2 x fsdp 1 x expert 2: 4 of 8 devices, ZeRO-1" in said
-    assert "received over expert" in said
-    np.testing.assert_allclose(curve(moving), curve(still), rtol=1e-5)
-    assert moved.heldout.bits_per_byte == pytest.approx(outcome.heldout.bits_per_byte, rel=1e-5)
-    events = read_metrics(moving / "metrics.jsonl", "train")
-    assert ["extra_rounds" in e for e in events] == [False] * 3 + [True] * 3
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
 def test_a_run_that_moves_between_layouts_keeps_its_loss_curve(tmp_path, text):
     still, moving = tmp_path / "still", tmp_path / "moving"
     outcome, _ = run_to(still, text, STEPS, ParallelConfig())

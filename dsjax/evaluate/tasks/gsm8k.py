@@ -8,6 +8,7 @@ stop are taken out, in lower case.
 
 import re
 
+from dsjax.errors import UserError
 from dsjax.evaluate.grade import mathematics
 from dsjax.evaluate.tasks.rows import Row, Split
 from dsjax.evaluate.tasks.task import HARNESS, Generation, Question, Task, Verdict
@@ -20,6 +21,9 @@ FROM = "github.com/openai/grade-school-math (or openai/gsm8k on the Hugging Face
 def question(row: Row) -> Question:
     """A row of `question` and `answer`."""
     asked, answer = row.any_text("question"), row.text("answer")
+    if not _plain(answer).strip() or answer.rstrip().endswith("####"):
+        raise UserError(f"{row.where} has nothing behind the last #### of field 'answer', so that "
+                        "no text could be right; give the number")
     return Question(row.name(), f"Question: {asked}\nAnswer:", answer)
 
 

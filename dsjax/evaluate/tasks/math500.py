@@ -31,7 +31,7 @@ def question(row: Row, before: str = "Problem: ", after: str = "\nAnswer:") -> Q
     """A row of `problem` and `solution`, whose last box holds the answer."""
     solution = row.text("solution")
     answer = mathematics.boxed(solution) or (row.text("answer") if "answer" in row else None)
-    if answer is None:
+    if answer is None or not answer.strip():
         raise UserError(f"{row.where} has no \\boxed answer in field 'solution', and no 'answer'; "
                         "mend the line or take it out")
     return Question(row.name("unique_id"), f"{before}{row.text('problem')}{after}", answer,

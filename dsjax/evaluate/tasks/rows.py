@@ -108,10 +108,12 @@ class Row:
 def find(data: Path, task: str, split: Split) -> Path:
     """The file of a split in the folder of data; refuses with the names that it may have."""
     for name in split.names:
-        for ending in ENDINGS:
-            path = data / f"{name}{ending}"
-            if path.is_file():
-                return path
+        there = [path for ending in ENDINGS if (path := data / f"{name}{ending}").is_file()]
+        if len(there) > 1:
+            raise UserError(f"{data} has {' and '.join(path.name for path in there)}, and one of "
+                            f"them is to be the file of {task}; leave one there")
+        if there:
+            return there[0]
     if not data.is_dir():
         raise UserError(f"--data {data} is not a folder; name the one with the tasks' files")
     names = " or ".join(f"{name}.jsonl" for name in split.names)

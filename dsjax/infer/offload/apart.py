@@ -42,7 +42,7 @@ def experts_apart(x: Array, experts: Array, weights: Array, gate_up: Stack, down
     if into is None:
         into = jnp.zeros((*experts.shape, x.shape[-1]), x.dtype)
     is_wide = mlp.precision.operand_dtype is None
-    if experts.size > experts_few.MOST or not is_wide:
+    if experts.size > experts_few.WRITTEN_OUT or not is_wide:
         return _in_tiles(x, experts, weights, (gate_up, down), mlp, into)
     places = jnp.clip(experts.reshape(-1), 0, down.count - 1)
     gate_ups, downs = ([w.of(place, mlp.precision) for place in places] for w in (gate_up, down))

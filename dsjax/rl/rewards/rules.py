@@ -7,13 +7,13 @@ machine's fault and no output's (no sandbox, no math-verify): it ends the run.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from dsjax.config.fields import did_you_mean
 from dsjax.errors import UserError
 from dsjax.rl.rewards import answers, code, language, sections
 from dsjax.rl.tasks import countdown
@@ -59,9 +59,8 @@ def find(name: str) -> Rule:
     """Return the rule of a name; refuses another."""
     if name in RULES:
         return RULES[name]
-    near = difflib.get_close_matches(name, RULES, n=1)
-    mean = f"did you mean {near[0]}" if near else f"choose from {', '.join(sorted(RULES))}"
-    raise UserError(f"there is no reward rule {name[:60]!r}; {mean}")
+    raise UserError(f"there is no reward rule {name[:60]!r}{did_you_mean(name, RULES)}; choose "
+                    f"from {', '.join(sorted(RULES))}")
 
 
 def score(rules: Mapping[str, float], prompt: str, text: str, reference: str) -> Scored:

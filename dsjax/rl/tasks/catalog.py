@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from dsjax.config.fields import did_you_mean
 from dsjax.errors import UserError
 from dsjax.rl.tasks import arithmetic, countdown, digits, steps
 from dsjax.rl.tasks.task import Task
@@ -17,6 +16,5 @@ def find(name: str) -> Task:
     """Return the task of a name; refuses another."""
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1)
-    mean = f"did you mean {near[0]}" if near else f"choose from {', '.join(TASKS)}"
-    raise UserError(f"there is no task {name[:60]!r}; {mean}")
+    raise UserError(f"there is no task {name[:60]!r}{did_you_mean(name, TASKS)}; choose from "
+                    f"{', '.join(TASKS)}")

@@ -110,6 +110,18 @@ def test_a_clean_corpus_comes_with_the_command(made, tmp_path, capsys):
     assert again["tasks"]["riddles-test"]["dirty"] == 0
 
 
+def test_what_was_found_is_kept_where_nothing_clean_is_left(made, tmp_path, capsys):
+    task, corpus, _ = made
+    dirty = planted.write_lines(tmp_path / "all.jsonl", [
+        json.loads(line) for line in corpus.read_text().splitlines()[:1]])
+    told = run(capsys, dirty, "--against", task, "--out", tmp_path / "out", "--clean",
+               tmp_path / "clean", "--cut", "documents", status=2)
+    assert "every document has hits" in told.err
+    assert not (tmp_path / "clean").exists()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["tasks"]["riddles-test"]["dirty"] == 1
+
+
 REFUSED = {
     "no task": ([], "--against"),
     "missing task": (["--against", "gone.jsonl"], "gone.jsonl"),

@@ -34,6 +34,8 @@ def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
     ({"question": "a"}, "line 2 has no field 'answer', its fields are question"),
     ({"question": "a", "answer": 3}, "line 2 has 3 in field 'answer', which is not a text"),
     ({"question": "a", "answer": "  "}, "line 2 has an empty text in field 'answer'"),
+    ({"question": "a", "answer": "2 + 2\n#### "}, "line 2 has nothing behind the last ####"),
+    ({"question": "a", "answer": "2 + 2\n####"}, "line 2 has nothing behind the last ####"),
     ('{"question": "a", "answer": "\\ud800"}', "line 2 has half of a surrogate pair"),
 ])
 def test_a_bad_line_is_named(line, said, tmp_path):
@@ -57,6 +59,7 @@ def test_a_bad_line_is_named(line, said, tmp_path):
     ("mmlu", "mmlu-test", {"subject": "virology", "question": "a", "choices": list("vwxyz"),
                            "answer": 0}, "5 choices"),
     ("math500", "math500", {"problem": "a", "solution": "b"}, "no .boxed answer"),
+    ("math500", "math500", {"problem": "a", "solution": r"\boxed{ }"}, "no .boxed answer"),
     ("mbpp", "mbpp", {"task_id": 11, "text": "a", "code": "b", "test_list": ["x"]}, "at least 3"),
     ("mbpp", "mbpp", {"task_id": 9, "text": "a", "code": "b", "test_list": ["x"] * 3},
      "none that mbpp asks"),
@@ -66,6 +69,13 @@ def test_rows_that_ask_nothing_are_refused(task, name, row, said, tmp_path):
     write(tmp_path, f"{name}.jsonl", row)
     with pytest.raises(UserError, match=said):
         ask(tmp_path, task)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    write(tmp_path, "gsm8k-test.jsonl", GOOD)
+    (tmp_path / "gsm8k-test.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(UserError, match=r"gsm8k-test.jsonl and gsm8k-test.jsonl.gz.*leave one"):
+        ask(tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path):

@@ -48,7 +48,7 @@ def test_the_machines_faults_are_not_the_outputs(monkeypatch):
 
 
 def test_unknown_rules_and_weights_are_refused():
-    with pytest.raises(UserError, match=r"'mat'; did you mean math"):
+    with pytest.raises(UserError, match=r"'mat', did you mean math"):
         rules.score_all({"mat": 1.0}, [])
     with pytest.raises(UserError, match=r"choose from boxed, code"):
         rules.find("zzz")
