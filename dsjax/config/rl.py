@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsjax.config.fields import between, choices, counted, well_typed
+from dsjax.config.parallel import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class RLConfig:
     """Steps after which the reference becomes the policy; 0 never."""
     replay_routes: bool = True
     """Let training take the experts that the engine took (router replay)."""
+    engine: ParallelConfig | None = None
+    """Layout of the engine, of data, fsdp and expert; None is the trainer's."""
+    engine_apart: bool = False
+    """Give the engine devices of its own, those after the trainer's."""
     correction: Literal["none", "token", "sequence"] = "none"
     """Truncated importance weights where engine and trainer compute in other numbers."""
     correction_most: float = 2.0
@@ -87,6 +92,9 @@ class RLConfig:
         if self.samples < 2:
             raise ValueError("RLConfig.samples=1 makes groups of one, whose advantage is 0; use 2 "
                              "or more")
+        if self.engine is not None and (self.engine.pipe > 1 or self.engine.interleave):
+            raise ValueError("the engine lies on no pipeline and interleaves nothing; use "
+                             "--rl.engine.data, --rl.engine.fsdp and --rl.engine.expert")
         between(self, "learning_rate", 1e-12, 1.0, "R1 has 3e-6")
         between(self, "weight_decay", 0.0, 1e3, "0 is none")
         for name in ("clip_low", "clip_high", "kl_weight"):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from dsjax import disk
 from dsjax import weights as folders
@@ -43,6 +42,7 @@ from dsjax.rl.state import RLState
 from dsjax.rl.tasks import catalog, task
 from dsjax.rl.tasks.task import Problem, Task
 from dsjax.rl.update import Known, Score
+from dsjax.rl.weights import Places
 from dsjax.runtime import backend as backends
 from dsjax.runtime import cpu, fit
 from dsjax.runtime import header as machine
@@ -80,7 +80,7 @@ class Session:
     cfg: RLConfig
     out: Path
     words: Tokenizer
-    mesh: Mesh | None
+    places: Places
     engine: Engine
     state: RLState
     step_fn: TrainStep
@@ -108,9 +108,6 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     if jax.process_count() > 1:
         raise UserError(f"rollouts are made in one process, and there are {jax.process_count()}; "
                         "start one for all devices")
-    if run.parallel.pipe > 1 or run.parallel.interleave:
-        raise UserError("rollouts share the trainer's devices, and the engine lies on no pipeline; "
-                        "use --parallel.data, --parallel.fsdp and --parallel.expert")
     _refuse(run.rl, run.seed)
     out, own = resume.folder(run), update.training_run(run)
     state.refuse_another(run, out)
@@ -118,14 +115,14 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
         console.print(f"{out} holds this run finished after step {done}: there is nothing to do "
                       f"(--rl.steps above {done} would go on)")
         return Outcome(out, done, True, None, None, was_finished=True)
-    mesh = sharding.open_mesh(own)
-    fit.refuse_training(own, mesh, sharding.check)
-    backend = backends.for_run(own, mesh)
+    places = weights.open_places(own)
+    fit.refuse_training(own, places.trainer, sharding.check)
+    backend = backends.for_run(own, places.trainer)
     disk.make_folder(out, "name another --output.folder")
     with disk.held(out, hold.REMEDY), Signals().listening() as signals:
-        header(_said(run, own, backend, out), f"dsjax rl {run.name}", console)
+        header(_said(run, own, backend, places, out), f"dsjax rl {run.name}", console)
         with contextlib.ExitStack() as last:
-            session, found = _open(run, own, backend, mesh, out, last, console)
+            session, found = _open(run, own, backend, places, out, last, console)
             with signals.writing(console), session.shown:
                 final = _run(session, signals)
     done = session.state.done
@@ -142,7 +139,8 @@ def _refuse(cfg: RLConfig, seed: int) -> None:
     next(task.problems(catalog.find(cfg.task), cfg.level, "train", seed))
 
 
-def _said(run: RunConfig, own: RunConfig, backend: Backend, out: Path) -> dict[str, str]:
+def _said(run: RunConfig, own: RunConfig, backend: Backend, places: Places,
+          out: Path) -> dict[str, str]:
     cfg = update.rl_of(run)
     return {
         "questions": f"{cfg.task}, level {cfg.level}; rewards {cfg.rewards}",
@@ -152,10 +150,11 @@ def _said(run: RunConfig, own: RunConfig, backend: Backend, out: Path) -> dict[s
         "objective": f"advantage {cfg.advantage}, mean by {cfg.aggregation}, KL {cfg.kl_weight:g}, "
                      f"clip {cfg.clip_low:g} / {cfg.clip_high:g}, correction {cfg.correction}, "
                      f"routes {'replayed' if cfg.replay_routes else 'chosen anew'}",
-    } | machine.describe(own, backend) | {"folder": str(out)}
+    } | machine.describe(own, backend) | sharding.describe(own, backend, places.trainer) | {
+        "engine": str(places), "folder": str(out)}
 
 
-def _open(run: RunConfig, own: RunConfig, backend: Backend, mesh: Mesh | None, out: Path,
+def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out: Path,
           last: contextlib.ExitStack, console: Console) -> tuple[Session, Exam | None]:
     """Start a run from its base, or restore it; the base's exam where one was taken."""
     cfg, saved = update.rl_of(run), Store(out / "checkpoints", run.output.keep,
@@ -163,23 +162,23 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, mesh: Mesh | None, o
     last.callback(saved.close)
     kept, found = resume.kept_config(out), None
     if kept is None:
-        words, params, engine, found = _base(run, own, mesh, out, console)
-        begun = state.begin(own, params, mesh)
+        words, params, engine, found = _base(run, own, places, out, console)
+        begun = state.begin(own, params, places.trainer)
         run_to_json(run, out / "config.json")
         keep(words, out, console.print)
     else:
         words = tokenizer.load(out / "tokenizer.json", end=run.data.end_token)
-        begun = state.restore(own, saved, console.print, mesh)
+        begun = state.restore(own, saved, console.print, places.trainer)
         run_to_json(run, out / "config.json")
-        engine = weights.open_engine(own, begun.train.params, words, mesh)
+        engine = weights.open_engine(own, begun.train.params, words, places)
     writer = metrics.open_writer(out / "metrics.jsonl", None if kept is None else begun.done,
                                  None, console.print)
     last.callback(writer.close)
     session = Session(
-        run=own, cfg=cfg, out=out, words=words, mesh=mesh, engine=engine, state=begun,
-        step_fn=sharding.compile_step(own, backend, mesh, update.token_loss(cfg)),
-        score=update.compile_score(own, backend, mesh), task=catalog.find(cfg.task),
-        asked=asked_of(cfg), store=saved, writer=writer,
+        run=own, cfg=cfg, out=out, words=words, places=places, engine=engine, state=begun,
+        step_fn=sharding.compile_step(own, backend, places.trainer, update.token_loss(cfg)),
+        score=update.compile_score(own, weights.score_backend(own, places), places.score),
+        task=catalog.find(cfg.task), asked=asked_of(cfg), store=saved, writer=writer,
         shown=open_display(run.name, cfg.steps, run.output.log_every, console))
     if found is not None:
         writer.write(0, "exam", display.of_exam(found))
@@ -193,7 +192,7 @@ def asked_of(cfg: RLConfig) -> Asked:
                  rollout.rewards_of(cfg.rewards))
 
 
-def _base(run: RunConfig, own: RunConfig, mesh: Mesh | None, out: Path,
+def _base(run: RunConfig, own: RunConfig, places: Places, out: Path,
           console: Console) -> tuple[Tokenizer, TransformerParams, Engine, Exam]:
     """The weights to begin with, an engine of them, and their exam."""
     engine = None
@@ -202,14 +201,15 @@ def _base(run: RunConfig, own: RunConfig, mesh: Mesh | None, out: Path,
         if run.init_from is None:
             base.train(run, folder, steps, console)
         words = tokenizer.load(folder / "tokenizer.json", end=run.data.end_token)
+        mesh = places.trainer
         where = None if mesh is None else sharding.state_shardings(own, mesh).params
         params = folders.load(folder, "float32", where, say=console.print,
                               choice=folders.Choice(model=run.model))
         if engine is None:
             console.print("compiling the engine ...")
-            engine = weights.open_engine(own, params, words, mesh)
+            engine = weights.open_engine(own, params, words, places)
         else:
-            weights.exchange(engine, params, run.model, mesh)
+            weights.exchange(engine, params, run.model, places.engine)
         found = _examined(engine, words, update.rl_of(run), run.seed)
         console.print(base.remark(found))
         if run.init_from is not None or base.is_good(found, run):
@@ -256,12 +256,12 @@ def _step(s: Session) -> None:
     """Roll out, compare, update and report."""
     began, done = time.perf_counter(), s.state.done
     params = s.state.train.params
-    weights.exchange(s.engine, params, s.run.model, s.mesh)
+    weights.exchange(s.engine, params, s.run.model, s.places.engine)
     s.shown.doing("rolling out")
     made = rollout.roll_out(s.engine, s.words, questions(s, done), s.asked, (s.run.seed, done))
     s.shown.doing("updating")
     middle = time.perf_counter()
-    found = update.known(s.score, params, s.state.reference, made, s.mesh)
+    found = _known(s, params, s.state.reference, made)
     told = display.values(made, found) | _updated(s, made, found)
     reference = s.state.reference
     done += 1
@@ -282,9 +282,9 @@ def _updated(s: Session, made: Rollout, found: Known) -> dict[str, float]:
     for number, (part, known) in enumerate(update.parts(made, found, s.cfg.updates)):
         now = known.old
         if number:  # the policy has moved since the rollout
-            now = update.known(s.score, s.state.train.params, None, part, s.mesh).old
+            now = _known(s, s.state.train.params, None, part).old
         rows = update.rows_of(part, known, now, s.cfg)
-        train, m = s.step_fn(s.state.train, sharding.put_rows(rows, s.mesh))
+        train, m = s.step_fn(s.state.train, sharding.put_rows(rows, s.places.trainer))
         s.state = RLState(train, s.state.reference, s.state.done)
         one: dict[str, Any] = {
             "loss": m.loss, "grad_norm": m.grad_norm, "learning_rate": m.learning_rate,
@@ -292,6 +292,14 @@ def _updated(s: Session, made: Rollout, found: Known) -> dict[str, float]:
         for name, value in one.items():
             told.setdefault(name, []).append(float(value))
     return {name: sum(values) / len(values) for name, values in told.items()}
+
+
+def _known(s: Session, params: TransformerParams, reference: TransformerParams | None,
+           made: Rollout) -> Known:
+    """Log-probabilities by the trainer."""
+    at, cfg = s.places, s.run.model
+    behind = None if reference is None else weights.scored(reference, cfg, at)
+    return update.known(s.score, weights.scored(params, cfg, at), behind, made, at.score)
 
 
 def _report(s: Session, made: Rollout, told: dict[str, Any]) -> None:
@@ -312,7 +320,7 @@ def _report(s: Session, made: Rollout, told: dict[str, Any]) -> None:
 
 def _exam(s: Session) -> Exam:
     s.shown.doing("holding an exam")
-    weights.exchange(s.engine, s.state.train.params, s.run.model, s.mesh)
+    weights.exchange(s.engine, s.state.train.params, s.run.model, s.places.engine)
     found = _examined(s.engine, s.words, s.cfg, s.run.seed)
     s.shown.doing("")
     s.writer.write(s.state.done, "exam", display.of_exam(found))
@@ -326,7 +334,7 @@ def _pass(s: Session) -> None:
     """Write pass@k on the held-out questions, where samples for it are asked for."""
     if not s.cfg.pass_samples:
         return
-    weights.exchange(s.engine, s.state.train.params, s.run.model, s.mesh)
+    weights.exchange(s.engine, s.state.train.params, s.run.model, s.places.engine)
     asked = dataclasses.replace(s.asked, samples=s.cfg.pass_samples)
     made = rollout.roll_out(s.engine, s.words, _held_out(s.cfg, s.run.seed), asked,
                             (s.run.seed + EXAM_SEED, 2**20 + 1))

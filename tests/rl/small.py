@@ -12,6 +12,7 @@ import jax
 
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
+from dsjax.config.parallel import ParallelConfig
 from dsjax.config.rl import RLConfig
 from dsjax.config.run import DataConfig, OutputConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
@@ -56,7 +57,8 @@ def asked(count: int = 3, seed: int = 0, level: int = LEVEL) -> list[Problem]:
 @functools.cache
 def engine(slots: int = 12) -> Engine:
     rows = dataclasses.replace(RL, prompts=slots // RL.samples)
-    return weights.open_engine(dataclasses.replace(RUN, rl=rows), params(), words(), None)
+    return weights.open_engine(dataclasses.replace(RUN, rl=rows), params(), words(),
+                               weights.Places(None, None, ParallelConfig()))
 
 LEARNS = RunConfig(
     name="learns",

@@ -15,11 +15,19 @@ TOLERANCE = 2e-3  # two steps of AdamW, which makes of a gradient's rounding nea
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("layout", [
-    ParallelConfig(data=4, expert=2), ParallelConfig(data=2, fsdp=2, expert=2)], ids=str)
-def test_rollouts_and_rewards_are_those_of_one_device(layout, whole, tmp_path):
-    run = dataclasses.replace(small.with_rl(steps=2), parallel=layout,
+@pytest.mark.parametrize(("layout", "fields"), [
+    (ParallelConfig(data=4, expert=2), {}),
+    (ParallelConfig(data=2, fsdp=2, expert=2), {}),
+    (ParallelConfig(), {"engine": ParallelConfig(), "engine_apart": True}),
+    (ParallelConfig(data=2), {"engine": ParallelConfig(data=2, expert=2), "engine_apart": True}),
+    (ParallelConfig(pipe=2, schedule="dualpipe", expert=2),
+     {"engine": ParallelConfig(data=2, expert=2)}),
+], ids=str)
+def test_rollouts_and_rewards_are_those_of_one_device(layout, fields, whole, tmp_path):
+    run = dataclasses.replace(small.with_rl(steps=2, **fields), parallel=layout,
                               init_from=str(whole / "base"))
+    if layout.pipe > 1:
+        run = dataclasses.replace(run, train=dataclasses.replace(run.train, microbatches=4))
     small.teach(run, tmp_path / "meshed")
     for step in (1, 2):
         name = f"samples/step-{step:06d}.jsonl"

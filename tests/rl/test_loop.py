@@ -101,7 +101,7 @@ def test_what_cannot_be_taught_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"says nothing of reinforcement learning.*--rl\.task"):
         small.teach(plain, tmp_path / "a")
     piped = dataclasses.replace(small.LEARNS, parallel=ParallelConfig(pipe=2))
-    with pytest.raises(UserError, match=r"no pipeline.*--parallel\.data"):
+    with pytest.raises(UserError, match=r"no pipeline.*--rl\.engine\.data"):
         small.teach(piped, tmp_path / "b")
     assert not list(tmp_path.iterdir())
 
