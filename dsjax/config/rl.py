@@ -29,9 +29,13 @@ class RLConfig:
     max_new_tokens: int = 23
     """Tokens of an output at most; one that is cut off there is truncated."""
     task: str = "sum"
-    """Name of a task of dsjax.rl.tasks."""
+    """Name of a task of dsjax.rl.tasks, or a file of problems (.jsonl) as GSM8K's or MATH's."""
     level: int = 8
-    """Its difficulty."""
+    """Its difficulty; a file has its own."""
+    exam: str | None = None
+    """File of the exam's problems; None holds a tenth of the task's out."""
+    template: str = "plain"
+    """Words around a file's question: plain, question, boxed or r1_zero."""
     rewards: str = "colon"
     """Rules with commas between them, one with another weight than 1 as language:0.5."""
     learning_rate: float = 1e-4

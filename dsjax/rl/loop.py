@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import signal
 import time
@@ -108,7 +107,7 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     if jax.process_count() > 1:
         raise UserError(f"rollouts are made in one process, and there are {jax.process_count()}; "
                         "start one for all devices")
-    _refuse(run.rl, run.seed)
+    _refuse(run.rl, run)
     out, own = resume.folder(run), update.training_run(run)
     state.refuse_another(run, out)
     if (done := state.steps_taken(out)) >= run.rl.steps:
@@ -132,11 +131,14 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     return Outcome(out, done, final is not None, found, final, signals.received)
 
 
-def _refuse(cfg: RLConfig, seed: int) -> None:
-    """Refuse before any work what has no rules, no task, or too few problems."""
+def _refuse(cfg: RLConfig, run: RunConfig) -> None:
+    """Refuse before any work what has no rules, no task, too few problems or no model."""
     asked_of(cfg)
-    _held_out(cfg, seed)
-    next(task.problems(catalog.find(cfg.task), cfg.level, "train", seed))
+    catalog.examined(cfg, run.seed)
+    task.questions(catalog.taught(cfg), cfg.level, (run.seed,), 0, 1)
+    if catalog.taught(cfg).rows and run.init_from is None:
+        raise UserError(f"{cfg.task} has questions and no text to pre-train a base on; name a "
+                        "model by --init-from")
 
 
 def _said(run: RunConfig, own: RunConfig, backend: Backend, places: Places,
@@ -178,7 +180,7 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out:
         run=own, cfg=cfg, out=out, words=words, places=places, engine=engine, state=begun,
         step_fn=sharding.compile_step(own, backend, places.trainer, update.token_loss(cfg)),
         score=update.compile_score(own, weights.score_backend(own, places), places.score),
-        task=catalog.find(cfg.task), asked=asked_of(cfg), store=saved, writer=writer,
+        task=catalog.taught(cfg), asked=asked_of(cfg), store=saved, writer=writer,
         shown=open_display(run.name, cfg.steps, run.output.log_every, console))
     if found is not None:
         writer.write(0, "exam", display.of_exam(found))
@@ -218,11 +220,7 @@ def _base(run: RunConfig, own: RunConfig, places: Places, out: Path,
 
 
 def _examined(engine: Engine, words: Tokenizer, cfg: RLConfig, seed: int) -> Exam:
-    return exam.take(engine, words, _held_out(cfg, seed), asked_of(cfg), seed + EXAM_SEED)
-
-
-def _held_out(cfg: RLConfig, seed: int) -> list[Problem]:
-    return task.exam(catalog.find(cfg.task), cfg.level, cfg.eval_prompts, seed)
+    return exam.take(engine, words, catalog.examined(cfg, seed), asked_of(cfg), seed + EXAM_SEED)
 
 
 def _run(s: Session, signals: Signals) -> Exam | None:
@@ -248,8 +246,7 @@ def _run(s: Session, signals: Signals) -> Exam | None:
 
 def questions(s: Session, done: int) -> list[Problem]:
     """Problems of the step after `done`, which follow from seed and step alone."""
-    stream = task.problems(s.task, s.cfg.level, "train", rollout.row_seed(s.run.seed, done, 1))
-    return list(itertools.islice(stream, s.cfg.prompts))
+    return task.questions(s.task, s.cfg.level, (s.run.seed,), done, s.cfg.prompts)
 
 
 def _step(s: Session) -> None:
@@ -336,7 +333,7 @@ def _pass(s: Session) -> None:
         return
     weights.exchange(s.engine, s.state.train.params, s.run.model, s.places.engine)
     asked = dataclasses.replace(s.asked, samples=s.cfg.pass_samples)
-    made = rollout.roll_out(s.engine, s.words, _held_out(s.cfg, s.run.seed), asked,
+    made = rollout.roll_out(s.engine, s.words, catalog.examined(s.cfg, s.run.seed), asked,
                             (s.run.seed + EXAM_SEED, 2**20 + 1))
     s.writer.write(s.state.done, "pass", exam.passes(made, sum(s.asked.rewards.values())))
 

@@ -53,7 +53,7 @@ class Places:
 
     @property
     def score(self) -> Mesh | None:
-        """Where the trainer takes log-probabilities, which has no pipeline."""
+        """The mesh of the trainer's log-probabilities, which has no pipeline."""
         is_piped = self.trainer is not None and meshes.PIPE in self.trainer.axis_names
         return self.engine if is_piped else self.trainer
 
