@@ -53,7 +53,7 @@ def trained(asked: Asked, name: str) -> tuple[Path, float]:
 
 
 def evaluated(asked: Asked, folder: Path) -> dict[str, Any]:
-    """What `dsjax evaluate` writes of a model; it goes on where it was stopped."""
+    """Results of `dsjax evaluate` on a model; it goes on where it was stopped."""
     out = folder / "evaluate"
     tasks = ("arc",) if asked.is_quick else TASKS
     words = ["evaluate", str(folder), "--tasks", ",".join(tasks), "--data", str(data(asked)),
