@@ -211,7 +211,7 @@ def _base(run: RunConfig, own: RunConfig, places: Places, out: Path,
             console.print("compiling the engine ...")
             engine = weights.open_engine(own, params, words, places)
         else:
-            weights.exchange(engine, params, run.model, places.engine)
+            weights.exchange(engine, params, own, places.engine)
         found = _examined(engine, words, update.rl_of(run), run.seed)
         console.print(base.remark(found))
         if run.init_from is not None or base.is_good(found, run):
@@ -253,7 +253,7 @@ def _step(s: Session) -> None:
     """Roll out, compare, update and report."""
     began, done = time.perf_counter(), s.state.done
     params = s.state.train.params
-    weights.exchange(s.engine, params, s.run.model, s.places.engine)
+    weights.exchange(s.engine, params, s.run, s.places.engine)
     s.shown.doing("rolling out")
     made = rollout.roll_out(s.engine, s.words, questions(s, done), s.asked, (s.run.seed, done))
     s.shown.doing("updating")
@@ -294,9 +294,9 @@ def _updated(s: Session, made: Rollout, found: Known) -> dict[str, float]:
 def _known(s: Session, params: TransformerParams, reference: TransformerParams | None,
            made: Rollout) -> Known:
     """Log-probabilities by the trainer."""
-    at, cfg = s.places, s.run.model
-    behind = None if reference is None else weights.scored(reference, cfg, at)
-    return update.known(s.score, weights.scored(params, cfg, at), behind, made, at.score)
+    at = s.places
+    behind = None if reference is None else weights.scored(reference, s.run, at)
+    return update.known(s.score, weights.scored(params, s.run, at), behind, made, at.score)
 
 
 def _report(s: Session, made: Rollout, told: dict[str, Any]) -> None:
@@ -317,7 +317,7 @@ def _report(s: Session, made: Rollout, told: dict[str, Any]) -> None:
 
 def _exam(s: Session) -> Exam:
     s.shown.doing("holding an exam")
-    weights.exchange(s.engine, s.state.train.params, s.run.model, s.places.engine)
+    weights.exchange(s.engine, s.state.train.params, s.run, s.places.engine)
     found = _examined(s.engine, s.words, s.cfg, s.run.seed)
     s.shown.doing("")
     s.writer.write(s.state.done, "exam", display.of_exam(found))
@@ -331,7 +331,7 @@ def _pass(s: Session) -> None:
     """Write pass@k on the held-out questions, where samples for it are asked for."""
     if not s.cfg.pass_samples:
         return
-    weights.exchange(s.engine, s.state.train.params, s.run.model, s.places.engine)
+    weights.exchange(s.engine, s.state.train.params, s.run, s.places.engine)
     asked = dataclasses.replace(s.asked, samples=s.cfg.pass_samples)
     made = rollout.roll_out(s.engine, s.words, catalog.examined(s.cfg, s.run.seed), asked,
                             (s.run.seed + EXAM_SEED, 2**20 + 1))

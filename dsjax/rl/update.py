@@ -200,6 +200,13 @@ def rows_of(rollout: Rollout, found: Known, now: np.ndarray, cfg: RLConfig) -> R
     return rows
 
 
+def extra_of(cfg: RLConfig) -> tuple[str, ...]:
+    """Names of what the rows of an update have beside those of pre-training, [B, T] each."""
+    named = {"old": True, "share": True, "advantages": True, "reference": bool(cfg.kl_weight),
+             "factor": True, "sequence": cfg.ratio == "sequence"}
+    return tuple(name for name, is_there in named.items() if is_there)
+
+
 def _advantages(rollout: Rollout, cfg: RLConfig) -> Array:
     """Advantage of each output, [B]."""
     of = advantage.group_relative if cfg.advantage == "relative" else advantage.group_centered

@@ -17,9 +17,11 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 from jax.sharding import Mesh
 
-from dsjax.config.model import ModelConfig
+from dsjax import params as trees
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.run import RunConfig
 from dsjax.data.tokenizers.tokenizer import Tokenizer
@@ -32,6 +34,7 @@ from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.parallel import mesh as meshes
 from dsjax.parallel import rules
+from dsjax.params import Spec, Tree
 from dsjax.rl.update import rl_of
 from dsjax.runtime import backend as backends
 from dsjax.train import sharding
@@ -99,7 +102,7 @@ def open_engine(run: RunConfig, params: TransformerParams, words: Tokenizer,
     backend = backends.for_decoding(run.model, run.precision, places.layout, mesh,
                                     machine=run.machine)
     length = cfg.max_prompt_tokens + cfg.max_new_tokens
-    model = Model(run.model, placed(params, run.model, mesh), words, length, backend, mesh,
+    model = Model(run.model, placed(params, run, mesh), words, length, backend, mesh,
                   places.layout)
     ranks = 1 if mesh is None else mesh.size
     return Engine(Device(model, Setting(
@@ -107,17 +110,28 @@ def open_engine(run: RunConfig, params: TransformerParams, words: Tokenizer,
         top_logprobs=1, keep_routes=run.model.moe is not None and cfg.replay_routes)))
 
 
-def exchange(engine: Engine, params: TransformerParams, cfg: ModelConfig,
+def exchange(engine: Engine, params: TransformerParams, run: RunConfig,
              mesh: Mesh | None) -> None:
     """Let the engine, on its mesh, serve with the trainer's present parameters."""
-    engine.exchange(placed(params, cfg, mesh))
+    engine.exchange(placed(params, run, mesh))
 
 
-def placed(params: TransformerParams, cfg: ModelConfig, mesh: Mesh | None) -> TransformerParams:
-    """Parameters where decoding uses them; the same arrays wherever they are there already."""
-    if mesh is None:
-        return params
-    return jax.device_put(params, rules.used_shardings(transformer.specs(cfg), mesh))
+def placed(params: TransformerParams, run: RunConfig, mesh: Mesh | None) -> TransformerParams:
+    """Parameters where decoding uses them; the same arrays wherever they are there already.
+
+    What is multiplied in bfloat16 travels and rests in it: half the bytes, the same products.
+    """
+    specs = transformer.specs(run.model)
+    if run.precision.matmul == "bf16":
+        params = _narrow(params, specs)
+    return params if mesh is None else jax.device_put(params, rules.used_shardings(specs, mesh))
+
+
+def _narrow(params: TransformerParams, specs: Tree) -> TransformerParams:
+    def one(spec: Spec, a: Array) -> Array:
+        return a.astype(jnp.bfloat16) if spec.is_product else a
+
+    return jax.tree.map(one, specs, params, is_leaf=trees.is_spec)
 
 
 def score_backend(run: RunConfig, places: Places) -> Backend:
@@ -127,6 +141,6 @@ def score_backend(run: RunConfig, places: Places) -> Backend:
     return backends.for_run(run, places.score)
 
 
-def scored(params: TransformerParams, cfg: ModelConfig, places: Places) -> TransformerParams:
+def scored(params: TransformerParams, run: RunConfig, places: Places) -> TransformerParams:
     """Parameters where the trainer takes log-probabilities: as they rest, but for a pipeline's."""
-    return params if places.score is places.trainer else placed(params, cfg, places.score)
+    return params if places.score is places.trainer else placed(params, run, places.score)

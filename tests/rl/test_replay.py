@@ -37,7 +37,7 @@ def known(made, params=None):
 @pytest.fixture(scope="module")
 def made():
     engine = small.engine()
-    weights.exchange(engine, small.params(), small.MODEL, None)
+    weights.exchange(engine, small.params(), small.RUN, None)
     return rolled(engine)
 
 

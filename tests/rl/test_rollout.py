@@ -10,13 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsjax.config.parallel import ParallelConfig
+from dsjax.config.run import PrecisionConfig
 from dsjax.errors import UserError
+from dsjax.infer.engine.device import Device, Setting
+from dsjax.infer.engine.engine import Engine
+from dsjax.infer.model import Model
 from dsjax.infer.sample import Sampling
 from dsjax.layers.backend import single
 from dsjax.model import loss as losses
 from dsjax.rl import rollout, weights
 from dsjax.rl.rewards import rules
 from dsjax.rl.rollout import Asked
+from dsjax.runtime import backend as backends
 from tests.rl import small
 
 ASKED = Asked(small.RL.samples, small.RL.max_prompt_tokens, small.RL.max_new_tokens,
@@ -44,7 +50,7 @@ def assert_of(params, made):
 @pytest.fixture
 def engine():
     found = small.engine()
-    weights.exchange(found, small.params(), small.MODEL, None)
+    weights.exchange(found, small.params(), small.RUN, None)
     return found
 
 
@@ -75,7 +81,7 @@ def test_rows_say_what_was_asked_and_answered(engine):
 def test_outputs_depend_on_no_company_and_on_every_part_of_the_seed(engine):
     made = rolled(engine, small.asked())
     few = small.engine(4)  # a third of the rows at once
-    weights.exchange(few, small.params(), small.MODEL, None)
+    weights.exchange(few, small.params(), small.RUN, None)
     np.testing.assert_array_equal(rolled(few, small.asked()).tokens, made.tokens)
     for seed in ((0, 1), (1, 0)):
         assert (rolled(engine, small.asked(), seed).tokens != made.tokens).any()
@@ -89,7 +95,7 @@ def test_after_an_exchange_nothing_is_left_of_former_weights(engine):
     assert engine.stats().cached_tokens > before
     other = small.params(1)
     before = engine.stats().cached_tokens
-    weights.exchange(engine, other, small.MODEL, None)
+    weights.exchange(engine, other, small.RUN, None)
     first = rolled(engine, small.asked(), asked=dataclasses.replace(ASKED, samples=1))
     assert engine.stats().cached_tokens == before
     assert_of(other, first)
@@ -141,3 +147,21 @@ def test_rules_are_read_with_their_weights():
         rollout.rewards_of("math:x")
     with pytest.raises(UserError, match="did you mean math"):
         rollout.rewards_of("maths")
+
+
+@pytest.mark.exhaustive
+def test_matrices_that_travel_in_bfloat16_make_the_products_of_masters():
+    """In bfloat16 a product rounds its matrix; whether that is done before it is moved or there."""
+    run = dataclasses.replace(small.RUN, precision=PrecisionConfig("bf16", activations="bfloat16"))
+    places = weights.Places(None, None, ParallelConfig())
+    narrow = weights.open_engine(run, small.params(), small.words(), places)
+    assert narrow.device.params.stacks["moe.0"].attn.w_o.master.dtype == jnp.bfloat16
+    made = rolled(narrow, small.asked())
+    length = small.RL.max_prompt_tokens + small.RL.max_new_tokens
+    backend = backends.for_decoding(small.MODEL, run.precision)
+    model = Model(small.MODEL, small.params(), small.words(), length, backend, None)
+    wide = Engine(Device(model, Setting(slots=12, max_len=length, page_size=16, top_logprobs=1,
+                                        chunk=small.RL.max_prompt_tokens, keep_routes=True)))
+    found = rolled(wide, small.asked())
+    np.testing.assert_array_equal(found.tokens, made.tokens)
+    np.testing.assert_array_equal(found.engine, made.engine)

@@ -131,6 +131,15 @@ def test_a_rollout_in_which_nothing_counts_changes_nothing():
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("fields", [{}, {"kl_weight": 0.0, "ratio": "sequence"}], ids=str)
+def test_rows_have_what_is_said_of_them(fields):
+    """A step that is compiled ahead is given the same names."""
+    known, _ = found()
+    rows = update.rows_of(MADE, known, known.old, config(**fields))
+    own = {"tokens", "segments", "weights", "routes"}
+    assert rows.keys() == own | set(update.extra_of(config(**fields)))
+
+
 def test_parts_of_a_rollout_are_whole_groups():
     known, _ = found()
     parts = list(update.parts(MADE, known, 3))
