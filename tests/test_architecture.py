@@ -253,11 +253,11 @@ OF_EXPERIMENTS = {"--quick", "--dirty", "--peer-python"}
 def flags_of(command: str, first: str) -> set[str]:
     """Flags that the help of a subcommand names, alone and after the word that follows it."""
     told = io.StringIO()
-    is_config = command in ("train", "show", "compile")
+    is_config, usual = command in ("train", "show", "compile", "rl"), "r1_zero_tiny"
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         assert main([command, "--help"]) == 0
         if first or is_config:
-            main([command, first if first in CONFIG_NAMES or not is_config else "tiny", "--help"])
+            main([command, first if first in CONFIG_NAMES or not is_config else usual, "--help"])
     return set(re.findall(r"--[a-z][\w.-]*", told.getvalue()))
 
 

@@ -17,16 +17,17 @@ from dsjax.errors import UserError
 from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # JAX and the model cost a second to import
+    from dsjax.plan.target import Target
     from dsjax.plan.train_step import Plan
 
 @dataclass(frozen=True)
 class Compile:
     """Compile a run's whole training step for a machine that is not here.
 
-    The step is the one that `dsjax train` would run there. Printed are what a device needs by kind,
-    every collective with its bytes, and which of them run beside computation. Nothing is run.
-    Leaves with status 1 where a device has too little memory, and says what to change. Any field of
-    the run can be overridden:
+    The step is the one that `dsjax train` would run there, or an update of `dsjax rl`. Printed are
+    what a device needs by kind, every collective with its bytes, and which of them run beside
+    computation. Nothing is run. Leaves with status 1 where a device has too little memory, and says
+    what to change. Any field of the run can be overridden:
 
       dsjax compile tiny --on h200:1x8 --parallel.data 2 --parallel.expert 4
       dsjax compile tiny --on v5p:2x2x1 --parallel.expert 4 --precision bf16
@@ -65,9 +66,7 @@ def main(args: Compile) -> int:
         from dsjax.cli.process import prefill
 
         return prefill.main(args.run, found, args.prefill, args.piece, args.json)
-    from dsjax.plan import train_step
-
-    made = train_step.plan(args.run, found)
+    made = _planned(args.run, found)
     if args.text is not None:
         _write(made, args.text)
     if args.json:
@@ -75,6 +74,19 @@ def main(args: Compile) -> int:
     else:
         _print(made)
     return 0 if made.memory.fits else 1
+
+
+def _planned(run: RunConfig, found: Target) -> Plan:
+    """The plan of a run's step: an update of its policy, where it learns from rewards."""
+    from dsjax.plan import train_step
+
+    if run.rl is None:
+        return train_step.plan(run, found)
+    from dsjax.rl import update
+
+    own = update.training_run(run)
+    return train_step.plan(own, found, train_step.Foreign(
+        update.token_loss(run.rl), update.extra_of(run.rl), run.rl.replay_routes))
 
 
 def summary(made: Plan) -> dict[str, Any]:

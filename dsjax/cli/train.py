@@ -60,6 +60,9 @@ def main(args: Train) -> int:
     from dsjax.parallel import launch
 
     config = chosen(args)
+    if config.rl is not None:
+        raise UserError(f"{args.config} is a run of reinforcement learning, whose base dsjax rl "
+                        f"trains; use dsjax rl {shlex.quote(args.config)}")
     if args.devices is not None:
         devices.make(args.devices)
     joined = launch.find(os.environ, args.coordinator, args.processes, args.process)

@@ -9,6 +9,7 @@ import functools
 import inspect
 import itertools
 import math
+import re
 import textwrap
 import types
 import typing
@@ -185,3 +186,15 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The words `, did you mean ...?` when something known is close."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
     return f", did you mean {' or '.join(close)}" if close else ""
+
+
+def profiled(steps: str) -> tuple[int, int] | int:
+    """The first and the last step that `--profile` names, or their number."""
+    if found := re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", str(steps)):
+        first, last = int(found[1]), found[2] and int(found[2])
+        if not last and not found[2] and first > 0:
+            return first
+        if last and 1 <= first <= last:
+            return first, last
+    raise ValueError(f"--profile (--output.profile) {str(steps)[:40]!r} names no steps; use a "
+                     "number of them, as 3, or the first and the last, as 10:13")

@@ -4,21 +4,21 @@
 in its folder's config.json, where a field added since has its default. `train`, `learning_rate` and
 `precision` may be changed on resume by one who means it (more steps, another rate, other
 microbatches). `parallel`, `machine` and `output` never change what is computed. `init_from` is read
-once, where there is no checkpoint yet.
+once, where there is no checkpoint yet. `rl` is what dsjax rl makes of the model then.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dsjax.config.fields import between, choices, counted, seed_in_range, well_typed
+from dsjax.config.fields import between, choices, counted, profiled, seed_in_range, well_typed
 from dsjax.config.loss import LossConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
+from dsjax.config.rl import RLConfig
 from dsjax.config.schedule import LearningRate, StepDecay, steps_or_share
 
 
@@ -288,6 +288,8 @@ class RunConfig:
     init_from: str | None = None
     """Folder of a run, e.g. one made by dsjax convert, whose newest parameters and tokenizer this
     one starts from; None draws them."""
+    rl: RLConfig | None = None
+    """Reinforcement learning of what this run trains, by dsjax rl; None has none."""
 
     def __post_init__(self) -> None:
         """Refuse a name that is no folder's, and seeds that some random generator does not take."""
@@ -301,18 +303,6 @@ def with_fields(run: RunConfig, **parts: Mapping[str, Any]) -> RunConfig:
     """Replace fields of a run's parts, as in with_fields(run, train={"steps": 9})."""
     return dataclasses.replace(run, **{
         part: dataclasses.replace(getattr(run, part), **fields) for part, fields in parts.items()})
-
-
-def profiled(steps: str) -> tuple[int, int] | int:
-    """The first and the last step that `--profile` names, or their number."""
-    if found := re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", str(steps)):
-        first, last = int(found[1]), found[2] and int(found[2])
-        if not last and not found[2] and first > 0:
-            return first
-        if last and 1 <= first <= last:
-            return first, last
-    raise ValueError(f"--profile (--output.profile) {str(steps)[:40]!r} names no steps; use a "
-                     "number of them, as 3, or the first and the last, as 10:13")
 
 
 IDENTITY = ("model", "data", "optimizer", "loss", "seed")

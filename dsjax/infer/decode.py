@@ -182,3 +182,27 @@ def cache_bytes_per_token(cfg: ModelConfig, backend: Backend, depth: int = 0) ->
     sizes = [a.size * a.dtype.itemsize for a in jax.tree.leaves(one)]
     per_layer = sum(sizes) // cfg.layers
     return sum(sizes) + depth * per_layer
+
+
+@struct.dataclass
+class Given:
+    """Tokens that a pass gave each row, and the log-probabilities they were chosen by."""
+
+    tokens: Array  # [B, J+1], the first `count` of them
+    count: Array  # [B]
+    logprobs: Array  # [B, J+1] log-softmax of the model's logits, before temperature or penalties
+    top_ids: Array | None  # [B, J+1, N] the likeliest tokens, where they are wanted
+    top_logprobs: Array | None  # [B, J+1, N]
+
+
+def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
+    """Add log-probabilities to a pass, and `top` likeliest tokens if they are wanted."""
+    assert emitted.logits is not None, "one step hands out its logits"
+    below = emitted.logits.astype(jnp.float32)
+    below -= below.max(axis=-1, keepdims=True)
+    mass = jnp.log(jnp.exp(below).sum(axis=-1, keepdims=True))
+    tokens = jnp.maximum(emitted.tokens, 0)[..., None]
+    chosen = (jnp.take_along_axis(below, tokens, axis=-1) - mass)[..., 0]
+    none = [jnp.zeros((*chosen.shape, top), dtype) for dtype in (jnp.float32, jnp.int32)]
+    best, ids = jax.lax.cond(wants_top, lambda a: jax.lax.top_k(a, top), lambda _: none, below)
+    return Given(emitted.tokens, emitted.count, chosen, ids, best - mass)

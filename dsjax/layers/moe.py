@@ -47,12 +47,16 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
     """Route, dispatch and add the shared experts. x [B, T, D], is_real [B, T] -> [B, T, D].
 
     `routes` [B, T, K] are experts to take instead of the router's own choice; `keep_routes` of the
-    backend hands out the choice in the statistics.
+    backend hands out that choice in the statistics, taken or not.
     """
     def choose(p: RouterParams, x: Array, is_real: Array,
                routes: Array | None) -> tuple[Routing, RouterStats]:
         routing = router.route(p, x, cfg, routes)
-        return routing, router.stats(routing, is_real, cfg)
+        stats = router.stats(routing, is_real, cfg)
+        if backend.keep_routes:
+            own = routing.experts if routes is None else router.choose(p, routing.affinity, cfg)
+            stats = dataclasses.replace(stats, experts=own)
+        return routing, stats
 
     routing, stats = backend.layout.map_rows(choose, p.router, x, is_real, routes)
     experts = routing.experts
@@ -61,8 +65,6 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
         physical = router.count(experts, is_real.astype(routing.affinity.dtype),
                                 p.replicas.of.size)
         stats = dataclasses.replace(stats, physical_loads=physical)
-    if backend.keep_routes:
-        stats = dataclasses.replace(stats, experts=routing.experts)
     if cfg.capacity_factor is not None:
         routing = limit_capacity(routing, is_real, cfg)
     tokens = x.reshape(-1, x.shape[-1])

@@ -20,6 +20,7 @@ from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
 
+from dsjax.config.model import ModelConfig
 from dsjax.layers.cache import Cache
 from dsjax.ops import attention_cached
 from dsjax.ops.attention_cached import Past
@@ -89,6 +90,16 @@ def pool(kept: Any, pages: int, size: int, form: Form = AS_MADE) -> Any:
     """Make `pages` empty pages, and the spare one, of what attention keeps. kept [1, 1, ...]."""
     held = jax.eval_shape(form.encode, kept)
     return jax.tree.map(lambda a: jnp.zeros((pages + 1, size, *a.shape[2:]), a.dtype), held)
+
+
+def route_pool(cfg: ModelConfig, pages: int, size: int) -> Array:
+    """Make as many pages of experts that tokens took, [P, size, L, K], beside those of latents.
+
+    They are found, copied and written again as those are.
+    """
+    assert cfg.moe is not None, "routes are of experts"
+    dtype = jnp.uint8 if cfg.moe.experts <= 256 else jnp.uint16
+    return jnp.zeros((pages + 1, size, cfg.moe_layers, cfg.moe.experts_per_token), dtype)
 
 
 def bytes_per_token(pages: Any) -> float:

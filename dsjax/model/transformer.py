@@ -154,6 +154,8 @@ class ModelCache:
     stacks: dict[str, Cache]  # leaves lead with [L]
     counts: Counts | None = None
     """Loads of experts, where they are measured."""
+    routes: Array | None = None
+    """[L, B, T, K] experts of the tokens that came last, where the backend keeps routes."""
 
 
 @struct.dataclass
@@ -190,23 +192,26 @@ def hidden_cached(p: TransformerParams, tokens: Array, positions: Array, cache: 
     is_real = jnp.ones(tokens.shape, bool) if counts is None else counts.is_real
 
     def body(x: Array, layer: tuple[BlockParams, Cache, Array | None]
-             ) -> tuple[Array, tuple[Cache, Array | None]]:
+             ) -> tuple[Array, tuple[Cache, Array | None, Array | None]]:
         p, past, loads = layer
         attend = blocks.decode(angles, positions, past, cfg, backend)
         x, stats, new = blocks.block(p, x, attend, is_real, cfg, backend)
         if loads is not None and stats is not None:
             more = stats.loads if stats.physical_loads is None else stats.physical_loads
             loads = loads + more.sum(0)
-        return x, (new, loads)
+        return x, (new, loads, None if stats is None else stats.experts)
 
-    caches, loads = {}, {} if counts is None else dict(counts.loads)
+    caches, loads, chosen = {}, {} if counts is None else dict(counts.loads), []
     for name, stack in p.stacks.items():
-        x, (caches[name], more) = lax.scan(body, x, (stack, cache.stacks[name], loads.get(name)))
+        x, (caches[name], more, experts) = lax.scan(
+            body, x, (stack, cache.stacks[name], loads.get(name)))
         if more is not None:
             loads[name] = more
+        chosen += [] if experts is None else [experts]
     if counts is not None:
         counts = dataclasses.replace(counts, loads=loads)
-    return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches, counts)
+    routes = jnp.concatenate(chosen) if chosen else None
+    return rms_norm(x, p.norm, cfg.norm_eps), ModelCache(caches, counts, routes)
 
 
 Stacked = TypeVar("Stacked", TransformerParams, ModelCache)

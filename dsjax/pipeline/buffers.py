@@ -37,6 +37,7 @@ class Group:
     quantized: Tree  # their low-precision form, or None
     count: Array  # [chunks]
     rows: Array  # [] of the whole step
+    mixture: Array | None  # [chunks * N] number of each among the mixture layers
     split: Split
 
     @property
@@ -125,8 +126,13 @@ def zeros(tree: Tree) -> Tree:
 
 def layer_at(g: Group, chunk: Array | int, j: Array | int, part: Batch) -> tuple[Tree, Side]:
     """Parameters of layer j of a chunk, and what else it reads of a microbatch."""
-    params, quantized = at((g.params, g.quantized), jnp.maximum(chunk, 0) * g.layout.size + j)
-    return params, Side(part.segments[:, :-1], g.rows, quantized)
+    place = jnp.maximum(chunk, 0) * g.layout.size + j
+    params, quantized = at((g.params, g.quantized), place)
+    routes = None
+    if part.routes is not None and g.mixture is not None:
+        which = at(g.mixture, place)
+        routes = lax.dynamic_index_in_dim(part.routes, which, 1, keepdims=False)[:, :-1]
+    return params, Side(part.segments[:, :-1], g.rows, quantized, routes)
 
 
 def at(tree: Tree, index: Array | int) -> Tree:

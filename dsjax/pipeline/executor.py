@@ -84,6 +84,7 @@ class _Inputs:
     ends: Tree  # embedding, final norm, head, MTP modules
     quantized_ends: Tree
     counts: Any  # by stack, [P, chunks] layers of each chunk
+    mixture: Any  # by stack with experts, [P, chunks * N] number among the mixture layers
     instructions: Any  # [P, ticks]
     batch: Any  # [M, B, T+1]
     objective: Any
@@ -101,6 +102,7 @@ def run(pipe: Pipeline, p: TransformerParams, quantized: Tree, batch: Batch,
         quantized=dict.fromkeys(layouts), ends=dataclasses.replace(p, stacks={}),
         quantized_ends=None,
         counts={name: jnp.asarray(layout.count) for name, layout in layouts.items()},
+        mixture=stage_work.mixture_layers(pipe.model, layouts),
         instructions=jax.tree.map(jnp.asarray, pipe.program.instructions),
         batch=batch, objective=objective)
     if quantized is not None:
@@ -137,17 +139,16 @@ def _where(pipe: Pipeline, inputs: _Inputs) -> _Inputs:
         layers={name: params.map_specs(stage_work.layer_partition, stack)
                 for name, stack in specs.stacks.items()},
         quantized=quantized, ends=params.map_specs(rules.used, ends),
-        quantized_ends=quantized_ends, counts=by_rank, instructions=by_rank,
+        quantized_ends=quantized_ends, counts=by_rank, mixture=by_rank, instructions=by_rank,
         batch=PartitionSpec(None, AXES), objective=whole)
 
 
 def _on_rank(pipe: Pipeline, layouts: dict[str, StageLayout], where: _Inputs,
              inputs: _Inputs) -> tuple:
     """The whole step on one device, and the sums over devices at its end."""
-    by_rank = (inputs.layers, inputs.quantized, inputs.counts, inputs.instructions)
-    layers, quantized, counts, instructions = jax.tree.map(lambda a: a[0], by_rank)
-    inputs = varying(dataclasses.replace(
-        inputs, layers=layers, quantized=quantized, counts=counts, instructions=instructions))
+    by_rank = {name: getattr(inputs, name) for name in
+               ("layers", "quantized", "counts", "mixture", "instructions")}
+    inputs = varying(dataclasses.replace(inputs, **jax.tree.map(lambda a: a[0], by_rank)))
     _, rows, length = inputs.batch.tokens.shape
     x = varying(jnp.zeros((rows, length - 1, pipe.model.d_model), pipe.backend.dtype))
     groups = tuple(_group(pipe, stack, layouts[stack.name], inputs, x)
@@ -164,11 +165,13 @@ def _group(pipe: Pipeline, stack: Stack, layout: StageLayout, inputs: _Inputs,
            x: Array) -> buffers.Group:
     """The layers of a stack on this rank, their gradient cut in three."""
     layers, quantized = inputs.layers[stack.name], inputs.quantized[stack.name]
-    first, first_quantized = buffers.at((layers, quantized), 0)
-    side = Side(inputs.batch.segments[0, :, :-1], inputs.objective.totals.rows, first_quantized)
     layer = stage_work.layer(pipe.model, stack.is_moe, inputs.objective.balance, pipe.backend)
-    return buffers.Group(stack, layout, layers, quantized, inputs.counts[stack.name],
-                         inputs.objective.totals.rows, buffers.split_layer(layer, first, side, x))
+    rows = inputs.objective.totals.rows
+    first, first_quantized, part = buffers.at((layers, quantized, inputs.batch), 0)
+    routes = part.routes[:, 0, :-1] if stack.is_moe and part.routes is not None else None
+    side = Side(part.segments[:, :-1], rows, first_quantized, routes)
+    return buffers.Group(stack, layout, layers, quantized, inputs.counts[stack.name], rows,
+                         inputs.mixture.get(stack.name), buffers.split_layer(layer, first, side, x))
 
 
 def _tick(rank: buffers.Rank) -> Callable:

@@ -88,6 +88,16 @@ def _layout(layers_of: list[list[int]], program: Program) -> StageLayout:
     return StageLayout(size, layer.reshape(ranks, -1), count, place)
 
 
+def mixture_layers(cfg: ModelConfig, layouts: dict[str, StageLayout]) -> dict[str, np.ndarray]:
+    """Number among the mixture layers of the layer in each place [P, chunks * size], by stack."""
+    found, first = {}, 0
+    for stack in cfg.stacks:
+        if stack.is_moe:
+            found[stack.name] = layouts[stack.name].layer + np.int32(first)
+            first += stack.count
+    return found
+
+
 def to_stages(tree: Tree, layout: StageLayout) -> Tree:
     """Lay stacked layers [L, ...] out over ranks: [P, chunks * size, ...]."""
     return jax.tree.map(lambda a: jnp.take(a, layout.layer, axis=0), tree)
@@ -121,6 +131,7 @@ class Side(NamedTuple):
     segments: Array  # [B, T]
     rows: Array  # [] rows of the whole step that hold a real token
     quantized: Tree  # the layer's low-precision weights, or None
+    routes: Array | None = None  # [B, T, K] experts to take, where they are given
 
 
 Layer = Callable[[Tree, Array, Side], tuple[tuple[Array, Array], tuple[Array, Array]]]
@@ -135,7 +146,7 @@ def layer(cfg: ModelConfig, is_moe: bool, loss: LossConfig, backend: Backend) ->
         tree = p if side.quantized is None else precision.attach(p, side.quantized, specs)
         angles = rope.angles(cfg.rope, blocks.rope_dim(cfg), jnp.arange(x.shape[1]))
         attend = blocks.prefill(angles, side.segments, cfg, backend)
-        x, stats, _ = blocks.block(tree, x, attend, side.segments != 0, cfg, backend)
+        x, stats, _ = blocks.block(tree, x, attend, side.segments != 0, cfg, backend, side.routes)
         if stats is None:
             return x, jnp.zeros(()), jnp.zeros(0), jnp.zeros(())
         is_real_row = (side.segments != 0).any(axis=1)

@@ -15,6 +15,7 @@ from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 from dsjax.model import transformer
 from dsjax.model.loss import from_rows
+from dsjax.ops.token_loss import TokenLoss, cross_entropy
 from dsjax.parallel import mesh as meshes
 from dsjax.plan import ahead, memory, target
 from dsjax.plan.ahead import Compiled, Refused
@@ -35,7 +36,17 @@ class Plan:
     advice: str
 
 
-def plan(run: RunConfig, machine: Target) -> Plan:
+@dataclass(frozen=True)
+class Foreign:
+    """A loss of another kind than pre-training's, and what its rows have besides."""
+
+    token_loss: TokenLoss = cross_entropy
+    extra: tuple[str, ...] = ()
+    """Names of float32 arrays [B, T + 1]."""
+    has_routes: bool = False
+
+
+def plan(run: RunConfig, machine: Target, foreign: Foreign = Foreign()) -> Plan:
     """Compile a run's step for a machine, and split what it needs by kind."""
     mesh = open_mesh(run, machine)
     backend = backends.for_run(run, mesh)
@@ -43,9 +54,15 @@ def plan(run: RunConfig, machine: Target) -> Plan:
     where = meshes.sharding(mesh, meshes.AXES)
     shape = (run.train.batch_size, run.train.seq_len + 1)
     dtypes = {"tokens": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
-    batch = from_rows({name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-                       for name, dtype in dtypes.items()})
-    result = ahead.compile_for(machine, sharding.compile_step(run, backend, mesh), state, batch)
+    dtypes |= dict.fromkeys(foreign.extra, jnp.float32)
+    rows = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+            for name, dtype in dtypes.items()}
+    if foreign.has_routes and run.model.moe is not None:
+        kinds = (shape[0], run.model.moe_layers, shape[1], run.model.moe.experts_per_token)
+        rows["routes"] = jax.ShapeDtypeStruct(kinds, jnp.int32, sharding=where)
+    batch = from_rows(rows)
+    step = sharding.compile_step(run, backend, mesh, foreign.token_loss)
+    result = ahead.compile_for(machine, step, state, batch)
     total, limit = machine_bytes(result, machine)
     found = memory.measure(
         total, limit, {"masters": state.params, "moments": (state.opt.mu, state.opt.nu)},

@@ -36,6 +36,17 @@ FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "mtp_loss": ("MTP loss", "{:.3f}".format),
     "mtp_acceptance": ("MTP accepts", "{:.1%}".format),
     "skipped": ("skipped", "{:.0f}".format),
+    "reward": ("reward", "{:.3f}".format),
+    "length": ("length", "{:.1f} tokens".format),
+    "constant_groups": ("equal groups", "{:.0%}".format),
+    "truncated": ("truncated", "{:.0%}".format),
+    "clipped": ("clipped", "{:.1%}".format),
+    "entropy": ("entropy", "{:.3f}".format),
+    "kl": ("KL", "{:.4f}".format),
+    "equal_routes": ("equal routes", "{:.2%}".format),
+    "outside": ("ratio off", "{:.2%}".format),
+    "rollout_tok_s": ("rollout", "{:,.0f} tok/s".format),
+    "train_tok_s": ("training", "{:,.0f} tok/s".format),
     "eta": ("left", lambda seconds: clock(seconds)),
 }
 ALARMS = {"dead_experts": "yellow", "skipped": "red"}  # colored when above zero
@@ -142,8 +153,9 @@ class LiveDisplay:
         """Take values in, and redraw when the last drawing is old enough."""
         self._step = step
         self._values = {**self._values, **values}  # the thread may be reading the former
-        if math.isfinite(values.get("loss", math.nan)):
-            self._losses.add(float(values["loss"]))
+        drawn = values.get("loss", values.get("reward", math.nan))
+        if math.isfinite(drawn):
+            self._losses.add(float(drawn))
         if time.monotonic() - self._drawn >= self._redraw_s:
             self._redraw()
 

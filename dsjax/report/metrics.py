@@ -16,7 +16,7 @@ import numpy as np
 
 from dsjax.report import lines
 
-CLOCK = ("time", "tok_s", "mfu")
+CLOCK = ("time", "tok_s", "mfu", "rollout_tok_s", "train_tok_s", "seconds")
 """Names of what two runs of the same numbers differ in."""
 EARLIER: dict[str, dict[str, str]] = {
     "next_token": {"loss": "total_loss", "next_token": "loss"},

@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 
-from dsjax.config.run import RunConfig, profiled
+from dsjax.config.fields import profiled
+from dsjax.config.run import RunConfig
 
 Say = Callable[[str], Any]
 WARMING = 2

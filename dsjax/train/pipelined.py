@@ -88,8 +88,6 @@ def make_gradients(run: RunConfig, backend: Backend, mesh: Mesh) -> Gradients:
 
     def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: RunConfig,
                   backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
-        if batch.routes is not None:
-            raise ValueError("a pipeline does not take the routes of a batch; use pipe=1")
         specs, count = transformer.specs(run.model), run.train.microbatches
         quantized = None
         if backend.precision.casts_weights:

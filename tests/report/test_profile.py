@@ -8,8 +8,9 @@ import json
 import pytest
 
 from dsjax.config.commandline import override
+from dsjax.config.fields import profiled
 from dsjax.config.load import load
-from dsjax.config.run import OutputConfig, profiled
+from dsjax.config.run import OutputConfig
 from dsjax.config.stored import run_from_json
 from dsjax.errors import UserError
 from dsjax.report.profile import Profiler, chosen

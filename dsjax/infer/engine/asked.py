@@ -76,6 +76,10 @@ class Asked:
         spare = self.pages, self.pages
         return self.place.put([steps.Pair(*map(_number, pair or spare)) for pair in pairs])
 
+    def tables(self, tables: Sequence[Sequence[Sequence[int]]]) -> Any:
+        """Tables of each rank's rows, as many as there are slots."""
+        return self.place.put([self._tables(of_rank, self.slots) for of_rank in tables])
+
     def pieces(self, pieces: Sequence[Piece | None]) -> steps.Piece:
         """A piece of a text of each rank."""
         nothing = Piece(self.slots, (), 0, 0)

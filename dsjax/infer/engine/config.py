@@ -1,10 +1,45 @@
-"""Sizes of an engine, and the requests that they can never serve."""
+"""Settings and sizes of an engine, and the requests that they can never serve."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dsjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings of serving; none of them but `draft` and `page_dtype` changes a token, but for
+    float32's rounding where a prompt is read."""
+
+    slots: int = 16
+    """Rows that read their prompt or decode at once, of each rank."""
+    max_len: int | None = None
+    """Positions of a request, prompt and new tokens; None is the model's context."""
+    pages: int | None = None
+    """Pages of the cache, of each rank; None has room for every slot's longest request."""
+    page_size: int = 32
+    """Positions of a page."""
+    chunk: int = 256
+    """Tokens of a prompt that are read at once."""
+    budget: int | None = None
+    """Tokens of a rank's step, of prompts and of rows that decode; None has room for every slot's
+    pass and for a piece of a prompt beside them."""
+    max_queue: int = 256
+    """Requests that wait at most."""
+    draft: bool = False
+    """Let the model's MTP modules draft."""
+    page_dtype: str = "activations"
+    """`fp8` holds latents in 8 bits."""
+    is_deterministic: bool = False
+    """Read prompts by the programs that decode, so that every bit is what it is
+    elsewhere: after a prefix hit, a preemption, in pieces of another size."""
+    top_logprobs: int = 20
+    """Likeliest tokens whose log-probabilities can be asked for."""
+    keep_routes: bool = False
+    """Hand out each request's experts with its last output, for a trainer to follow."""
+    redundant_experts: int = 0
+    """Copies of busy experts, all together, over those of one copy each."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,11 +23,13 @@ from numpy.typing import NDArray
 
 from dsjax.config.model import MLAConfig, ModelConfig
 from dsjax.errors import UserError
+from dsjax.infer.decode import Given
 from dsjax.infer.engine import experts, steps, trial
 from dsjax.infer.engine.asked import Asked, Piece, Text, part_of
-from dsjax.infer.engine.config import pages_of
+from dsjax.infer.engine.config import Setting, pages_of
+from dsjax.infer.engine.experts import Placement
 from dsjax.infer.engine.place import ON_A_RANK, Place
-from dsjax.infer.engine.steps import Given, Served, Slots
+from dsjax.infer.engine.steps import Served, Slots
 from dsjax.infer.generate import ready
 from dsjax.infer.model import Model
 from dsjax.infer.offload import cache as offload
@@ -38,41 +39,8 @@ from dsjax.infer.sample import Sampling, sampling_params
 from dsjax.layers import mla, paged
 from dsjax.layers.backend import Backend, attend_read
 from dsjax.layers.moe import MoEParams
+from dsjax.model.transformer import TransformerParams
 from dsjax.runtime.backend import for_rank
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Settings of serving; none of them but `draft` and `page_dtype` changes a token, but for
-    float32's rounding where a prompt is read."""
-
-    slots: int = 16
-    """Rows that read their prompt or decode at once, of each rank."""
-    max_len: int | None = None
-    """Positions of a request, prompt and new tokens; None is the model's context."""
-    pages: int | None = None
-    """Pages of the cache, of each rank; None has room for every slot's longest request."""
-    page_size: int = 32
-    """Positions of a page."""
-    chunk: int = 256
-    """Tokens of a prompt that are read at once."""
-    budget: int | None = None
-    """Tokens of a rank's step, of prompts and of rows that decode; None has room for every slot's
-    pass and for a piece of a prompt beside them."""
-    max_queue: int = 256
-    """Requests that wait at most."""
-    draft: bool = False
-    """Let the model's MTP modules draft."""
-    page_dtype: str = "activations"
-    """`fp8` holds latents in 8 bits."""
-    is_deterministic: bool = False
-    """Read prompts by the programs that decode, so that every bit is what it is
-    elsewhere: after a prefix hit, a preemption, in pieces of another size."""
-    top_logprobs: int = 20
-    """Likeliest tokens whose log-probabilities can be asked for."""
-    redundant_experts: int = 0
-    """Copies of busy experts, all together, over those of one copy each."""
-
 
 PIECES = (64,)
 """Tokens of the programs that read a prompt's last piece, beside `chunk`."""
@@ -100,20 +68,21 @@ class Device:
                            self.depth, setting.is_deterministic)
         self.experts = model.experts
         """The cache of routed experts; None where all of them are on the device."""
-        if self.experts is None:
-            params, self.cfg = ready(model.params, model.cfg, model.backend)
-            self.params = self.place.written_out(params, is_consumed)
-        else:
-            self.params, self.cfg = model.params, model.cfg
         self.placement = None
         """Place of each expert, if several devices share them; their loads are then measured."""
         if model.layout.expert > 1:
-            self.placement = experts.in_order(self.cfg, model.layout.expert)
+            self.placement = experts.in_order(model.cfg, model.layout.expert)
         if loads is not None:
-            self.placement = experts.planned(loads, setting.redundant_experts, self.cfg,
+            self.placement = experts.planned(loads, setting.redundant_experts, model.cfg,
                                              model.layout)
-            self.params = experts.with_copies(self.params, self.placement, self.place)
-        self.reading, self.backend = backends_of(model, self.cfg)
+        self._ready = functools.partial(
+            _ready, cfg=model.cfg, backend=model.backend, place=self.place,
+            copies=None if loads is None else self.placement)
+        if self.experts is None:
+            self.params, self.cfg = self._ready(model.params, is_consumed=is_consumed)
+        else:
+            self.params, self.cfg = model.params, model.cfg
+        self.reading, self.backend = backends_of(model, self.cfg, setting.keep_routes)
         self.reset()
         if self.experts is None:
             self._compile()
@@ -136,6 +105,19 @@ class Device:
     def reset(self) -> None:
         """Forget all texts and pages."""
         self.served = self.place.filled(self._empty)
+
+    def exchange(self, params: TransformerParams) -> None:
+        """Take other parameters, which lie as the model's did, and forget all texts and pages.
+
+        Nothing is compiled. Embedding, head, norms outside of layers and layers that are a stack of
+        their own are the very arrays given; other layers are copied out of their stack, and in FP8
+        all matrices are quantized.
+        """
+        if self.experts is not None:
+            raise UserError("an engine with a cache of experts reads them from files, so its "
+                            "parameters stay; leave --experts-cache out")
+        self.params, _ = self._ready(params, is_consumed=False)
+        self.reset()
 
     def _empty(self) -> Served:
         """Pages and slots of a rank before the first request."""
@@ -181,11 +163,14 @@ class Device:
             admit = compiled(steps.admit, self.asked.texts(nobody))
             copy = compiled(steps.copy, self.asked.pairs(nobody))
             measure = compiled(steps.measure, self._nothing()) if self.placement else None
+            routes = (compiled(steps.routes, self.asked.tables(no_rows))
+                      if self.setting.keep_routes else None)
         self.decoding = {rows: program.result() for rows, program in advance.items()}
         """Programs that decode, by their rows: those that give a row the same bits."""
         self._read = {length: program.result() for length, program in read.items()}
         self._admit, self._copy = admit.result(), copy.result()
         self._measure = None if measure is None else measure.result()
+        self._routes = None if routes is None else routes.result()
 
     def _begin_layers(self, cache: ExpertCache) -> None:
         """Make the programs that run layer by layer, and call each once so that it is compiled."""
@@ -195,7 +180,7 @@ class Device:
                          for rows in self._buckets()}
         self._read = {length: functools.partial(own.read, length=length)
                       for length in self._lengths()}
-        self._measure = None
+        self._measure = self._routes = None
         self.admit([Text(0, (0,), 1, Sampling())])
         for length in self._read:
             self.read([Piece(0, (), 0, length)])
@@ -218,7 +203,8 @@ class Device:
     @property
     def programs(self) -> int:
         """Programs that were compiled."""
-        return 2 + len(self._read) + len(self.decoding) + (self._measure is not None)
+        return (2 + len(self._read) + len(self.decoding) + (self._measure is not None)
+                + (self._routes is not None))
 
     def admit(self, texts: Sequence[Text | None]) -> None:
         """Put a text into a slot of each rank."""
@@ -258,6 +244,12 @@ class Device:
         self.served, given = self.decoding[rows](
             (self.params,), self.served, self.asked.rows(slots, tables, wants_top, rows))
         return given
+
+    def routes(self, tables: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.int32]]:
+        """Experts of all positions of some rows of each rank, [N, S, L, K]; waits for them."""
+        assert self._routes is not None, "routes are kept"
+        self.served, found = self._routes((), self.served, self.asked.tables(tables))
+        return [a.astype(np.int32) for a in self.place.taken(found)]
 
     def measure(self) -> Any:
         """Count loads of experts anew; those until now can be read by `loads_of`."""
@@ -301,6 +293,9 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
     if setting.is_deterministic and model.experts is not None:
         raise UserError("a deterministic engine reads prompts by the programs that decode, which "
                         "with --experts-cache are others; leave one of the two out")
+    if setting.keep_routes and (model.cfg.moe is None or model.experts is not None):
+        raise UserError("routes are kept of a mixture whose experts are all on the device, and "
+                        "this model has none there; leave keep_routes out")
     if setting.draft and not model.cfg.mtp_depth:
         raise UserError("drafting needs an MTP module, but the model has mtp_depth=0; leave "
                         "--draft out, or train with --model.mtp-depth 1")
@@ -310,7 +305,16 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
                         "them, or continue prompts with dsjax generate")
 
 
-def backends_of(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
+def _ready(params: TransformerParams, *, cfg: ModelConfig, backend: Backend, place: Place,
+           copies: Placement | None, is_consumed: bool) -> tuple[TransformerParams, ModelConfig]:
+    """Parameters as the programs read them: quantized, written out, experts in their places."""
+    params, cfg = ready(params, cfg, backend)
+    params = place.written_out(params, is_consumed)
+    return params if copies is None else experts.with_copies(params, copies, place), cfg
+
+
+def backends_of(model: Model, cfg: ModelConfig,
+                is_routed: bool = False) -> tuple[Backend, Backend]:
     """Make the backends that read prompts and that decode; on a mesh a rank's part of both.
 
     Pages are attended to where they lie, unless the model came with an attention of its own.
@@ -318,10 +322,10 @@ def backends_of(model: Model, cfg: ModelConfig) -> tuple[Backend, Backend]:
     attend = model.backend.attend_cached
     attend = paged.attend if attend is attend_read else attend
     if model.mesh is None:
-        reading = dataclasses.replace(model.backend, attend_cached=attend)
+        reading = dataclasses.replace(model.backend, attend_cached=attend, keep_routes=is_routed)
         return reading, dataclasses.replace(reading, dispatch=experts.every_row)
     rank = dataclasses.replace(for_rank(model.backend, cfg, model.layout), attend_cached=attend,
-                               layout=ON_A_RANK)
+                               layout=ON_A_RANK, keep_routes=is_routed)
     if cfg.moe is not None:
         rank = dataclasses.replace(rank, dispatch=functools.partial(
             experts.on_ranks, layout=model.layout))

@@ -11,56 +11,45 @@ import collections
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dsjax.errors import QueueFullError, UserError
+from dsjax.infer.decode import Given
 from dsjax.infer.engine.asked import Piece, Text
 from dsjax.infer.engine.config import Config
 from dsjax.infer.engine.device import Device
 from dsjax.infer.engine.experts import Loads
 from dsjax.infer.engine.ranks import Ranks
 from dsjax.infer.engine.request import (
+    NOT_A_NUMBER,
     Arrive,
     Cancel,
     Chunk,
     Emitted,
     Event,
     Finish,
+    OnOutput,
+    Output,
     Plan,
     Request,
     Row,
     RowId,
+    ending,
+    top_of,
+    until_end,
 )
-from dsjax.infer.engine.steps import Given
-from dsjax.infer.sample import NONE, Sampling
+from dsjax.infer.sample import Sampling
+from dsjax.model.transformer import TransformerParams
 
 T = TypeVar("T")
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-
-
-@dataclass(frozen=True)
-class Output:
-    """Tokens of a request since its last output."""
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    """Of the tokens, by the model's logits, before temperature, cuts and penalties."""
-    top: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """Of each token the likeliest ids and their log-probabilities, as many as were asked for."""
-    finish_reason: FinishReason | None = None
-    error: str = ""
-    """A sentence, where the reason is `error`."""
-
-
-OnOutput = Callable[[Output], None]
-
-
 @dataclass(frozen=True)
 class Stats:
     """The engine at one moment, and what it did since it began."""
-
     running: int
     waiting: int
     pages_free: int
@@ -99,7 +88,9 @@ class _Flight(NamedTuple):
 
     rows: list[list[RowId]]
     given: Given | None
-    wants_top: bool = False
+    wants_top: bool
+    tables: dict[RowId, tuple[int, ...]]
+    """Pages of the rows, where routes are kept."""
 
 
 @dataclass
@@ -134,6 +125,8 @@ class Engine:
         self._wake = threading.Event()
         self._totals = _Totals()
         self._loads = Loads(device)
+        self._routes: dict[RowId, NDArray[np.int32]] = {}
+        """Of rows whose pages were taken while the result that may end them was outstanding."""
 
     def add(self, prompt: Sequence[int], sampling: Sampling, on_output: OnOutput,
             top_logprobs: int = 0) -> int:
@@ -181,8 +174,13 @@ class Engine:
             before = time.perf_counter()
             given = self.device.taken(last.given, last.wants_top)
             waited = time.perf_counter() - before
+            routes = self._routes
+            if self.setting.keep_routes:
+                ended = [ending(map(self.ranks.find, rows), by_rank)
+                         for rows, by_rank in zip(last.rows, given)]
+                routes = self._routes_of(ended, last) | routes
             for rows, of_rank in zip(last.rows, given, strict=True):
-                self._take(rows, of_rank)
+                self._take(rows, of_rank, routes)
         is_busy = flight is not None or last is not None or bool(self._events)
         if is_busy:
             total = time.perf_counter() - began
@@ -215,6 +213,8 @@ class Engine:
 
     def _start(self, plans: list[Plan]) -> _Flight | None:
         """Start the programs of all ranks' plans, in their order."""
+        if self.setting.keep_routes:
+            self._routes = self._routes_of([plan.preempted for plan in plans], self._flight)
         if all(plan.is_empty for plan in plans):
             return None
         for pairs in _together(plan.copies for plan in plans):
@@ -225,13 +225,26 @@ class Engine:
             self.device.read(pieces)
         ids = [[row.id for row in plan.rows] for plan in plans]
         if not any(ids):
-            return _Flight(ids, None)
+            return _Flight(ids, None, False, {})
         rows = [[self._row(id) for id in of_rank] for of_rank in ids]
         asking = (self._clients.get(id[0]) for of_rank in ids for id in of_rank)
         wants_top = any(client is not None and client.top > 0 for client in asking)
         return _Flight(ids, self.device.advance(
             [[_slot(row) for row in of_rank] for of_rank in rows],
-            [[row.table.pages for row in of_rank] for of_rank in rows], wants_top), wants_top)
+            [[row.table.pages for row in of_rank] for of_rank in rows], wants_top), wants_top,
+            {row.id: tuple(row.table.pages) for of_rank in rows for row in of_rank
+             if self.setting.keep_routes})
+
+    def _routes_of(self, rows: list[list[RowId]],
+                   flight: _Flight | None) -> dict[RowId, NDArray[np.int32]]:
+        """Experts [S, L, K] of rows by rank that were in flight, from the pages they had there."""
+        tables = {} if flight is None else flight.tables
+        asked = [[id for id in of_rank if id in tables] for of_rank in rows]
+        if not any(asked):
+            return {}
+        found = self.device.routes([[tables[id] for id in of_rank] for of_rank in asked])
+        return {id: routes for of_rank, of_ids in zip(found, asked, strict=True)
+                for id, routes in zip(of_ids, of_rank, strict=False)}
 
     def _row(self, id: RowId) -> Row:
         row = self.ranks.find(id)
@@ -249,7 +262,8 @@ class Engine:
     def _piece(self, chunk: Chunk) -> Piece:
         return Piece(chunk.slot, self._row(chunk.id).table.pages, chunk.start, chunk.stop)
 
-    def _take(self, rows: list[RowId], given: Given) -> None:
+    def _take(self, rows: list[RowId], given: Given,
+              routes: dict[RowId, NDArray[np.int32]]) -> None:
         """Hand out what a step gave the rows of a rank, and tell its scheduler."""
         totals = self._totals
         made = zip(rows, given.tokens.tolist(), given.count.tolist(), given.logprobs.tolist())
@@ -258,7 +272,7 @@ class Engine:
             if row is None:
                 continue  # it ended while the step ran
             new = tokens[:count]
-            kept, reason = _until_end(row, new)
+            kept, reason = until_end(row, new)
             totals.passes += 1
             totals.accepted += len(new) - 1
             totals.generated += len(kept)
@@ -271,8 +285,24 @@ class Engine:
             if reason:
                 del self._clients[id[0]]
             client.on_output(Output(
-                tuple(kept), tuple(logprobs[: len(kept)]), _top(given, at, len(kept), client.top),
-                reason, NOT_A_NUMBER if reason == "error" else ""))
+                tuple(kept), tuple(logprobs[: len(kept)]), top_of(given, at, len(kept), client.top),
+                reason, NOT_A_NUMBER if reason == "error" else "", routes.get(id)))
+
+    def exchange(self, params: TransformerParams) -> None:
+        """Serve with other parameters of the same model from here on; pages forget what they held.
+
+        For the thread that steps, or when none does. See `Device.exchange` for what is copied.
+
+        Raises:
+            UserError: a request is under way, whose tokens would be of two models.
+        """
+        while not self._clients and self.step():
+            pass  # a last pass that nobody asks for
+        if self._clients:
+            raise UserError(f"{len(self._clients)} requests are under way, and other parameters "
+                            "would go on with them; wait until they end, or cancel them")
+        self.device.exchange(params)
+        self.ranks = Ranks(self.ranks.cfg, self.device.ranks)
 
     def expert_loads(self) -> list[list[float]] | None:
         """Tokens that chose each expert, by layer; None where that is not measured.
@@ -309,37 +339,9 @@ class Engine:
         )
 
 
-NOT_A_NUMBER = ("the model's logits are not numbers, so there is no token to choose; its "
-                "parameters hold NaN or are too large: look at the loss of its training, or use "
-                "an earlier checkpoint")
-
-
-def _top(given: Given, at: int, count: int,
-         most: int) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """The likeliest ids, and their log-probabilities, of the first tokens of a row."""
-    if not most or given.top_ids is None or given.top_logprobs is None:
-        return ()
-    return tuple(tuple(zip(given.top_ids[at, t, :most].tolist(),
-                           given.top_logprobs[at, t, :most].tolist())) for t in range(count))
-
-
 def _together(by_rank: Iterable[Iterable[T]]) -> Iterator[list[T | None]]:
     """The first things of all ranks, then the second ones; None where a rank has fewer."""
     return map(list, itertools.zip_longest(*by_rank))
-
-
-def _until_end(row: Row, new: list[int]) -> tuple[list[int], FinishReason | None]:
-    """Tokens up to a row's end, and why it ends there."""
-    sampling = row.request.sampling
-    had = len(row.tokens) - len(row.request.prompt)
-    for i, token in enumerate(new):
-        if token == NONE:
-            return new[:i], "error"
-        if token in sampling.stop_ids:
-            return new[: i + 1], "stop"
-        if had + i + 1 == sampling.max_new_tokens:
-            return new[: i + 1], "length"
-    return new, None
 
 
 def _slot(row: Row) -> int:

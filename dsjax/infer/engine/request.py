@@ -1,13 +1,19 @@
-"""A request and its rows; the events that the scheduler is told, and the plans that it gives."""
+"""A request, its rows and its output; events that the scheduler is told, and plans that it gives.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dsjax.errors import UserError
+from dsjax.infer.decode import Given
 from dsjax.infer.engine.pages import Table
-from dsjax.infer.sample import Sampling
+from dsjax.infer.sample import NONE, Sampling
 
 RowId = tuple[str, int]
 """A request's id and the number of one of its n samples, from 0."""
@@ -155,3 +161,61 @@ class Plan:
     def is_empty(self) -> bool:
         """True if there is nothing to run."""
         return not (self.admitted or self.chunks or self.rows)
+
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Tokens of a request since its last output."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Of the tokens, by the model's logits, before temperature, cuts and penalties."""
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """Of each token the likeliest ids and their log-probabilities, as many as were asked for."""
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    """A sentence, where the reason is `error`."""
+    routes: NDArray[np.int32] | None = None
+    """[S, L, K] experts of the request's tokens, all but the last, where it ends and the engine
+    keeps them; beyond is padding."""
+
+
+OnOutput = Callable[[Output], None]
+
+
+NOT_A_NUMBER = ("the model's logits are not numbers, so there is no token to choose; its "
+                "parameters hold NaN or are too large: look at the loss of its training, or use "
+                "an earlier checkpoint")
+
+
+def top_of(given: Given, at: int, count: int,
+         most: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """The likeliest ids, and their log-probabilities, of the first tokens of a row."""
+    if not most or given.top_ids is None or given.top_logprobs is None:
+        return ()
+    return tuple(tuple(zip(given.top_ids[at, t, :most].tolist(),
+                           given.top_logprobs[at, t, :most].tolist())) for t in range(count))
+
+
+def until_end(row: Row, new: list[int]) -> tuple[list[int], FinishReason | None]:
+    """Tokens up to a row's end, and why it ends there."""
+    sampling = row.request.sampling
+    had = len(row.tokens) - len(row.request.prompt)
+    for i, token in enumerate(new):
+        if token == NONE:
+            return new[:i], "error"
+        if token in sampling.stop_ids:
+            return new[: i + 1], "stop"
+        if had + i + 1 == sampling.max_new_tokens:
+            return new[: i + 1], "length"
+    return new, None
+
+
+def ending(rows: Iterable[Row | None], given: Given) -> list[RowId]:
+    """Rows of a rank that a step ends; None are those that have ended before."""
+    made = zip(rows, given.tokens.tolist(), given.count.tolist())
+    return [row.id for row, tokens, count in made
+            if row is not None and until_end(row, tokens[:count])[1]]

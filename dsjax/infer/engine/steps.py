@@ -20,11 +20,11 @@ from jax import Array
 
 from dsjax.config.model import ModelConfig
 from dsjax.infer import decode, speculative
-from dsjax.infer.decode import Emitted, State
+from dsjax.infer.decode import Given, State, given
 from dsjax.infer.sample import SamplingParams
 from dsjax.layers.backend import Backend
 from dsjax.layers.cache import Cache
-from dsjax.layers.paged import AS_MADE, Form, Paged, pool
+from dsjax.layers.paged import AS_MADE, Form, Paged, pool, route_pool
 from dsjax.model import block as blocks
 from dsjax.model import mtp, transformer
 from dsjax.model.transformer import Counts, ModelCache, TransformerParams
@@ -49,6 +49,7 @@ class Pools:
     main: dict[str, Any]  # by layer, leaves lead with [1, P]
     mtp: tuple[Any, ...]
     form: Form = struct.field(pytree_node=False, default=AS_MADE)
+    routes: Array | None = None  # [P, size, L, K] experts of every position, where they are kept
 
 
 @struct.dataclass
@@ -128,8 +129,9 @@ def empty_pools(p: TransformerParams, cfg: ModelConfig, backend: Backend, *, pag
     def one() -> Any:
         return pool(kept, pages, size, form)
 
+    routes = route_pool(cfg, pages, size) if backend.keep_routes else None
     return Pools({name: jax.tree.map(lambda a: a[None], one()) for name in p.stacks},
-                 tuple(one() for _ in range(depth)), form)
+                 tuple(one() for _ in range(depth)), form, routes)
 
 
 @functools.partial(jax.jit, donate_argnames="served")
@@ -156,8 +158,9 @@ def copy(served: Served, pair: Pair) -> Served:
     """Copy a page of every layer and module."""
     pools, source, to = served.pools, pair.source, pair.to
     main = jax.tree.map(lambda a: a.at[:, to].set(a[:, source]), pools.main)
-    modules = jax.tree.map(lambda a: a.at[to].set(a[source]), pools.mtp)
-    return dataclasses.replace(served, pools=dataclasses.replace(pools, main=main, mtp=modules))
+    modules, routes = jax.tree.map(lambda a: a.at[to].set(a[source]), (pools.mtp, pools.routes))
+    return dataclasses.replace(served, pools=dataclasses.replace(
+        pools, main=main, mtp=modules, routes=routes))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "backend", "length"), donate_argnames="served")
@@ -181,7 +184,8 @@ def read(p: TransformerParams, served: Served, piece: Piece, *, cfg: ModelConfig
             mtp.module(p.mtp, k - 1), previous, embedded, positions,
             Paged(served.pools.mtp[k - 1], table, served.pools.form), cfg, backend)
         modules.append(_pages(past))
-    pools = dataclasses.replace(served.pools, mtp=tuple(modules), main=pages_of(cache))
+    pools = dataclasses.replace(served.pools, mtp=tuple(modules), main=pages_of(cache),
+                                routes=_routes(served.pools, cache, table, positions))
     return dataclasses.replace(served, slots=after_piece(served.slots, piece, x), pools=pools,
                                loads=_loads(cache))
 
@@ -227,8 +231,10 @@ def advance(p: TransformerParams, served: Served, rows: Rows, *, cfg: ModelConfi
     if reading is not None and hidden is not None:
         recent, hidden = _after_text(after.recent, state.recent, rows, hidden)
         after = dataclasses.replace(after, recent=recent)
+    positions = mine.newest[:, None] + jnp.arange(len(pools.mtp) + 1, dtype=jnp.int32)[None]
     pools = dataclasses.replace(pools, main=pages_of(state.cache),
-                                mtp=tuple(_pages(c) for c in state.mtp))
+                                mtp=tuple(_pages(c) for c in state.mtp),
+                                routes=_routes(pools, state.cache, tables, positions))
     served = Served(after, pools, _loads(state.cache), hidden)
     return served, given(emitted, min(top, cfg.vocab), rows.wants_top)
 
@@ -290,28 +296,20 @@ def _after_text(recent: Array, states: Array, rows: Rows, hidden: Array) -> tupl
     return recent.at[slot].set(last, mode="drop"), hidden
 
 
-@struct.dataclass
-class Given:
-    """Tokens that a pass gave each row, and the log-probabilities they were chosen by."""
-
-    tokens: Array  # [B, J+1], the first `count` of them
-    count: Array  # [B]
-    logprobs: Array  # [B, J+1] log-softmax of the model's logits, before temperature or penalties
-    top_ids: Array | None  # [B, J+1, N] the likeliest tokens, where they are wanted
-    top_logprobs: Array | None  # [B, J+1, N]
+def _routes(pools: Pools, cache: ModelCache, table: Array, positions: Array) -> Array | None:
+    """Write the experts that new tokens chose beside what attention keeps of them."""
+    if pools.routes is None or cache.routes is None:
+        return pools.routes
+    chosen = jnp.moveaxis(cache.routes, 0, 2)
+    found: Array = Paged(pools.routes, table).append(chosen, positions).pages
+    return found
 
 
-def given(emitted: Emitted, top: int, wants_top: Array) -> Given:
-    """Add log-probabilities to a pass, and `top` likeliest tokens if they are wanted."""
-    assert emitted.logits is not None, "one step hands out its logits"
-    below = emitted.logits.astype(jnp.float32)
-    below -= below.max(axis=-1, keepdims=True)
-    mass = jnp.log(jnp.exp(below).sum(axis=-1, keepdims=True))
-    tokens = jnp.maximum(emitted.tokens, 0)[..., None]
-    chosen = (jnp.take_along_axis(below, tokens, axis=-1) - mass)[..., 0]
-    none = [jnp.zeros((*chosen.shape, top), dtype) for dtype in (jnp.float32, jnp.int32)]
-    best, ids = jax.lax.cond(wants_top, lambda a: jax.lax.top_k(a, top), lambda _: none, below)
-    return Given(emitted.tokens, emitted.count, chosen, ids, best - mass)
+@functools.partial(jax.jit, donate_argnames="served")
+def routes(served: Served, tables: Array) -> tuple[Served, Array]:
+    """Hand out the experts of all positions of some tables [N, pages a row] -> [N, S, L, K]."""
+    assert served.pools.routes is not None, "routes are kept"
+    return served, Paged(served.pools.routes, tables).read(served.pools.routes.dtype)
 
 
 @functools.partial(jax.jit, donate_argnames="served")

@@ -16,9 +16,9 @@ from jax import Array
 
 from dsjax.config.model import ModelConfig
 from dsjax.infer import decode
-from dsjax.infer.decode import State
+from dsjax.infer.decode import Given, State, given
 from dsjax.infer.engine import steps
-from dsjax.infer.engine.steps import Given, Piece, Rows, Served, Slots
+from dsjax.infer.engine.steps import Piece, Rows, Served, Slots
 from dsjax.infer.offload.cache import ExpertCache
 from dsjax.infer.offload.layers import Layers
 from dsjax.layers.backend import Backend
@@ -85,7 +85,7 @@ def _begin_rows(p: TransformerParams, slots: Slots, rows: Rows, *,
 def _end_rows(p: TransformerParams, slots: Slots, rows: Rows, state: State, x: Array, *,
               top: int) -> tuple[Slots, Given]:
     state, emitted = decode.choose(p, state, x)
-    return steps.after_rows(slots, rows.slots, state), steps.given(emitted, top, rows.wants_top)
+    return steps.after_rows(slots, rows.slots, state), given(emitted, top, rows.wants_top)
 
 
 @functools.partial(jax.jit, static_argnames=("length", "backend"))

@@ -1,13 +1,15 @@
 """Every rule by name, and a reward as a weighted sum of rules.
 
-A rule that raises, or returns what is no number, gives 0 for that output; the fault is named and
-counted, so that a broken rule shows and NaN never looks like an advantage. A UserError is the
-machine's fault and no output's (no sandbox, no math-verify): it ends the run.
+A rule that raises, takes too long, or returns what is no number, gives 0 for that output; the fault
+is named and counted, so that a broken rule shows and NaN never looks like an advantage. A UserError
+is the machine's fault and no output's (no sandbox, no math-verify): it ends the run.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,9 @@ RULES: dict[str, Rule] = {
     "code": code.code,
     "language": language.language,
 }
+SECONDS = 60.0
+"""Of a rule for one output; far more than comparisons and programs are given by their own limits.
+A rule that loops in Python is stopped, one that waits in C (a regular expression) is waited for."""
 R1_ZERO = {"math": 1.0, "format": 1.0}
 """Accuracy and format, of equal weight: R1 report, sec. 2.2.2."""
 R1_REASONING = R1_ZERO | {"language": 1.0}
@@ -100,10 +105,25 @@ def _checked(rules: Mapping[str, float]) -> dict[str, Rule]:
 
 def _guarded(rule: Rule, prompt: str, text: str, reference: str) -> tuple[float, str]:
     """The value of a rule, and how it failed, if it did."""
-    try:
-        value = float(rule(prompt, text, reference))
-    except UserError:
-        raise
-    except Exception as error:
-        return 0.0, f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    ended: list[float | Exception] = []
+
+    def work() -> None:
+        try:
+            ended.append(float(rule(prompt, text, reference)))
+        except Exception as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if not ended:
+        if thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(TimeoutError))
+        return 0.0, f"TimeoutError: it took more than {SECONDS:g} seconds"
+    (value,) = ended
+    if isinstance(value, UserError):
+        raise value
+    if isinstance(value, Exception):
+        return 0.0, f"{type(value).__name__}: {value}".split("\n")[0][:300]
     return (value, "") if math.isfinite(value) else (0.0, f"it returned {value}")

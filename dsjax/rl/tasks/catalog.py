@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from dsjax.config.fields import did_you_mean
+from dsjax.config.rl import RLConfig
 from dsjax.errors import UserError
-from dsjax.rl.tasks import arithmetic, countdown, digits, steps
-from dsjax.rl.tasks.task import Task
+from dsjax.rl.tasks import arithmetic, countdown, digits, files, steps, task
+from dsjax.rl.tasks.task import Problem, Split, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (
+TASKS: dict[str, Task] = {one.name: one for one in (
     digits.SUM, digits.PARITY, arithmetic.REVERSED, arithmetic.ADDITION, arithmetic.MULTIPLICATION,
     steps.CHAIN, steps.SORTING, steps.LOGIC, countdown.COUNTDOWN)}
 
 
-def find(name: str) -> Task:
-    """Return the task of a name; refuses another."""
+def find(name: str, template: str = "plain", split: Split | None = None) -> Task:
+    """Return the task of a name, or of a file's problems; refuses another.
+
+    template and split are a file's (dsjax.rl.tasks.files).
+    """
     if name in TASKS:
         return TASKS[name]
+    if files.is_file(name):
+        return files.read(name, template, split)
     raise UserError(f"there is no task {name[:60]!r}{did_you_mean(name, TASKS)}; choose from "
-                    f"{', '.join(TASKS)}")
+                    f"{', '.join(TASKS)}, or name a file of problems ending in .jsonl")
+
+
+def taught(cfg: RLConfig) -> Task:
+    """The task of a config; all problems of a file are for training where another is the exam."""
+    return find(cfg.task, cfg.template, None if cfg.exam is None else "train")
+
+
+def examined(cfg: RLConfig, seed: int) -> list[Problem]:
+    """Problems of a config's exams, held out of its task or of a file of their own."""
+    asked = taught(cfg) if cfg.exam is None else find(cfg.exam, cfg.template, "held_out")
+    return task.exam(asked, cfg.level, cfg.eval_prompts, seed)

@@ -7,7 +7,9 @@ answer alone (dsjax.rl.rewards.answers.colon).
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,10 +66,16 @@ class Task:
     """Make a problem of a level."""
     rule: str = "colon"
     """Name of its reward (dsjax.rl.rewards.rules)."""
+    rows: tuple[Problem, ...] = ()
+    """All its problems, where it has so many and no more: those of a file."""
+    split: Split | None = None
+    """The split of all of them; None divides them by a hash."""
 
 
 def is_held_out(task: Task, key: Key) -> bool:
     """Decide a problem's split, by its operands alone."""
+    if task.split is not None:
+        return task.split == "held_out"
     digest = hashlib.sha256(f"{task.name} {key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT == 0
 
@@ -97,6 +105,31 @@ def _of_split(task: Task, level: int, split: Split, rng: np.random.Generator) ->
         elif (missed := missed + 1) == PATIENCE:
             raise UserError(f"level {level} of {task.name} is too small to have problems in "
                             f"{split}; choose a higher level, up to {task.levels[-1]}")
+
+
+def questions(task: Task, level: int, seed: tuple[int, ...], step: int,
+              count: int) -> list[Problem]:
+    """Return the problems of a training step, which follow from seed and step alone.
+
+    Those of a file come once in an epoch each, in another order in the next.
+    """
+    if not task.rows:
+        drawn = int(np.random.SeedSequence((*seed, step, 1)).generate_state(1)[0] >> 1)
+        return list(itertools.islice(problems(task, level, "train", drawn), count))
+    rows = [one for one in task.rows if not is_held_out(task, one.key)]
+    if not rows:
+        raise UserError(f"all {len(task.rows)} problems of {task.source} are held out; give more, "
+                        "or another file for the exam (--rl.exam)")
+    found = []
+    for place in range(step * count, step * count + count):
+        epoch, at = divmod(place, len(rows))
+        found.append(rows[_order(len(rows), (*seed, epoch))[at]])
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)
 
 
 def exam(task: Task, level: int, count: int, seed: int) -> list[Problem]:

@@ -1,6 +1,8 @@
 """Rules by name make a reward; a rule that fails gives 0 and is named; giants take linear time."""
 
 import math
+import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -37,6 +39,24 @@ def test_a_rule_that_fails_gives_zero_is_named_and_counted(broken, monkeypatch):
     assert [one.total for one in found] == [1, 0]
     assert all(one.parts["broken"] == 0 and one.faults["broken"] for one in found)
     assert rules.faults(found) == {"broken": 2}
+
+
+def test_a_rule_that_does_not_end_is_stopped_and_counted_and_others_are_scored(monkeypatch):
+    def endless(prompt, text, reference):
+        while text == "loop":
+            pass
+        return 1.0
+
+    monkeypatch.setitem(rules.RULES, "endless", endless)
+    monkeypatch.setattr(rules, "SECONDS", 0.3)
+    before = threading.active_count()
+    found = rules.score_all({"endless": 1.0}, [(ASKED, text, "4") for text in ("a", "loop", "b")])
+    assert [one.total for one in found] == [1, 0, 1]
+    assert found[1].faults["endless"].startswith("TimeoutError: it took more than 0.3 s")
+    until = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_the_machines_faults_are_not_the_outputs(monkeypatch):
