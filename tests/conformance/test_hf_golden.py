@@ -46,7 +46,8 @@ def test_logits_loss_gradients_and_mtp_are_those_of_transformers(name, tmp_path)
         assert np.abs(made - GOLDEN[f"{name}/mtp{depth}"]).max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.exhaustive  # decoding below gives the same tokens
+@pytest.mark.parametrize("name", list(sweep.CONFIGS))
 def test_64_greedy_tokens_are_those_of_transformers(name, tmp_path):
     cfg, p = load(name, tmp_path)
     prompt = sweep.tokens(SEEDS[name], cfg.vocab)[0]

@@ -13,16 +13,18 @@ from dsjax.model.loss import Batch
 from dsjax.numerics import precision
 from dsjax.train import state as states
 from dsjax.train import step as steps
-from tests.train.small_run import MODEL, small_run
+from tests.train import crew
+from tests.train.small_run import small_run
 
 ROWS, LENGTH = 8, 15
+MODEL = crew.AHEAD
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = small_run(tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("text"))
     return dataclasses.replace(
-        run, train=dataclasses.replace(run.train, batch_size=ROWS),
+        run, model=MODEL, train=dataclasses.replace(run.train, batch_size=ROWS),
         optimizer=dataclasses.replace(run.optimizer, moments="float32"))
 
 
