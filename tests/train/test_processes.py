@@ -62,7 +62,7 @@ def test_two_processes_begin_from_a_released_folder_and_one_goes_on(folder):
     crew.here(begin)
     run = dataclasses.replace(begin, output=crew.run_on(folder, "begun", ParallelConfig(),
                                                         STEPS).output)
-    both = dataclasses.replace(run, parallel=ParallelConfig(expert=2))
+    both = dataclasses.replace(run, parallel=ParallelConfig(data=2, expert=2))
     said = crew.finish(crew.start(crew.lasting(both, 2), 2))
     assert "starting from the parameters of" in said[0]
     assert "resuming after step 2" in crew.here(run)
