@@ -12,7 +12,6 @@ from dsjax.model import count
 from dsjax.runtime import hardware
 from dsjax.terminal import Console
 from dsjax.train import loop, step_report
-from tests.train import crew
 from tests.train.small_run import small_run, write_text
 
 
@@ -22,7 +21,7 @@ def short(tmp_path_factory):
     folder = tmp_path_factory.mktemp("short")
     run = small_run(folder / "out", write_text(folder / "words.txt"), steps=5)
     output = dataclasses.replace(run.output, eval_every=1, save_every=2, tensorboard=True)
-    run = dataclasses.replace(run, model=crew.AHEAD, output=output)
+    run = dataclasses.replace(run, output=output)
     said = io.StringIO()
     loop.train(run, Console(file=said, width=300))
     lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
