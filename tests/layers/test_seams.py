@@ -96,7 +96,8 @@ def biased(p, bias):
     return p.replace(stacks={**p.stacks, "moe": moved})
 
 
-@pytest.mark.parametrize("layout", [None, ParallelConfig(data=2, expert=2)], ids=str)
+@pytest.mark.parametrize("layout", [
+    pytest.param(None, marks=pytest.mark.exhaustive), ParallelConfig(data=2, expert=2)], ids=str)
 def test_routes_that_are_given_are_taken_and_handed_out(layout):
     """Another bias chooses other experts; told the first choice, the model is the first again."""
     backend = single()
