@@ -2,7 +2,6 @@
 
 import dataclasses
 import filecmp
-import functools
 import json
 import operator
 
@@ -45,8 +44,7 @@ LITE = dataclasses.replace(
 def draw(cfg, seed=0):
     rng = np.random.default_rng(seed)
     return params.map_specs(
-        lambda s: jax.device_put(rng.standard_normal(s.shape).astype(np.float32)),
-        transformer.specs(cfg)
+        lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), transformer.specs(cfg)
     )
 
 
@@ -135,23 +133,16 @@ def test_fp8_is_dequantized_as_the_official_code_does(tmp_path):
             np.testing.assert_array_equal(got, y.astype(dtype), err_msg=place.name)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def trained(x, is_pow2):
-    """A weight's codes as training makes them, and values of their scales."""
-    q = scaled.quantize(x, (128, 128), is_pow2)
-    return q, scaled.scale_values(q.scales)
-
-
 def test_quantizing_for_export_is_that_of_training():
-    rng = np.random.default_rng(0)
+    rng, quantized = np.random.default_rng(0), jax.jit(scaled.quantize, static_argnums=(1, 2))
     for shape in ((300, 200), (128, 256), (5, 700)):
         x = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)
         x[:3] = 0
         for is_pow2 in (False, True):
             codes, scales = rows.quantize(x.astype(np.float32), is_pow2)
-            q, values = trained(x.astype(np.float32), is_pow2)
+            q = quantized(x.astype(np.float32), (128, 128), is_pow2)
             assert codes.tobytes() == np.asarray(q.codes).tobytes()
-            assert scales.tobytes() == np.asarray(values).tobytes()
+            assert scales.tobytes() == np.asarray(jax.jit(scaled.scale_values)(q.scales)).tobytes()
             assert np.abs(codes.astype(np.float32)).max() <= 448
             if is_pow2:
                 assert (np.frexp(scales)[0] == 0.5).all()
@@ -163,8 +154,7 @@ def test_kept_fp8_is_the_numbers_that_dequantizing_gives(tmp_path):
     _, wide = hf.load(tmp_path / "a")
     for part in ("ffn.experts.w_gate_up", "attn.w_uq", "attn.w_o"):
         a, b = (operator.attrgetter(part)(p.moe) for p in (kept, wide))
-        back = np.asarray(jax.jit(scaled.dequantize)(a))
-        np.testing.assert_array_equal(back.reshape(b.shape), b)
+        np.testing.assert_array_equal(jax.jit(scaled.dequantize)(a).reshape(b.shape), b)
     held = jax.tree.leaves(kept, is_leaf=lambda leaf: isinstance(leaf, Scaled))
     specs = [s for _, s in params.paths(transformer.specs(CFG))]
     assert [isinstance(a, Scaled) for a in held] == [s.is_product for s in specs]
@@ -188,8 +178,7 @@ def test_power_of_two_scales_of_8_bits_are_kept(tmp_path):
     cfg, p = hf.load(tmp_path / "b", dtype="fp8")
     assert p.moe.attn.w_uq.scales.dtype == jnp.float8_e8m0fnu
     _, wide = hf.load(tmp_path / "a")
-    np.testing.assert_array_equal(jax.jit(scaled.dequantize)(p.moe.attn.w_dq),
-                                  wide.moe.attn.w_dq)
+    np.testing.assert_array_equal(jax.jit(scaled.dequantize)(p.moe.attn.w_dq), wide.moe.attn.w_dq)
     hf.save(tmp_path / "c", cfg, p, fp8=True)
     again = files.open_checkpoint(tmp_path / "c")
     for name, a in small.items():
