@@ -22,11 +22,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices on two busy cores: a collective may wait long for its slowest member.
 PATIENCE = ("--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
             "--xla_cpu_collective_call_terminate_timeout_seconds=600")
-# Two thirds of a test's time is compiling what runs once or twice: LLVM's level 0, and XLA's older
-# way to write loops, which gives LLVM less to translate. The same tests hold of programs that are
-# compiled as users' are: `make test COMPILE=full`, as `make test-all` does.
+# Two thirds of a test's time is compiling what runs once or twice: LLVM's level 0, XLA's older
+# way to write loops, which gives LLVM less to translate, and a program in one part instead of up to
+# 32, each with a copy of what it shares. The same tests hold of programs that are compiled as
+# users' are: `make test COMPILE=full`, as `make test-all` does.
 FAST = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false")
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 OWN = FAST if os.environ.get("DSJAX_TESTS_COMPILE", "fast") == "fast" else ""
 os.environ["XLA_FLAGS"] = " ".join(filter(None, [OWN, os.environ.get("XLA_FLAGS"), PATIENCE]))
 os.environ.setdefault("MPLBACKEND", "agg")

@@ -39,6 +39,12 @@ def made(context=CONTEXT, cfg=CFG, precision="fp32", layout=None):
     return Model(cfg, p, None, context, backend, mesh, layout)  # type: ignore[arg-type]
 
 
+@functools.cache
+def shared(precision="fp32"):
+    """A scorer of small batches on one device, whose programs are compiled once."""
+    return Scorer(made(precision=precision), tokens=SMALL)
+
+
 def texts():
     """Texts of many lengths, in both shapes, and five that differ in their last token alone."""
     draw = np.random.default_rng(3)
@@ -69,7 +75,7 @@ def by_logits(text):
 
 def test_scores_are_those_of_the_models_logits():
     """Float32's rounding: logits of size 10 to one part in 2^20, over sums of some 30 terms."""
-    scorer = Scorer(made(), tokens=SMALL)
+    scorer = shared()
     for text, found in zip(texts(), scorer(texts()), strict=True):
         logprobs, is_greedy = by_logits(text)
         np.testing.assert_allclose(found.logprobs, logprobs, atol=2e-5, rtol=0)
@@ -81,7 +87,7 @@ def test_scores_are_those_of_the_models_logits():
 @pytest.mark.parametrize("precision", [
     "fp32", "bf16", pytest.param("fp8", marks=pytest.mark.exhaustive)])
 def test_neighbors_and_empty_places_change_no_bit(precision):
-    scorer = Scorer(made(precision=precision), tokens=SMALL)
+    scorer = shared(precision)
     first, *others = [text for text in texts() if scorer.shape(len(text.context) + 20)[0] == 4][:4]
     (alone,) = scorer([first])
     for company in (others, others[::-1], [*others, *texts()[-5:]]):
@@ -92,7 +98,7 @@ def test_neighbors_and_empty_places_change_no_bit(precision):
 
 def test_another_place_in_a_batch_changes_roundings_alone():
     """A product's last rows may be another kernel's: float32's unit, over logits of size 10."""
-    scorer = Scorer(made(), tokens=SMALL)
+    scorer = shared()
     backwards = scorer(texts()[::-1])[::-1]
     for here, there in zip(scorer(texts()), backwards, strict=True):
         np.testing.assert_allclose(here.logprobs, there.logprobs, rtol=0, atol=1e-5)
@@ -100,7 +106,7 @@ def test_another_place_in_a_batch_changes_roundings_alone():
 
 
 def test_texts_that_are_wanted_alone_have_the_bits_of_all():
-    scorer = Scorer(made(), tokens=SMALL)
+    scorer = shared()
     whole = dict(scorer.stream(texts()))
     some = dict(scorer.stream(texts(), {3, 5, len(texts()) - 1}))
     assert sorted(some) == [3, 5, len(texts()) - 1]
@@ -122,7 +128,7 @@ def test_texts_that_differ_in_their_last_token_share_a_row():
     ParallelConfig(data=2, fsdp=2, expert=2),
     pytest.param(ParallelConfig(expert=8, expert_nodes=2), marks=pytest.mark.exhaustive)], ids=str)
 def test_scores_on_eight_devices_are_those_of_one(layout):
-    one = Scorer(made(), tokens=SMALL)(texts())
+    one = shared()(texts())
     eight = Scorer(made(layout=layout), tokens=SHORTEST)(texts())
     for here, there in zip(one, eight, strict=True):
         np.testing.assert_allclose(here.logprobs, there.logprobs, rtol=1e-5, atol=1e-5)
@@ -153,7 +159,7 @@ def test_no_token_is_dropped_for_lack_of_an_experts_capacity():
 def test_a_context_that_is_too_long_is_cut_from_the_left_and_counted():
     draw = np.random.default_rng(5)
     ids = tuple(draw.integers(0, CFG.vocab, 60).tolist())
-    scorer = Scorer(made(), tokens=SMALL)
+    scorer = shared()
     long, exact = scorer([Text(ids[:55], ids[55:]), Text(ids[60 - CONTEXT - 1 : 55], ids[55:])])
     assert (long.cut, exact.cut) == (60 - CONTEXT - 1, 0)
     assert long.logprobs.tobytes() == exact.logprobs.tobytes()

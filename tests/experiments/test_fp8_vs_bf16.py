@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,13 +22,21 @@ def same(a, b):
     return np.array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
+def operands(precision, x, w, grad):
+    """What a precision makes of an input, a weight and a gradient, as one program."""
+    return jax.jit(lambda x, w, grad: (precision.quantize_for_fprop(x),
+                                       precision.quantize_weight(w),
+                                       precision.quantize_grad(grad)))(x, w, grad)
+
+
 def test_e5m2_gradients_change_both_operands_of_the_gradient_and_nothing_else():
     whole, mine = gemm.FP8, ingredients.E5M2_GRADIENTS
-    assert same(whole.quantize_for_fprop(X), mine.quantize_for_fprop(X))
-    assert same(whole.quantize_weight(W), mine.quantize_weight(W))
+    made, other = operands(whole, X, W, X), operands(mine, X, W, X)
+    assert same(made[0], other[0])
+    assert same(made[1], other[1])
     for operand, exact in (("by_row", X), ("by_column", X)):
-        coarse, fine = (np.asarray(getattr(p.quantize_grad(X), operand), np.float64)
-                        for p in (mine, whole))
+        coarse, fine = (np.asarray(getattr(grad, operand), np.float64)
+                        for grad in (other[2], made[2]))
         relative = np.abs(coarse / np.asarray(exact, np.float64) - 1)
         assert np.median(relative) > 1.5 * np.median(np.abs(fine / np.asarray(exact) - 1))
         mantissa = np.frexp(coarse[coarse != 0])[0] * 8  # 1 bit and 2 after it
@@ -35,20 +44,23 @@ def test_e5m2_gradients_change_both_operands_of_the_gradient_and_nothing_else():
 
 
 def test_blocks_of_gradients_change_dgrad_s_operand_alone():
-    whole, mine = gemm.FP8.quantize_grad(X), ingredients.BLOCK_GRADIENTS.quantize_grad(X)
+    of_tiles, of_blocks = (jax.jit(p.quantize_grad)
+                           for p in (gemm.FP8, ingredients.BLOCK_GRADIENTS))
+    whole, mine = of_tiles(X), of_blocks(X)
     assert same(whole.by_column, mine.by_column)
     assert not same(whole.by_row, mine.by_row)
     # A row far below its block's largest loses everything.
-    outlier = jnp.ones((128, 128)).at[0, 0].set(1e7)
-    assert not np.any(ingredients.BLOCK_GRADIENTS.quantize_grad(outlier).by_row[1:])
-    assert np.all(gemm.FP8.quantize_grad(outlier).by_row[1:] == 1)
+    outlier = np.ones((256, 384), np.float32)
+    outlier[0, 0] = 1e7
+    assert not np.any(np.asarray(of_blocks(outlier).by_row)[1:128, :128])
+    assert np.all(np.asarray(of_tiles(outlier).by_row)[1:] == 1)
 
 
 def test_one_scale_a_tensor_loses_small_entries_that_tiles_keep():
-    outlier = jnp.ones((256, 256)).at[0, 0].set(1e7)
-    for quantize in ("quantize_for_fprop", "quantize_weight"):
-        kept = getattr(gemm.FP8, quantize)(outlier)
-        lost = getattr(ingredients.PER_TENSOR, quantize)(outlier)
+    outlier = np.ones((256, 256), np.float32)
+    outlier[0, 0] = 1e7
+    for kept, lost in zip(*(map(np.asarray, operands(p, outlier, outlier, outlier)[:2])
+                            for p in (gemm.FP8, ingredients.PER_TENSOR)), strict=True):
         assert np.all(kept[128:] == 1)
         assert not np.any(lost[128:])
 
@@ -56,17 +68,18 @@ def test_one_scale_a_tensor_loses_small_entries_that_tiles_keep():
 @pytest.mark.parametrize("promote", [None, 128])
 def test_registers_sum_all_three_products_as_the_simulation_does(promote):
     mine = ingredients.registers(promote)
-    x, w, grad = mine.quantize_for_fprop(X), mine.quantize_weight(W), mine.quantize_grad(X @ W)
-    for actual, a, b in [
-        (mine.fprop(x, w), x, w),
-        (mine.dgrad(grad, w), grad.by_row, w.T),
-        (mine.wgrad(mine.quantize_for_wgrad(X), grad), mine.quantize_for_wgrad(X).T,
-         grad.by_column),
-    ]:
-        expected = accumulate.product_fast(a, b, promote)
+    x, w, grad = operands(mine, X, W, X @ W)
+    turned = jax.jit(mine.quantize_for_wgrad)(X)
+    products = jax.jit(lambda x, w, grad, turned: (
+        mine.fprop(x, w), mine.dgrad(grad, w), mine.wgrad(turned, grad), gemm.FP8.fprop(x, w)))
+    *found, other = products(x, w, grad, turned)
+    simulated = jax.jit(accumulate.product_fast, static_argnums=2)
+    for actual, a, b in zip(found, (x, grad.by_row, turned.T), (w, w.T, grad.by_column),
+                            strict=True):
+        expected = simulated(a, b, promote)
         np.testing.assert_array_equal(actual, expected)
         assert not same(actual, expected.astype(jnp.bfloat16))
-    assert not same(mine.fprop(x, w), gemm.FP8.fprop(x, w))
+    assert not same(found[0], other)
 
 
 def test_arms_differ_from_bf16_of_their_seed_in_precision_and_length_alone():

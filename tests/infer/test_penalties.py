@@ -51,7 +51,7 @@ def test_penalties_are_those_of_their_definitions():
     Sampling(0.5, top_p=0.9, top_k=5, min_p=0.1)])
 def test_cuts_leave_the_tokens_of_their_definitions(row):
     logits = np.random.default_rng(1).normal(0, 2, (4, 11)).astype(np.float32)
-    found = np.asarray(probs(jnp.asarray(logits), sampling_params([row] * 4)))
+    found = np.asarray(jax.jit(probs)(logits, sampling_params([row] * 4)))
     for got, of_row in zip(found, logits.astype(np.float64)):
         p = np.exp(of_row / row.temperature)
         p /= p.sum()

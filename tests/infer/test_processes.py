@@ -26,7 +26,8 @@ FLAGS = ["--prompt", "To be", "--prompt", "nobler in the", "--prompt", "", "--te
 def run(tmp_path):
     """A run folder of an untrained mixture with one MTP module."""
     words = tokenizer.train_bpe([TEXT], 280)
-    cfg = dataclasses.replace(agreement.TINY, vocab=280, layers=2, mtp_depth=1)
+    cfg = dataclasses.replace(agreement.TINY, vocab=280, layers=1, dense_layers=0,
+                              mtp_depth=1)
     store = Store(tmp_path / "checkpoints", keep=1)
     store.save(3, {"params": agreement.draw(transformer.specs(cfg), 3)}, {})
     store.close()

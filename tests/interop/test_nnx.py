@@ -8,7 +8,7 @@ from flax import nnx
 
 from dsjax.interop import nnx as seam
 from dsjax.model import transformer
-from tests.train.small_run import MODEL
+from tests.train.crew import MIXTURE as MODEL
 
 
 @pytest.fixture(scope="module")

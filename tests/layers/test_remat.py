@@ -62,7 +62,7 @@ def test_full_keeps_the_input_of_each_layer_only():
 
 @functools.cache
 def gradients(remat):
-    cfg = dataclasses.replace(TINY, layers=1, dense_layers=0, mtp_depth=1)
+    cfg = dataclasses.replace(TINY, layers=1, dense_layers=0, mtp_depth=0)
     arrays = batch_arrays(2, 9, TINY.vocab, 1)
     with jax.enable_x64(True):
         batch = losses.Batch(*map(jnp.asarray, arrays))

@@ -24,7 +24,7 @@ from dsjax.runtime import backend as backends
 TINY = load("tiny").model
 MOE = dataclasses.replace(TINY.moe, experts=8, experts_per_token=2, expert_dim=16, groups=1,
                           groups_per_token=1)
-CFG = dataclasses.replace(TINY, vocab=61, d_model=32, layers=3, dense_dim=24, moe=MOE, mtp_depth=1)
+CFG = dataclasses.replace(TINY, vocab=61, d_model=32, layers=3, dense_dim=24, moe=MOE, mtp_depth=0)
 TOKENS = jax.random.randint(jax.random.key(1), (4, 13), 0, 61)
 BATCH = Batch(TOKENS, jnp.ones_like(TOKENS), jnp.ones(TOKENS.shape))
 PARAMS = transformer.init(CFG, jax.random.key(0))
@@ -96,7 +96,8 @@ def biased(p, bias):
     return p.replace(stacks={**p.stacks, "moe": moved})
 
 
-@pytest.mark.parametrize("layout", [None, ParallelConfig(data=2, expert=2)], ids=str)
+@pytest.mark.parametrize("layout", [
+    pytest.param(None, marks=pytest.mark.exhaustive), ParallelConfig(data=2, expert=2)], ids=str)
 def test_routes_that_are_given_are_taken_and_handed_out(layout):
     """Another bias chooses other experts; told the first choice, the model is the first again."""
     backend = single()

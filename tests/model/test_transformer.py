@@ -123,13 +123,14 @@ def test_decoding_against_the_cache_gives_what_whole_rows_give(name):
 def test_a_token_reads_itself_and_the_past_of_its_document_alone():
     tokens = jnp.array([[3, 1, 4, 0, 5, 9, 2, 6]])  # all different: a row of the embedding each
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]])
+    cfg = dataclasses.replace(PLAIN, layers=2)  # a dense one and a mixture
 
     def f(p, t):
-        x = transformer.hidden(p, tokens, segments, PLAIN, double()).x
+        x = transformer.hidden(p, tokens, segments, cfg, double()).x
         return (x[0, t] * jnp.arange(1.0, TINY.d_model + 1)).sum()
 
     with jax.enable_x64(True):
-        p = draw(transformer.specs(PLAIN), 3)
+        p = draw(transformer.specs(cfg), 3)
         gradient = compiled(jax.grad(f))
         for t in range(8):
             rows_read = np.any(np.asarray(gradient(p, t).embed) != 0, axis=1)
@@ -137,7 +138,8 @@ def test_a_token_reads_itself_and_the_past_of_its_document_alone():
             assert set(np.flatnonzero(rows_read)) == set(tokens[0, start : t + 1].tolist())
 
 
-@pytest.mark.parametrize("name", ["V3", "dense, standard attention"])
+@pytest.mark.parametrize("name", [
+    "V3", pytest.param("dense, standard attention", marks=pytest.mark.exhaustive)])
 def test_bfloat16_activations_stay_bfloat16_through_whole_rows_and_decoding(name):
     cfg = MODELS[name]
     tokens = jnp.asarray(rows()[0])

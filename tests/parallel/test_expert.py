@@ -85,7 +85,7 @@ def close(got, wanted):
         np.testing.assert_allclose(a, b, rtol=eps, atol=eps * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize("layout", mostly_exhaustive(LAYOUTS, 3), ids=str)
+@pytest.mark.parametrize("layout", mostly_exhaustive(LAYOUTS), ids=str)  # more rounds hold it too
 def test_every_layout_makes_what_one_device_makes(layout):
     args, d_y = inputs()
     y, _, grads = value_and_grads(sharded(layout), args, d_y)

@@ -41,8 +41,9 @@ def logits(p, layout, precision="fp32"):
         backend.layout.gather_params(p, specs), tokens, CFG, backend=backend))(p, TOKENS))
 
 
-@pytest.mark.parametrize("layout", [ParallelConfig(expert=2), ParallelConfig(fsdp=2, expert=2)],
-                         ids=str)
+@pytest.mark.parametrize("layout", [
+    pytest.param(ParallelConfig(expert=2), marks=pytest.mark.exhaustive),
+    ParallelConfig(fsdp=2, expert=2)], ids=str)
 def test_experts_at_rest_in_8_bits_give_one_devices_logits(stored, layout):
     wanted = logits(stored, ParallelConfig())
     found = logits(stored, layout)

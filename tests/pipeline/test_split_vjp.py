@@ -61,7 +61,8 @@ def precision(f, *args):
     return count(jax.make_jaxpr(f)(*args).jaxpr)
 
 
-@pytest.mark.parametrize("remat", ["none", "v3", "full"])
+@pytest.mark.parametrize("remat", [
+    "none", pytest.param("v3", marks=pytest.mark.exhaustive), "full"])
 @pytest.mark.parametrize("is_moe", [False, True])
 def test_every_product_is_in_one_part(key, remat, is_moe):
     layer, (w, x, side, dy), joint = layer_case(key, remat, is_moe)

@@ -1,6 +1,7 @@
 """Memory of a device is split by kind to the byte, and where it is too much a way out is named."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -26,6 +27,7 @@ def run():
     return override(load("tiny"), LAYOUT)
 
 
+@functools.cache
 def measured(run, total=10**8):
     mesh = meshes.make_mesh(run.parallel)
     state = sharding.abstract(run, mesh)

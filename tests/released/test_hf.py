@@ -134,15 +134,15 @@ def test_fp8_is_dequantized_as_the_official_code_does(tmp_path):
 
 
 def test_quantizing_for_export_is_that_of_training():
-    rng = np.random.default_rng(0)
+    rng, quantized = np.random.default_rng(0), jax.jit(scaled.quantize, static_argnums=(1, 2))
     for shape in ((300, 200), (128, 256), (5, 700)):
         x = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)
         x[:3] = 0
         for is_pow2 in (False, True):
             codes, scales = rows.quantize(x.astype(np.float32), is_pow2)
-            q = scaled.quantize(jnp.asarray(x, jnp.float32), (128, 128), is_pow2)
+            q = quantized(x.astype(np.float32), (128, 128), is_pow2)
             assert codes.tobytes() == np.asarray(q.codes).tobytes()
-            assert scales.tobytes() == np.asarray(scaled.scale_values(q.scales)).tobytes()
+            assert scales.tobytes() == np.asarray(jax.jit(scaled.scale_values)(q.scales)).tobytes()
             assert np.abs(codes.astype(np.float32)).max() <= 448
             if is_pow2:
                 assert (np.frexp(scales)[0] == 0.5).all()
@@ -154,7 +154,7 @@ def test_kept_fp8_is_the_numbers_that_dequantizing_gives(tmp_path):
     _, wide = hf.load(tmp_path / "a")
     for part in ("ffn.experts.w_gate_up", "attn.w_uq", "attn.w_o"):
         a, b = (operator.attrgetter(part)(p.moe) for p in (kept, wide))
-        np.testing.assert_array_equal(scaled.dequantize(a).reshape(b.shape), b)
+        np.testing.assert_array_equal(jax.jit(scaled.dequantize)(a).reshape(b.shape), b)
     held = jax.tree.leaves(kept, is_leaf=lambda leaf: isinstance(leaf, Scaled))
     specs = [s for _, s in params.paths(transformer.specs(CFG))]
     assert [isinstance(a, Scaled) for a in held] == [s.is_product for s in specs]
@@ -178,7 +178,7 @@ def test_power_of_two_scales_of_8_bits_are_kept(tmp_path):
     cfg, p = hf.load(tmp_path / "b", dtype="fp8")
     assert p.moe.attn.w_uq.scales.dtype == jnp.float8_e8m0fnu
     _, wide = hf.load(tmp_path / "a")
-    np.testing.assert_array_equal(scaled.dequantize(p.moe.attn.w_dq), wide.moe.attn.w_dq)
+    np.testing.assert_array_equal(jax.jit(scaled.dequantize)(p.moe.attn.w_dq), wide.moe.attn.w_dq)
     hf.save(tmp_path / "c", cfg, p, fp8=True)
     again = files.open_checkpoint(tmp_path / "c")
     for name, a in small.items():
@@ -194,7 +194,7 @@ def test_the_routers_bias_stays_float32(tmp_path):
 
 
 def test_a_bias_that_was_released_in_bfloat16_comes_back_so(tmp_path):
-    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), PARAMS)
+    low = jax.tree.map(lambda a: jax.device_put(np.asarray(a).astype(jnp.bfloat16)), PARAMS)
     hf.save(tmp_path / "a", CFG, low)
     cfg, p = hf.load(tmp_path / "a", dtype="stored")
     assert p.moe.ffn.router.bias.dtype == jnp.bfloat16

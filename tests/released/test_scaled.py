@@ -40,10 +40,10 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(params=["v3", pytest.param("v2", marks=pytest.mark.exhaustive)])
-def released(request, tmp_path):
+@pytest.fixture(scope="module", params=["v3", pytest.param("v2", marks=pytest.mark.exhaustive)])
+def released(request, tmp_path_factory):
     """The config of an FP8 checkpoint; its parameters kept, and dequantized to float32."""
-    cfg = SMALL[request.param]
+    cfg, tmp_path = SMALL[request.param], tmp_path_factory.mktemp("released")
     p = jax.tree.map(lambda a: 0.1 * a, draw(cfg))
     hf.save(tmp_path / "a", cfg, p, fp8="ue8m0" if request.param == "v2" else True)
     kept, wide = (hf.load(tmp_path / "a", dtype, **QUIET)[1] for dtype in ("fp8", "float32"))
@@ -54,6 +54,13 @@ def released(request, tmp_path):
 def logits(p, cfg, backend):
     return np.asarray(compiled(lambda p, t: transformer.logits(p, t, cfg, backend=backend))(
         p, TOKENS))
+
+
+@pytest.fixture(scope="module")
+def in_codes(released):
+    """Logits of the kept matrices by products in FP8."""
+    cfg, kept, _ = released
+    return logits(kept, cfg, single(gemm.FP8))
 
 
 @pytest.mark.exhaustive  # decoding below reads the same matrices
@@ -70,25 +77,23 @@ def test_bfloat16_products_read_them_rounded(released):
     np.testing.assert_array_equal(logits(kept, cfg, low), logits(wide, cfg, low))
 
 
-def test_fp8_products_read_the_codes_and_not_new_ones(released):
+def test_fp8_products_read_the_codes_and_not_new_ones(released, in_codes):
     """Against the same products whose weights are the exact numbers."""
-    cfg, kept, wide = released
-    ours = logits(kept, cfg, single(gemm.FP8))
+    (cfg, _, wide), ours = released, in_codes
     np.testing.assert_array_equal(ours, logits(wide, cfg, single(EXACT)))
     far = np.abs(ours - logits(wide, cfg, single())).max()
     assert 0 < far < 0.2 * np.abs(ours).max()
 
 
-def test_a_machine_with_8_bit_products_gets_the_codes_as_they_are(released):
+def test_a_machine_with_8_bit_products_gets_the_codes_as_they_are(released, in_codes):
     """Equal to the emulated products but for the order of sums, whose differences flip codes."""
     cfg, kept, _ = released
     machine = gemm.precision(gemm.V3_1, codes.MATMUL)
     q = kept.moe.attn.w_o
     assert machine.from_codes(q) is q
-    emulated = logits(kept, cfg, single(gemm.FP8))
     # Half an FP8 code, 2^-4 of a number, is the most that one flipped rounding moves it by.
-    error = np.abs(logits(kept, cfg, single(machine)) - emulated).max()
-    assert error <= 2**-4 * np.abs(emulated).max()
+    error = np.abs(logits(kept, cfg, single(machine)) - in_codes).max()
+    assert error <= 2**-4 * np.abs(in_codes).max()
 
 
 def test_they_decode_what_dequantized_ones_say(released):
@@ -118,16 +123,19 @@ def test_they_decode_in_fp8_what_the_exact_numbers_decode(released):
 def test_the_gradient_passes_through_a_kept_matrix():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 140)), jnp.float32)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 130)), jnp.float32)
-    kept = quantize(w, (128, 128))
-    plain = jax.grad(lambda x: (linear(x, FP32.from_codes(kept), precision=FP32) ** 2).sum())(x)
+    kept = jax.jit(quantize, static_argnums=1)(w, (128, 128))
+
+    def pulled(form):
+        return jax.jit(jax.grad(lambda x: (linear(x, form, precision=FP32) ** 2).sum()))(x)
+
+    plain = pulled(FP32.from_codes(kept))
     for form in (kept, Weight(kept, FP32.from_codes(kept))):
-        held = jax.grad(lambda x, form=form: (linear(x, form, precision=FP32) ** 2).sum())(x)
-        np.testing.assert_array_equal(held, plain)
+        np.testing.assert_array_equal(pulled(form), plain)
 
 
 def test_power_of_two_scales_are_read_in_bfloat16_without_a_loss():
     w = jnp.asarray(np.random.default_rng(0).standard_normal((130, 2, 140)), jnp.float32)
-    q = quantize(w, (128, 1, 128), ue8m0=True)
-    operand = gemm.FP8.from_codes(q)
+    q = jax.jit(quantize, static_argnums=(1, 2))(w, (128, 1, 128), True)
+    operand, wide = jax.jit(lambda q: (gemm.FP8.from_codes(q), FP32.from_codes(q)))(q)
     assert (operand.shape, operand.dtype) == ((130, 280), jnp.bfloat16)
-    np.testing.assert_array_equal(operand.astype(jnp.float32), FP32.from_codes(q))
+    np.testing.assert_array_equal(np.asarray(operand).astype(np.float32), wide)

@@ -108,7 +108,8 @@ def _numbers(axes, figure):
             if low <= label.get_position()[0] <= high]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 20, 60, 600])
+@pytest.mark.parametrize("steps", [
+    1, 5, 60, 600, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 20))])
 def test_a_run_of_any_length_is_seen_and_its_steps_are_whole_numbers(tmp_path, drawn, steps):
     path = _record(tmp_path / "m.jsonl", final=2.5, steps=steps)
     plots.loss_curve(path, tmp_path / "a.png", {"5-gram": 2.51})

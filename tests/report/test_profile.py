@@ -16,6 +16,7 @@ from dsjax.errors import UserError
 from dsjax.report.profile import Profiler, chosen
 from dsjax.terminal import Console
 from dsjax.train import loop
+from tests.train import crew
 from tests.train.small_run import small_run, write_text
 
 
@@ -48,7 +49,7 @@ def test_the_flag_is_short(flags):
 def test_the_trace_of_a_run_shorter_than_asked_is_there_and_holds_its_steps(tmp_path):
     text = write_text(tmp_path / "words.txt")
     said = io.StringIO()
-    run = small_run(tmp_path / "o[u]t", text, steps=4)
+    run = dataclasses.replace(small_run(tmp_path / "o[u]t", text, steps=4), model=crew.DENSE)
     run = override(run, ["--profile", "3:9", "--output.save-every", "0"])
     loop.train(run, Console(file=said, width=500))
     traces = list((tmp_path / "o[u]t" / "profile").rglob("*.trace.json.gz"))

@@ -39,7 +39,9 @@ def config():
 """
 PATIENCE_S = 400
 
-MIXTURE = dataclasses.replace(MODEL, layers=1, dense_layers=0)
+MIXTURE = dataclasses.replace(MODEL, layers=1, dense_layers=0, mtp_depth=0)
+"""Losses ahead make a step twice as long to compile; test_equal_layouts.py has them on devices."""
+AHEAD = dataclasses.replace(MIXTURE, mtp_depth=1)
 DENSE = dataclasses.replace(MODEL, layers=1, moe=None, mtp_depth=0)
 """Compiles in a third of the time: for what does not depend on the model."""
 

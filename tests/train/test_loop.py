@@ -118,8 +118,8 @@ def test_it_learns_and_leaves_its_pictures(uninterrupted):
     assert "bits per byte" in output
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # test_faults.py tells one of two processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_told_to_stop_saves_and_says_so(number, tmp_path, text):
     run = a_run(tmp_path / "out", text, steps=100000)
     process = start(run, tmp_path)

@@ -72,7 +72,7 @@ def test_two_processes_begin_from_a_released_folder_and_one_goes_on(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout", "model"), [
     pytest.param("dense", ParallelConfig(data=4), crew.DENSE, marks=pytest.mark.exhaustive),
-    pytest.param("mixture", ParallelConfig(data=2, expert=2), crew.MIXTURE,
+    pytest.param("mixture", ParallelConfig(data=2, expert=2), crew.AHEAD,
                  marks=pytest.mark.exhaustive),
 ])
 def test_four_processes_train_what_one_does(name, layout, model, folder, alone):

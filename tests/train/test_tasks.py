@@ -14,13 +14,14 @@ from dsjax.evaluate.likelihood import Scorer
 from dsjax.report.metrics import read_metrics
 from dsjax.train.loop import train
 from tests.evaluate.tasks.golden import DATA
+from tests.train import crew
 from tests.train.small_run import numbers, small_run, write_text
 
 TASKS = {"tasks": "arc,mmlu,text", "tasks_data": str(DATA), "tasks_every": 6, "tasks_limit": 2}
 
 
 def events(folder, text, output, **changes):
-    run = dataclasses.replace(small_run(folder, text, steps=8), **changes)
+    run = dataclasses.replace(small_run(folder, text, steps=8), model=crew.MIXTURE, **changes)
     train(with_fields(run, train={"seq_len": run.train.seq_len * 4}, output=output))
     return read_metrics(folder / "metrics.jsonl")
 

@@ -40,7 +40,7 @@ def recall(tmp_path, change, number, seed):
     return len(exact & there) / number, len(near & there) / number, wrong
 
 
-SIZES = [300, pytest.param(2000, marks=pytest.mark.exhaustive)]
+SIZES = [150, pytest.param(2000, marks=pytest.mark.exhaustive)]
 
 
 @pytest.mark.parametrize("number", SIZES)

@@ -24,17 +24,19 @@ def program(row, completion):
 
 
 @pytest.mark.slow
-def test_all_164_solutions_pass():
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_all_164_solutions_pass(every):
     assert len(ROWS) == 164
+    rows = ROWS[::every]
     with adopting():
         before = children()
-        found = endings([program(row, row["canonical_solution"]) for row in ROWS], workers=8)
+        found = endings([program(row, row["canonical_solution"]) for row in rows], workers=8)
         assert children() <= before
-    assert [row["task_id"] for row, end in zip(ROWS, found, strict=True) if end != "end"] == []
+    assert [row["task_id"] for row, end in zip(rows, found, strict=True) if end != "end"] == []
 
 
 def test_no_solution_passes_anothers_test():
-    rows = ROWS[:24]
+    rows = ROWS[:12]
     mixed = [program(one, other["canonical_solution"])
              for one, other in zip(rows, rows[1:] + rows[:1], strict=True)]
     found = endings([*mixed, *(program(row, "    return None\n") for row in rows)])

@@ -93,7 +93,8 @@ def alone(device, i):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("i", range(0, 8, 2))
+@pytest.mark.parametrize("i", [
+    0, 6, *(pytest.param(i, marks=pytest.mark.exhaustive) for i in (2, 4))])
 def test_greedy_texts_are_those_of_generate(way, i, devices):
     device = devices(way)
     prompt, _ = REQUESTS[i]
@@ -106,7 +107,8 @@ def test_greedy_texts_are_those_of_generate(way, i, devices):
     assert client.reason == wanted.finish_reason
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [
+    pytest.param("plain", marks=pytest.mark.exhaustive), "drafted"])
 @settings(max_examples=60, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=traffic)
@@ -281,7 +283,8 @@ def test_live_pages_take_the_bytes_of_the_formula(way, devices):
     assert held == positions * cache_bytes_per_token(EXPERTS, default_backend(), device.depth)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [
+    pytest.param("plain", marks=pytest.mark.exhaustive), "drafted"])
 def test_a_great_presence_penalty_says_no_token_twice(way, devices):
     """The newest token counts, and in a pass the drafts before a position too."""
     sampling = Sampling(0.0, presence_penalty=100.0, max_new_tokens=EXPERTS.vocab)

@@ -141,7 +141,7 @@ def test_company_changes_no_bit_on_a_layout_and_loses_no_page(plan):
 
 
 def test_a_prompt_again_is_found_in_the_pages_of_its_rank():
-    engine = Engine(device(MIXED, "plain"))
+    engine = Engine(device(MIXED, "drafted"))
     first = Client(engine, *REQUESTS[7])
     drain(engine)
     again = Client(engine, *REQUESTS[7])
@@ -151,14 +151,14 @@ def test_a_prompt_again_is_found_in_the_pages_of_its_rank():
 
 
 def test_nothing_is_compiled_after_the_start(compiles):
-    on = device(MIXED, "plain")
+    on = device(MIXED, "drafted")
     compiles.clear()
     served(on)
     assert not compiles
 
 
 def test_cancelling_frees_the_pages_of_every_rank():
-    engine = Engine(device(MIXED, "plain"))
+    engine = Engine(device(MIXED, "drafted"))
     clients = [Client(engine, *REQUESTS[i]) for i in range(8)]
     for _ in range(3):
         engine.step()
@@ -172,7 +172,7 @@ def test_cancelling_frees_the_pages_of_every_rank():
 
 def test_a_device_holds_its_own_part_of_a_matrix_alone():
     """Experts by their axis, and the dim that fsdp cuts."""
-    p = device(MIXED, "plain").params
+    p = device(MIXED, "drafted").params
     w = p.stacks["moe.0"].ffn.experts.w_gate_up
     assert w.shape == (1, 8, 10, 2, 5)
     assert {shard.data.shape for shard in w.addressable_shards} == {(1, 4, 5, 2, 5)}

@@ -42,8 +42,8 @@ def apart(x, experts, weights, gate_up, down, mlp=MLP, into=None):
 def test_their_sum_is_the_clear_form(tokens):
     args = drawn(tokens)
     # sums of at most eleven products of numbers near one, twice: 2^-24 times some tens
-    np.testing.assert_allclose(apart(*args).sum(axis=1), experts_plain(*map(jnp.asarray, args)),
-                               atol=2e-5)
+    np.testing.assert_allclose(np.asarray(apart(*args)).sum(axis=1),
+                               jax.jit(experts_plain)(*args), atol=2e-5)
 
 
 @pytest.mark.parametrize("tokens", TOKENS.values(), ids=list(TOKENS))
@@ -73,8 +73,9 @@ def test_an_expert_that_is_not_there_leaves_what_was(tokens):
 @pytest.mark.parametrize("tokens", [5, 17])
 def test_quantized_once_or_here_is_the_same(precision, tokens):
     x, experts, weights, gate_up, down = drawn(tokens)
-    held = [Weight(jnp.zeros(1), precision.quantize_weight(w.reshape(*w.shape[:2], -1), parts))
-            for w, parts in ((jnp.asarray(gate_up), 2), (jnp.asarray(down), 1))]
+    quantized = jax.jit(precision.quantize_weight, static_argnums=1)
+    held = [Weight(jnp.zeros(1), quantized(w.reshape(*w.shape[:2], -1), parts))
+            for w, parts in ((gate_up, 2), (down, 1))]
     run = functools.partial(apart, mlp=batched(precision))
     np.testing.assert_array_equal(run(x, experts, weights, *held),
                                   run(x, experts, weights, gate_up, down))
@@ -83,9 +84,10 @@ def test_quantized_once_or_here_is_the_same(precision, tokens):
 @pytest.mark.parametrize("tokens", [5, 17])
 def test_experts_that_rest_in_eight_bits_are_what_their_codes_stand_for(tokens):
     x, experts, weights, gate_up, down = drawn(tokens)
-    codes = [quantize(jnp.asarray(gate_up), (128, 1, 128)), quantize(jnp.asarray(down), (128, 128))]
+    codes = [jax.jit(quantize, static_argnums=1)(w, tile)
+             for w, tile in ((gate_up, (128, 1, 128)), (down, (128, 128)))]
     run = functools.partial(apart, mlp=batched(gemm.FP8))
-    held = [Weight(jnp.zeros(1), gemm.FP8.from_codes(q)) for q in codes]
+    held = [Weight(jnp.zeros(1), jax.jit(gemm.FP8.from_codes)(q)) for q in codes]
     made = run(x, experts, weights, *codes)
     np.testing.assert_array_equal(made, run(x, experts, weights, *held))
     assert np.abs(np.asarray(made)).max() > 1

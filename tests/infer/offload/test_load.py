@@ -58,9 +58,8 @@ def offloaded(folder, precision, experts):
     return load(folder, Choice(precision, experts=Room(experts * size)), said.append), said
 
 
-@pytest.mark.parametrize("kind", [
-    "run in bf16", *(pytest.param(kind, marks=pytest.mark.exhaustive)
-                     for kind in ("FP8, wide", "run", "released", "released, wide", "FP8"))])
+@pytest.mark.exhaustive  # the command below says the resident model's text
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_texts_are_the_resident_models_with_the_same_products(kind, folders):
     folder, precision = KINDS[kind]
     model, said = offloaded(folders / folder, precision, 5)

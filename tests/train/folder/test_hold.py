@@ -199,6 +199,7 @@ def test_checkpoints_that_cannot_be_are_refused_before_any_work(kind, run, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # a refusal reaches every process in test_faults.py
 def test_the_refusal_reaches_every_process(tmp_path):
     run = crew.run_on(tmp_path, "run", ParallelConfig(data=2), 2, crew.DENSE)
     out = Path(run.output.folder)
