@@ -9,9 +9,11 @@ A step here is a rollout: 650 of them, the reference replaced every 25. Question
 (`--rl.task problems.jsonl`, as MATH's or GSM8K's), the base is a released checkpoint; the balance
 rule's biases stay as they are.
 
-On 2,048 devices (compiled ahead and not run): the trainer is a pipeline of 4 ranks, since 512
-outputs do not lie on more than 512 devices; each makes an output's activations again. The engine
-has its own layout of the same devices, 4 outputs on each.
+On 2,048 devices the trainer is a pipeline of 4 ranks, since 512 outputs do not lie on more than 512
+devices, and makes activations again; the engine has its own layout of the same devices, 4 outputs
+on each. The update compiles ahead for 2,048 H200, but does not fit them: a row of 33,792 tokens
+lies on one device whole, and its activations take several times what a device has, as the command
+says.
 
     dsjax compile r1_zero --on h200:256x8
 
