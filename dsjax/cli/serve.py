@@ -69,6 +69,8 @@ def main(args: Serve) -> int:
     _within(args)
     with server.listen(args.host, args.port) as at:
         models.find_devices(args.model)
+        say(f"dsjax: reading {args.folder} and compiling what serves it; its address is said when "
+            "it is ready")
         model = models.load(args.folder, args.model)
         context.say_if_beyond(model, args.engine.context)
         served = _served(args, model, keys)

@@ -2,8 +2,10 @@
 
 Affinity is a sigmoid per expert (V3) or a softmax over experts (V2), in float32 with full-precision
 products (a GPU or TPU would otherwise round the operands and choose other experts). The selection
-bias steers the choice alone; outputs are weighted by the unbiased affinities. Ties go to the lowest
-index. Axes: B rows, T tokens of a row, D model, E experts, G groups, K experts per token.
+bias steers the choice alone; outputs are weighted by the unbiased affinities. The bias has no
+gradient: a step moves it by the sign of the load (sec. 2.1.2; `model.loss.bias_step`, applied by
+`train.step`). Ties go to the lowest index. Axes: B rows, T tokens of a row, D model, E experts, G
+groups, K experts per token.
 """
 
 from __future__ import annotations

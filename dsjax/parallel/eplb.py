@@ -5,7 +5,8 @@ get more than one replica and tokens are spread over them. Hierarchically, group
 packed to nodes first, because routing is limited to a few groups and a group's experts then share
 a node; the global policy ignores groups. Both are greedy: heaviest first, into the lightest bin
 with room left. Semantics as in the published tool, github.com/deepseek-ai/EPLB, including that
-two replicas of one expert may land on the same GPU.
+two replicas of one expert may land on the same GPU. Called by `dsjax loads` (cli/loads.py), which
+reads a run's loads, and by an engine that places copies (infer/engine/experts.py).
 
 Axes: L layers, E logical experts, R replicas (physical experts), C the most copies of one expert.
 """

@@ -98,6 +98,7 @@ def test_a_second_signal_ends_at_once(run, first, second):
         stream = iter(asked(url, api_key="hidden")(stream=True))
         next(stream)
         server.send_signal(first)
+        assert "its address is said when it is ready" in server.stderr.readline()
         assert "finishing 1 request" in server.stderr.readline()
         with pytest.raises(subprocess.TimeoutExpired):
             server.wait(0.5)
