@@ -7,17 +7,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from dsjax.cli.benches import equal_layouts
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import single
-from dsjax.model.loss import Batch, Objective, Totals
 from dsjax.numerics.precision import FP32
 from dsjax.ops import attention, expert_mlp
 from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.runtime import backend as backends
-from dsjax.train import pipelined, sharding
 
 OURS = expert_mlp.batched(FP32)
 
@@ -53,14 +50,3 @@ def test_a_foreign_product_multiplies_for_a_handful_of_tokens_too():
     y, _ = backend.dispatch(*given, ExpertMLP(FP32, forward, OURS.backward))
     assert asked
     assert jnp.allclose(y, backend.dispatch(*given, OURS)[0], atol=1e-5)
-
-
-def test_a_pipeline_refuses_routes_that_it_would_leave_out():
-    run = equal_layouts.configured(ParallelConfig(pipe=2, schedule="1f1b"), 4)
-    mesh = sharding.open_mesh(run)
-    backend = backends.for_run(run, mesh)
-    tokens = jnp.zeros((4, 5), jnp.int32)
-    batch = Batch(tokens, tokens, jnp.ones(tokens.shape), routes=jnp.zeros((4, 1, 5, 2), jnp.int32))
-    objective = Objective(Totals(jnp.ones(()), jnp.ones(())), 0.0, run.loss)
-    with pytest.raises(ValueError, match="routes"):
-        pipelined.make_gradients(run, backend, mesh)({}, batch, objective, run, backend)
