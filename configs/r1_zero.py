@@ -5,7 +5,9 @@ As reported: rollouts of 8,192 outputs, 16 to each of 512 questions, at temperat
 weight 0.001, clip 10, the reference replaced every 400 updates, accuracy and format of equal
 weight by rules; 10,400 updates. No reward model and no supervised start.
 
-A step here is a rollout: 650 of them, the reference replaced every 25. Questions come from a file
+Not in the report: engine and trainer multiply in bfloat16, so tokens are weighed by truncated
+importance weights (correction), and the experts of a rollout are replayed. A step here is a
+rollout: 650 of them, the reference replaced every 25. Questions come from a file
 (`--rl.task problems.jsonl`, as MATH's or GSM8K's), the base is a released checkpoint; the balance
 rule's biases stay as they are.
 

@@ -69,19 +69,22 @@ def sharding(mesh: Mesh, *axes: Any) -> NamedSharding:
 
 
 def check(layout: ParallelConfig, model: ModelConfig, rows: Sequence[int],
-          microbatches: int) -> None:
-    """Refuse a layout that a run does not divide over. rows: every batch size the run has."""
+          microbatches: int, flag: str = "--parallel") -> None:
+    """Refuse a layout that a run does not divide over.
+
+    rows: every batch size the run has; flag: the words that the layout is chosen by.
+    """
     if layout.expert > 1 and model.moe is None:
-        raise UserError("the model has no experts to share over --parallel.expert "
+        raise UserError(f"the model has no experts to share over {flag}.expert "
                         f"{layout.expert}; use 1")
     if model.moe is not None and model.moe.experts % layout.expert:
         raise UserError(
-            f"{model.moe.experts} experts do not divide over --parallel.expert {layout.expert}; "
+            f"{model.moe.experts} experts do not divide over {flag}.expert {layout.expert}; "
             f"choose from {choices(model.moe.experts, layout.expert)}"
         )
     if model.d_model % layout.fsdp:
         raise UserError(
-            f"--model.d-model {model.d_model} does not divide over --parallel.fsdp {layout.fsdp}; "
+            f"--model.d-model {model.d_model} does not divide over {flag}.fsdp {layout.fsdp}; "
             f"choose from {choices(model.d_model, layout.fsdp)}"
         )
     share = layout.row_devices * microbatches

@@ -107,7 +107,7 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     if jax.process_count() > 1:
         raise UserError(f"rollouts are made in one process, and there are {jax.process_count()}; "
                         "start one for all devices")
-    _refuse(run.rl, run)
+    _refuse(run)
     out, own = resume.folder(run), update.training_run(run)
     state.refuse_another(run, out)
     if (done := state.steps_taken(out)) >= run.rl.steps:
@@ -131,8 +131,9 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     return Outcome(out, done, final is not None, found, final, signals.received)
 
 
-def _refuse(cfg: RLConfig, run: RunConfig) -> None:
+def _refuse(run: RunConfig) -> None:
     """Refuse before any work what has no rules, no task, too few problems or no model."""
+    cfg = update.rl_of(run)
     asked_of(cfg)
     catalog.examined(cfg, run.seed)
     task.questions(catalog.taught(cfg), cfg.level, (run.seed,), 0, 1)
@@ -340,4 +341,4 @@ def _pass(s: Session) -> None:
 
 def _save(s: Session) -> None:
     s.writer.sync()
-    state.save(s.store, s.state, s.words)
+    state.save(s.store, s.state, s.words, s.task)

@@ -23,13 +23,18 @@ from dsjax.config.run import RunConfig, difference
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
 from dsjax.model.transformer import TransformerParams
+from dsjax.rl.tasks import catalog
+from dsjax.rl.tasks.task import Task
 from dsjax.rl.update import rl_of
 from dsjax.train import sharding
 from dsjax.train.folder import resume
 from dsjax.train.state import TrainState
 
-MAY_CHANGE = ("steps", "samples_every", "eval_every", "eval_prompts", "pass_samples")
+MAY_CHANGE = ("steps", "samples_every", "eval_every", "eval_prompts", "pass_samples", "engine",
+              "engine_apart")
 """Fields of a run that goes on that may be others than before."""
+PROBLEMS = "problems"
+"""Key of the hash of a file's problems in a checkpoint's extra."""
 
 
 @struct.dataclass
@@ -53,20 +58,29 @@ def copied(params: TransformerParams) -> TransformerParams:
     return jax.tree.map(jnp.copy, params)
 
 
-def save(folder: Store, state: RLState, words: Tokenizer) -> None:
-    """Start to save the state."""
+def save(folder: Store, state: RLState, words: Tokenizer, task: Task) -> None:
+    """Start to save the state, with a hash of a file's problems."""
     kept: dict[str, Any] = {"train": state.train}
     if state.reference is not None:
         kept["reference"] = state.reference
-    folder.save(state.done, kept, {store.TOKENIZER: words.fingerprint})
+    folder.save(state.done, kept, {store.TOKENIZER: words.fingerprint, PROBLEMS: task.fingerprint})
 
 
 def restore(run: RunConfig, folder: Store, say: Any, mesh: Mesh | None) -> RLState:
-    """Read the newest checkpoint that is as written, onto the run's devices."""
+    """Read the newest checkpoint that is as written, onto the run's devices.
+
+    Raises:
+        UserError: the file of problems is not the one that the run was taught from.
+    """
     abstract: dict[str, Any] = {"train": sharding.abstract(run, mesh)}
     if rl_of(run).kl_weight:
         abstract["reference"] = abstract["train"].params
-    done, saved, _ = folder.restore(abstract, say=say)
+    done, saved, extra = folder.restore(abstract, say=say)
+    task = catalog.taught(rl_of(run))
+    if extra.get(PROBLEMS, task.fingerprint) != task.fingerprint:
+        raise UserError(f"{task.source} holds other problems than when this run began, so it would "
+                        "not be the same run; put the former file back, or name another "
+                        "--output.folder")
     say(f"resuming after step {done}")
     return RLState(saved["train"], saved.get("reference"), done)
 

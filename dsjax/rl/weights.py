@@ -64,9 +64,9 @@ class Places:
         """Name the engine's layout and devices."""
         if self.are_one:
             return "the trainer's layout and devices"
-        devices = [] if self.engine is None else [d.id for d in self.engine.devices.flat]
-        own = set() if self.trainer is None else {d.id for d in self.trainer.devices.flat}
-        where = "devices of its own" if own.isdisjoint(devices or own) else "the trainer's devices"
+        mine, theirs = ({jax.devices()[0]} if mesh is None else set(mesh.devices.flat)
+                        for mesh in (self.trainer, self.engine))
+        where = "devices of its own" if mine.isdisjoint(theirs) else "the trainer's devices"
         return f"{self.layout}, on {where}"
 
 
@@ -83,16 +83,14 @@ def open_places(run: RunConfig) -> Places:
                         "of its own by --rl.engine.data, --rl.engine.fsdp and --rl.engine.expert")
     if cfg.engine is None and not cfg.engine_apart:
         return Places(trainer, trainer, layout)
-    meshes.check(layout, run.model, [layout.row_devices], 1)
-    devices = jax.devices()
-    if cfg.engine_apart:
-        first = run.parallel.devices
-        if first + layout.devices > len(devices):
-            raise UserError(
-                f"the trainer has {first} devices and an engine apart needs {layout.devices} more, "
-                f"but there are {len(devices)}; use fewer, or --rl.engine-apart false")
-        devices = devices[first:]
-    return Places(trainer, meshes.make_mesh(layout, devices), layout)
+    meshes.check(layout, run.model, [layout.row_devices], 1, flag="--rl.engine")
+    devices, first = jax.devices(), run.parallel.devices if cfg.engine_apart else 0
+    if first + layout.devices > len(devices):
+        beside = f" beside the trainer's {first}" if first else ""
+        raise UserError(f"the engine's layout {layout} needs {layout.devices} devices{beside}, and "
+                        f"there are {len(devices)}; choose smaller --rl.engine.data, .fsdp and "
+                        f".expert{', or leave --rl.engine-apart out' * bool(first)}")
+    return Places(trainer, meshes.make_mesh(layout, devices[first:]), layout)
 
 
 def open_engine(run: RunConfig, params: TransformerParams, words: Tokenizer,

@@ -9,7 +9,6 @@ of the question, so that equal questions share a split, unless another file is t
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,8 @@ def read(path: str, template: str, split: Split | None = None) -> Task:
     def draw(rng: np.random.Generator, level: int) -> Problem:
         return found[rng.integers(len(found))]
 
-    task = Task(name=Path(path).name, source=path, levels=LEVELS, draw=draw, rule="math")
-    return replace(task, rows=found, split=split)
+    return Task(name=Path(path).name, source=path, levels=LEVELS, draw=draw, rule="math",
+                rows=found, split=split)
 
 
 def _problem(row: Row, template: str) -> Problem:

@@ -71,6 +71,14 @@ class Task:
     split: Split | None = None
     """The split of all of them; None divides them by a hash."""
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its rows, which are not in the program; empty where it has none."""
+        if not self.rows:
+            return ""
+        text = "\0".join(f"{one.prompt}\0{one.reference}" for one in self.rows)
+        return hashlib.sha256(text.encode()).hexdigest()
+
 
 def is_held_out(task: Task, key: Key) -> bool:
     """Decide a problem's split, by its operands alone."""

@@ -128,3 +128,9 @@ def test_a_base_is_taught_from_a_file(whole, tmp_path):
     assert [one["step"] for one in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")] == [1]
     asked = (tmp_path / "run" / "samples" / "step-000001.jsonl").read_text().splitlines()
     assert {json.loads(line)["prompt"] for line in asked} <= {row["prompt"] for row in rows}
+    written(tmp_path, rows[1:])
+    files.read.cache_clear()  # another process reads the file again
+    more = dataclasses.replace(run, rl=dataclasses.replace(run.rl, steps=2),
+                               init_from=str(whole / "base"))
+    with pytest.raises(UserError, match=r"other problems than when this run began.*put the former"):
+        small.teach(more, tmp_path / "run")
