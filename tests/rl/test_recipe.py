@@ -25,7 +25,7 @@ def test_accuracy_climbs_and_outputs_grow(seed, tmp_path):
     print(said.stdout)
     exams = read_metrics(tmp_path / "run" / "metrics.jsonl", "exam")
     base, final = exams[0], exams[-1]
-    assert (base["step"], final["step"]) == (0, 30)
+    assert (base["step"], final["step"]) == (0, 45)
     assert base["exam_sampled"] < 0.45
     assert base["exam_length"] < 10
     assert final["exam_sampled"] > 0.93
