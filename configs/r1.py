@@ -16,13 +16,13 @@ Command: dsjax rl r1 --init-from runs/cold_start --rl.task problems.jsonl
 
 import dataclasses
 
-from configs import r1_zero
+from dsjax.config import load
 from dsjax.config.run import RunConfig
 
 
 def config() -> RunConfig:
     """R1-Zero's with the reward of stage two."""
-    base = r1_zero.config()
+    base = load.load("r1_zero")
     assert base.rl is not None
     return dataclasses.replace(
         base, name="r1", rl=dataclasses.replace(base.rl, rewards="math,format,language"))

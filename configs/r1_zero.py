@@ -28,7 +28,7 @@ Command: dsjax rl r1_zero --init-from DeepSeek-V3-Base --rl.task problems.jsonl
 
 import dataclasses
 
-from configs import deepseek_v3
+from dsjax.config import load
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.rl import RLConfig
 from dsjax.config.run import MachineConfig, OutputConfig, PrecisionConfig, RunConfig, TrainConfig
@@ -39,7 +39,7 @@ UPDATES = 16
 
 def config() -> RunConfig:
     """The reinforcement learning as reported, up to 32,768 tokens an output."""
-    base = deepseek_v3.config()
+    base = load.load("deepseek_v3")
     return dataclasses.replace(
         base,
         name="r1_zero",

@@ -34,8 +34,10 @@ def test_every_module_config_and_corpus_file_is_there(built):
 
 
 def test_configs_are_found_by_name_from_anywhere(built, tmp_path):
-    code = "from dsjax.config import load; print(load.FOLDER, load.load('tiny').name)"
+    code = "from dsjax.config import load; print(load.FOLDER, *(load.load(name).name for name in " \
+        "load.names()))"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, check=True,
                            env=os.environ | {"PYTHONPATH": str(built)}, capture_output=True,
                            timeout=60)
-    assert found.stdout.split() == [str(built / "dsjax" / "configs"), "tiny"]
+    names = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
+    assert found.stdout.split() == [str(built / "dsjax" / "configs"), *names]
