@@ -4,33 +4,41 @@
     params = weights.load("runs/tiny")
 
 A released folder has safetensors and a config.json that names a `model_type`; a run folder is what
-`dsjax train` or `dsjax convert` wrote. Both are read by `checkpoint.reader`'s form and streamed
+`dsjax train` or `dsjax convert` wrote; one that learnt a part of another folder's weights is read
+merged with them. All are read by `checkpoint.reader`'s form and streamed
 onto devices by `checkpoint.sink`: each process reads what its own devices hold, no device ever
 holds more than its shards and one chunk of 16 MB, and no host more than a few chunks.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dsjax import disk
+from dsjax.checkpoint import files as names
 from dsjax.checkpoint import multihost, reader, run_weights, sink, store
+from dsjax.checkpoint.manifest import MANIFEST, hash_of
 from dsjax.checkpoint.reader import Weights
 from dsjax.checkpoint.run_weights import RunWeights
 from dsjax.checkpoint.sink import Progress, Shardings
+from dsjax.checkpoint.tuned import Merged, held
 from dsjax.config.model import ModelConfig
+from dsjax.config.run import RunConfig
 from dsjax.config.stored import run_from_json
 from dsjax.errors import UserError
 from dsjax.errors import say as to_stderr
+from dsjax.model import tuned
 from dsjax.model.transformer import TransformerParams
 from dsjax.released import files, read
 from dsjax.runtime import fit
 
 Say = Callable[[str], None]
 T = TypeVar("T")
+BASE = "base"  # key of a checkpoint's extra: the identity of the weights a part was learnt of
 REMEDY = "give the folder of a released checkpoint, or one that `dsjax train` wrote, as runs/tiny"
 
 
@@ -86,11 +94,12 @@ def use(folder: Path | str, with_weights: Callable[[Weights], T], dtype: str = "
     if not is_released(folder):
         cfg = model(folder, choice)
 
-        def in_dtype(opened: RunWeights) -> T:
+        def in_dtype(opened: RunWeights | Merged) -> T:
             part = reader.of_model(opened, cfg, f"{opened.where}")
             return with_weights(reader.as_dtype(part, dtype))
 
-        return run_weights.read(folder, cfg, in_dtype, say=say, which=choice.which)
+        return use_run(folder, cfg, in_dtype, say=say, which=choice.which,
+                       is_wide=dtype == "float32")
     if choice.which != "params":
         raise UserError(f"{folder} is a released checkpoint, which keeps no average of its "
                         "parameters; leave the average out, or give a run that has one")
@@ -103,6 +112,60 @@ def use(folder: Path | str, with_weights: Callable[[Weights], T], dtype: str = "
                         else reader.of_model(weights, choice.model, f"{folder}"))
 
 
+def use_run(folder: Path, cfg: ModelConfig, with_run: Callable[[Any], T], *, say: Say = to_stderr,
+            which: str = "params", is_wide: bool = False) -> T:
+    """As `run_weights.read`, of a run's newest checkpoint; a part that learnt is merged.
+
+    is_wide: merged matrices are float32, however narrow the frozen ones are.
+
+    Raises:
+        UserError: a run learnt a part of weights that are not there any more, or are others now.
+    """
+    config = folder / files.CONFIG
+    run = run_from_json(config) if config.is_file() else None
+    if run is None or not tuned.is_partial(run):
+        return run_weights.read(folder, cfg, with_run, say=say, which=which)
+    own = run
+
+    def with_part(learnt: RunWeights) -> T:
+        was = learnt.manifest.extra.get(BASE)
+        return use_base(own, lambda base: with_run(Merged(base, learnt, own, is_wide)), say=say,
+                        was=was)
+
+    return run_weights.read(folder, own.model, with_part, say=say, which=which)
+
+
+def use_base(run: RunConfig, with_weights: Callable[[Weights], T], *, say: Say = to_stderr,
+             was: str | None = None) -> T:
+    """Return what a function makes of the weights that a run freezes, in the form it holds them in.
+
+    was: the identity that they had (`identity`); None takes any.
+    """
+    part = run.lora or run.experts
+    assert part is not None, "a run that freezes weights learns a part"
+    folder = Path(str(run.init_from))
+    if not folder.is_dir():
+        raise UserError(f"{folder}, whose weights {run.name} has learnt a part of, is not there; "
+                        "put it back")
+    now = identity(folder)
+    if was not in (None, now):
+        raise UserError(f"{folder} holds other weights ({now}) than those that {run.name} has "
+                        f"learnt a part of ({was}); put those back")
+    return use(folder, lambda base: with_weights(held(base, part.base)),
+               choice=Choice(model=run.model), say=say)
+
+
+def identity(folder: Path | str) -> str:
+    """Sixteen hex digits of a folder's weights: of a run's newest manifest, a release's files."""
+    folder = Path(folder)
+    refuse_empty(folder)
+    if is_released(folder):
+        sizes = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors"))
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+    newest = folder / store.CHECKPOINTS / names.name(max(names.steps(folder / store.CHECKPOINTS)))
+    return hash_of(newest / MANIFEST)[:16]
+
+
 def load(folder: Path | str, dtype: str = "stored", shardings: Shardings = None, *,
          choice: Choice = Choice(), say: Say = to_stderr,
          progress: Progress | None = None) -> TransformerParams:
@@ -110,10 +173,20 @@ def load(folder: Path | str, dtype: str = "stored", shardings: Shardings = None,
 
     dtype: as in `use`; FP8 that stays is `Scaled`. shardings: see `sink.Shardings`.
     """
-    def stream(weights: Weights) -> TransformerParams:
-        needed = {"parameters": sink.nbytes_here(weights, shardings)}
-        with fit.refusing(f"reading the parameters in {folder}", needed,
-                          "use a machine with more memory, or more devices"):
-            return sink.load(weights, shardings, progress)
+    return use(folder, lambda weights: _streamed(weights, folder, shardings, progress), dtype,
+               choice=choice, say=say)
 
-    return use(folder, stream, dtype, choice=choice, say=say)
+
+def load_base(run: RunConfig, shardings: Shardings = None, *, say: Say = to_stderr,
+              was: str | None = None) -> TransformerParams:
+    """As `load`, of the weights that a run freezes; `was`: as in `use_base`."""
+    return use_base(run, lambda weights: _streamed(weights, str(run.init_from), shardings, None),
+                    say=say, was=was)
+
+
+def _streamed(weights: Weights, folder: Path | str, shardings: Shardings,
+              progress: Progress | None) -> TransformerParams:
+    needed = {"parameters": sink.nbytes_here(weights, shardings)}
+    with fit.refusing(f"reading the parameters in {folder}", needed,
+                      "use a machine with more memory, or more devices"):
+        return sink.load(weights, shardings, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
@@ -62,6 +63,7 @@ Convert = HfToDsjax | DsjaxToHf
 
 def main(args: Convert) -> int:
     """Convert; returns the exit status. Interrupted, the same command goes on where it stopped."""
+    from dsjax import weights
     from dsjax.released import convert
     from dsjax.released.write import Form
 
@@ -74,7 +76,9 @@ def main(args: Convert) -> int:
             with tempfile.TemporaryDirectory() as made:
                 wanted = convert.Wanted(Form(args.fp8, args.ue8m0, args.dtype), args.which,
                                         args.like, _tokenizer(args.source, Path(made)))
-                convert.to_released(args.source, args.target, wanted, say=say, progress=progress)
+                use = functools.partial(weights.use_run, is_wide=args.dtype == "float32")
+                convert.to_released(args.source, args.target, wanted, say=say, progress=progress,
+                                    use=use)
     print(printable(args.target))
     return 0
 

@@ -16,7 +16,7 @@ from dsjax.disk import to_json
 
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.infer import Report
-    from dsjax.train.loop import Outcome
+    from dsjax.train.outcome import Outcome
 
 PROMPTS = ("HAMLET.\n", "To be, or not to")
 

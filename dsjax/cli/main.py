@@ -40,6 +40,7 @@ class Command:
 COMMANDS = {
     "demo": Command("train a small DeepSeek-V3 on Shakespeare and let it speak", is_heavy=True),
     "train": Command("train a model from a config, or go on with a run", is_heavy=True),
+    "sft": Command("tune a model on examples: all of it, adapters, or experts", is_heavy=True),
     "rl": Command("teach a model by rewards: GRPO from rules", is_heavy=True),
     "generate": Command("let a trained model continue a prompt", is_heavy=True),
     "chat": Command("talk to a trained model in the terminal", is_heavy=True),

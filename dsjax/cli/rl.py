@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from dsjax.cli.process import devices
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
 
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.rl.loop import Outcome
@@ -42,6 +43,9 @@ def main(args: Rl) -> int:
     if args.devices is not None:
         devices.make(args.devices)
     devices.require()
+    if args.run.sft or args.run.lora or args.run.experts:
+        raise UserError("rewards teach all of a model, not a part of it or examples; leave --sft, "
+                        "--lora and --experts out, and begin with a tuned model by --init-from")
     from dsjax.rl import loop
     from dsjax.terminal import Console
 

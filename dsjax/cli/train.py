@@ -17,7 +17,7 @@ from dsjax.errors import UserError, say
 
 if TYPE_CHECKING:  # the loop costs a second to import
     from dsjax.terminal import Console
-    from dsjax.train.loop import Outcome
+    from dsjax.train.outcome import Outcome
 
 @dataclass(frozen=True)
 class Train:

@@ -28,7 +28,8 @@ from dsjax.config.flag_tree import Branch, Leaf
 from dsjax.config.run import RunConfig, SequenceStage
 from dsjax.errors import UserError
 
-SHORT = {"--precision": "--precision.matmul", "--profile": "--output.profile"}
+SHORT = {"--precision": "--precision.matmul", "--profile": "--output.profile",
+         "--data": "--data.train"}
 """Flags that are typed often, and what they stand for."""
 HELP = ("-h", "--help")
 

@@ -1,10 +1,10 @@
 """A run: the model, what it learns from, how it is optimized, and where and how it happens.
 
-`model`, `loss`, `data`, `optimizer` and `seed` are a run's identity: a run resumes only with those
-in its folder's config.json, where a field added since has its default. `train`, `learning_rate` and
-`precision` may be changed on resume by one who means it (more steps, another rate, other
-microbatches). `parallel`, `machine` and `output` never change what is computed. `init_from` is read
-once, where there is no checkpoint yet. `rl` is what dsjax rl makes of the model then.
+`model`, `loss`, `data`, `optimizer`, `seed` and what is tuned are a run's identity: it resumes only
+with those in its folder's config.json, where a field added since has its default. `train`,
+`learning_rate` and `precision` may be changed on resume by one who means it (more steps, another
+rate, other microbatches). `parallel`, `machine` and `output` never change what is computed.
+`init_from` is read once, where there is no checkpoint yet, and again for weights that rest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.rl import RLConfig
 from dsjax.config.schedule import LearningRate, StepDecay, steps_or_share
+from dsjax.config.sft import ExpertsConfig, LoRAConfig, SFTConfig
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,12 @@ class RunConfig:
     one starts from; None draws them."""
     rl: RLConfig | None = None
     """Reinforcement learning of what this run trains, by dsjax rl; None has none."""
+    sft: SFTConfig | None = None
+    """Examples to learn from instead of text, by dsjax sft; None has none."""
+    lora: LoRAConfig | None = None
+    """Low-rank adapters that learn while the weights of `init_from` rest; None has none."""
+    experts: ExpertsConfig | None = None
+    """Routed experts that learn while all other weights of `init_from` rest; None has none."""
 
     def __post_init__(self) -> None:
         """Refuse a name that is no folder's, and seeds that some random generator does not take."""
@@ -297,6 +304,9 @@ class RunConfig:
         if self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"RunConfig.name={self.name!r} is not a folder's name; use a word")
         seed_in_range(self.seed, "RunConfig.seed=")
+        if self.lora is not None and self.experts is not None:
+            raise ValueError("--lora and --experts each freeze all but a part of the model; give "
+                             "one of them")
 
 
 def with_fields(run: RunConfig, **parts: Mapping[str, Any]) -> RunConfig:
@@ -305,7 +315,7 @@ def with_fields(run: RunConfig, **parts: Mapping[str, Any]) -> RunConfig:
         part: dataclasses.replace(getattr(run, part), **fields) for part, fields in parts.items()})
 
 
-IDENTITY = ("model", "data", "optimizer", "loss", "seed")
+IDENTITY = ("model", "data", "optimizer", "loss", "seed", "sft", "lora", "experts")
 """The parts of a run that its checkpoints depend on."""
 CHANGEABLE = ("train", "learning_rate", "precision", "parallel", "machine", "output")
 """The parts that may be changed on resume, which is said."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import Array
 
+from dsjax.layers.adapted import LowRank
 from dsjax.layers.cache import Cache, MakeCache, contiguous
 from dsjax.layers.remat import Rematerialize, keep_all
 from dsjax.numerics.precision import FP32, Matrix, Precision
@@ -104,20 +105,26 @@ class Backend:
     attend_cached: AttendCached = attend_read  # the absorbed form, over a cache
     make_cache: MakeCache = contiguous
     keep_routes: bool = False  # hand out each token's experts, in the router's statistics
+    keep_gates: bool = False  # hand out experts' sums of routing weights, there too
 
-    def linear(self, x: Array, w: Matrix, contract: int = 1) -> Array:
+    def linear(self, x: Array, w: Matrix | LowRank, contract: int = 1) -> Array:
         """Sum the last `contract` dims of x [..., K] against the first of w [K, ...]."""
         return self._product(x, w, contract, self.precision)
 
-    def linear_high(self, x: Array, w: Matrix, contract: int = 1) -> Array:
+    def linear_high(self, x: Array, w: Matrix | LowRank, contract: int = 1) -> Array:
         """As `linear`, for matrices that stay out of 8 bits."""
         return self._product(x, w, contract, self.precision.high or self.precision)
 
-    def o_proj(self, x: Array, w: Matrix, contract: int = 2) -> Array:
+    def o_proj(self, x: Array, w: Matrix | LowRank, contract: int = 2) -> Array:
         """Project attention's heads x [..., H, U]; V3 keeps this input in 12 bits."""
         return self._product(x, w, contract, self.precision.o_proj or self.precision)
 
-    def _product(self, x: Array, w: Matrix, contract: int, precision: Precision) -> Array:
+    def _product(self, x: Array, w: Matrix | LowRank, contract: int,
+                 precision: Precision) -> Array:
+        if isinstance(w, LowRank):
+            added = self.linear_high(self.linear_high(x, w.a, contract), w.b)
+            y = self._product(x, w.base, contract, precision)
+            return y.reshape(added.shape) + w.scale * added
         own = self.layout.own_rows(precision)
         return linear(x, self.layout.gather(w), contract, precision=own)
 

@@ -14,7 +14,7 @@ from flax import struct
 from jax import Array
 
 from dsjax.config.model import MoEConfig
-from dsjax.layers import router
+from dsjax.layers import adapted, router
 from dsjax.layers.backend import Backend
 from dsjax.layers.replicas import Replicas
 from dsjax.layers.router import RouterParams, RouterStats, Routing
@@ -56,6 +56,8 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
         if backend.keep_routes:
             own = routing.experts if routes is None else router.choose(p, routing.affinity, cfg)
             stats = dataclasses.replace(stats, experts=own)
+        if backend.keep_gates:
+            stats = dataclasses.replace(stats, gates=router.gates(routing, is_real))
         return routing, stats
 
     routing, stats = backend.layout.map_rows(choose, p.router, x, is_real, routes)
@@ -73,8 +75,8 @@ def moe(p: MoEParams, x: Array, is_real: Array, cfg: MoEConfig, backend: Backend
         tokens,
         experts.reshape(-1, per_token),
         routing.weights.reshape(-1, per_token).astype(x.dtype),
-        p.experts.w_gate_up,
-        p.experts.w_down,
+        adapted.whole(p.experts.w_gate_up, x.dtype),
+        adapted.whole(p.experts.w_down, x.dtype),
         backend.expert_mlp,
     )
     y = y.reshape(x.shape)

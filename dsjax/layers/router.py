@@ -51,6 +51,7 @@ class RouterStats:
     extra_rounds: Array | None = None  # [] of the experts' exchange over devices, see parallel
     experts: Array | None = None  # [B, T, K] the choice itself, where it is asked for
     physical_loads: Array | None = None  # [B, P] of copies of experts, where there are any
+    gates: Array | None = None  # [B, E] routing weights of real tokens, where they are asked for
 
 
 def joined(stats: Sequence[RouterStats]) -> RouterStats | None:
@@ -129,6 +130,14 @@ def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
         affinity=jnp.einsum("bte,bt->be", share, real) / tokens,
         group_share=jnp.einsum("btg,bt->bg", is_hit.astype(real.dtype), real) / tokens,
     )
+
+
+def gates(routing: Routing, is_real: Array) -> Array:
+    """Sum each expert's routing weights over the real tokens of a row: is_real [B, T] -> [B, E]."""
+    real = is_real.astype(routing.weights.dtype)
+    rows = jnp.arange(is_real.shape[0])[:, None, None]
+    sums = jnp.zeros((is_real.shape[0], routing.affinity.shape[-1]), real.dtype)
+    return sums.at[rows, routing.experts].add(routing.weights * real[..., None])
 
 
 def count(experts: Array, real: Array, among: int) -> Array:

@@ -188,7 +188,8 @@ def weight_of(w: Matrix, precision: Precision, batch_dims: int, contract_dims: i
               parts: int = 1) -> tuple[Array, Operand]:
     """Return a weight's master [..., K, N], which a gradient goes to, and its quantized operand.
 
-    A Scaled has no gradient: zeros that nothing reads stand for its master.
+    A Scaled has no gradient, nor has an array of narrow numbers, as masters are float32: zeros that
+    nothing reads stand for its master.
     """
     master = w.master if isinstance(w, Weight) else w
     if isinstance(master, Scaled):
@@ -200,4 +201,6 @@ def weight_of(w: Matrix, precision: Precision, batch_dims: int, contract_dims: i
                           math.prod(master.shape[batch_dims:split]), -1)
     if isinstance(w, Weight):
         return flat, w.quantized
+    if wide(flat.dtype) != flat.dtype:
+        return jnp.zeros(flat.shape), precision.quantize_weight(flat, parts)
     return flat, precision.quantize_weight(lax.stop_gradient(flat), parts)

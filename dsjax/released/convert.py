@@ -89,8 +89,11 @@ class Wanted:
 
 
 def to_released(run: Path, target: Path, wanted: Wanted = Wanted(), *, say: Say = print,
-                progress: Progress = nothing) -> None:
-    """Make a released checkpoint of a run folder's newest checkpoint; see `hf.save`."""
+                progress: Progress = nothing, use: Callable[..., int] = run_weights.read) -> None:
+    """Make a released checkpoint of a run folder's newest checkpoint; see `hf.save`.
+
+    use: as `run_weights.read`; the command gives the one that merges what a part has learnt.
+    """
     config = _config(run)
     source = wanted.template or _released_before(run, config, say)
     kept = wanted.own
@@ -106,7 +109,7 @@ def to_released(run: Path, target: Path, wanted: Wanted = Wanted(), *, say: Say 
         Export(whole, wanted.form, kept, config.loss).write(Target(target, key), progress)
         return weights.manifest.step
 
-    step = run_weights.read(run, cfg, export, say=say, which=wanted.which)
+    step = use(run, cfg, export, say=say, which=wanted.which)
     say(f"{target} is checkpoint {step} of {run}")
 
 

@@ -27,7 +27,7 @@ from dsjax import params
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.run import RunConfig
 from dsjax.layers.backend import single
-from dsjax.model import transformer
+from dsjax.model import transformer, tuned
 from dsjax.parallel import rules
 from dsjax.params import Spec
 
@@ -40,7 +40,7 @@ BATCH_BYTES = 12  # of a position: token, segment, weight
 class Training:
     """Bytes of one device in training."""
 
-    masters: int
+    masters: int  # of what learns
     moments: int
     gradients: int  # in float32, all of them
     first_gradients: int  # those that are there beside all activations
@@ -49,11 +49,13 @@ class Training:
     logits: int
     batch: int
     average: int  # on the host, where the run keeps one
+    frozen: int = 0  # weights that rest, where a part learns
 
     @property
     def parts(self) -> dict[str, int]:
         """Parts that are there at the fullest moment, by name; the average is the host's."""
         rest = {"masters": self.masters, "moments": self.moments, "the batch": self.batch}
+        rest |= {"frozen weights": self.frozen} if self.frozen else {}
         moments = ({"gradients": self.gradients},
                    {"activations": self.activations, "gradients": self.first_gradients},
                    {"activations": self.activations + self.mtp_activations, "logits": self.logits})
@@ -76,23 +78,35 @@ class Serving:
 
 def training(run: RunConfig, mesh: Mesh | None = None) -> Training:
     """Count the bytes that a device needs to train a run on a mesh; None is a single device."""
-    specs = transformer.specs(run.model)
+    specs, whole = tuned.specs(run), transformer.specs(run.model)
     held = _share(mesh, run.parallel.use_zero)
     masters, learnt = _sum(specs, lambda s: 4 * held(s)), _sum(specs, _of_learnt(held))
-    main = specs.stacks[run.model.stacks[-1].name]
-    is_cut = run.train.microbatches > 1  # then sums of all gradients stand beside those of a part
+    main, is_partial = whole.stacks[run.model.stacks[-1].name], tuned.is_partial(run)
+    # Of microbatches, sums of all gradients stand beside those of a part.
+    is_cut = is_partial or run.train.microbatches > 1
     rows = _rows(run, mesh)
     return Training(
         masters=masters,
         moments=learnt // 2 * jax.numpy.dtype(run.optimizer.moments).itemsize,
         gradients=learnt,
-        first_gradients=learnt if is_cut else _sum((main, specs.head), _of_learnt(held)),
+        first_gradients=learnt if is_cut else _sum((main, whole.head), _of_learnt(held)),
         activations=0 if run.parallel.pipe > 1 else rows * _kept_of_a_row(run),
         mtp_activations=0 if run.parallel.pipe > 1 else rows * _kept_by_modules(run),
         logits=rows * min(CHUNK, run.train.seq_len) * run.model.vocab * 4,
         batch=rows * run.train.microbatches * (run.train.seq_len + 1) * BATCH_BYTES,
         average=masters if run.optimizer.ema_decay else 0,
+        frozen=frozen(run, mesh) if is_partial else 0,
     )
+
+
+def frozen(run: RunConfig, mesh: Mesh | None = None) -> int:
+    """Bytes of a device's part of the weights that rest; as stored, at least those of FP8."""
+    part = run.lora or run.experts
+    assert part is not None, "weights rest where a part learns"
+    specs, form = transformer.specs(run.model), part.base
+    whole = weight_bytes(specs, "fp8" if form == "stored" else form)
+    held = _share(mesh, run.parallel.use_zero)
+    return whole * _sum(specs, held) // params.size(specs)
 
 
 def serving(model: ModelConfig, rows: int, context: int, *, weights: str = "float32",
@@ -162,6 +176,8 @@ def _rows(run: RunConfig, mesh: Mesh | None) -> int:
 def _kept_of_a_row(run: RunConfig) -> int:
     """Bytes kept of one row for the backward pass, and of one layer what is made again at once."""
     model, remat = run.model, run.machine.remat
+    if tuned.is_partial(run):  # products with frozen matrices keep nothing for their gradients
+        remat = "full"
     kinds = [(stack.count, model.moe if stack.is_moe else None) for stack in model.stacks]
     kept = [(layers, _kept_of_a_token(run, moe, remat), _kept_of_a_token(run, moe, "none"))
             for layers, moe in kinds]

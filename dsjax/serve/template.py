@@ -25,6 +25,7 @@ from dsjax.serve.refusal import Refusal
 from dsjax.serve.text import END_THINK, THINK
 
 SETTINGS, ALONE = "tokenizer_config.json", "chat_template.jinja"
+RELEASED = "released"
 REMEDY = "mend or remove it"
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Code points that Unicode keeps free of meaning, one of which marks what a message said."""
@@ -200,7 +201,7 @@ def _any_of(names: Any) -> re.Pattern[str]:
 
 def load(folder: Path | str, tokenizer: Tokenizer) -> ChatTemplate | None:
     """Read the chat template that belongs to a folder's tokenizer; None if there is none."""
-    for place in (Path(folder), Path(folder) / "released"):
+    for place in (Path(folder), Path(folder) / RELEASED):
         settings = {}
         if (place / SETTINGS).is_file():
             settings = disk.read_object(place / SETTINGS, REMEDY)

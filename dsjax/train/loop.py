@@ -29,7 +29,7 @@ from dsjax.errors import say
 from dsjax.evaluate import heldout
 from dsjax.evaluate.heldout import Heldout, HeldoutStep
 from dsjax.layers.backend import Backend
-from dsjax.model import transformer
+from dsjax.model import tuned
 from dsjax.model.loss import Batch
 from dsjax.optim.ema import HostEMA
 from dsjax.report import metrics, pace, profile
@@ -39,26 +39,17 @@ from dsjax.runtime import cpu, fit, hardware
 from dsjax.runtime import header as machine
 from dsjax.terminal import Console
 from dsjax.train import heartbeat, sharding, step_report, tasks
-from dsjax.train.corpus import Corpus, prepare
+from dsjax.train.corpus import Corpus
 from dsjax.train.folder import hold, resume
 from dsjax.train.folder.divergence import GIVE_UP_AFTER, Proof, lost_gradients, lost_model
+from dsjax.train.outcome import Outcome, finished
 from dsjax.train.signals import Signals
 from dsjax.train.state import TrainState
 from dsjax.train.step import StepMetrics, TrainStep
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a run."""
-
-    out: Path
-    step: int
-    is_complete: bool
-    heldout: Heldout | None
-    heldout_average: Heldout | None
-    signal: int | None = None
-    was_finished: bool = False
-    """Nothing was left to do: nothing was done, and the folder is as it was."""
+from dsjax.train.tuning import frozen as frozen_weights
+from dsjax.train.tuning import measure
+from dsjax.train.tuning.frozen import Frozen
+from dsjax.train.tuning.rows import prepare
 
 
 @dataclass
@@ -68,6 +59,7 @@ class Session:
     run: RunConfig
     out: Path
     corpus: Corpus
+    frozen: Frozen
     stream: RowStream
     state: TrainState
     average: HostEMA | None
@@ -93,6 +85,7 @@ def train(
     """
     console = console or Console()
     out = resume.folder(run)
+    run = frozen_weights.settled(run, out)
     mesh = sharding.open_mesh(run)
     fit.refuse_training(run, mesh, sharding.check)
     if backend is None:
@@ -102,16 +95,18 @@ def train(
     said = step_report.of_the_model(run) | machine.describe(run, backend)
     said |= sharding.describe(run, backend, mesh) | {"folder": str(out)}
     with hold.holding(run, out) as is_due:
-        header(said, f"dsjax train {run.name}", console)
+        header(said, f"dsjax {'train' if run.sft is None else 'sft'} {run.name}", console)
         if not is_due:
-            return _finished(run, out, console)
+            return finished(run, out, console)
         with (fit.explained(run, mesh, sharding.check), heartbeat.watching(out / "processes"),
               Signals().listening() as signals):
             corpus = sharding.first_alone(lambda: prepare(run, out, console.print))
             console.print(step_report.of_the_corpus(run, corpus))
-            step_fn = sharding.compile_step(run, backend, mesh)
+            frozen = frozen_weights.load(run, out, mesh, console.print)
+            run = measure.settled(run, corpus, frozen, backend, mesh, console.print)
+            step_fn = sharding.compile_step(run, backend, mesh, frozen=frozen.params)
             step_fn = fit.checked(step_fn, run, mesh, sharding.check)
-            session = _open(run, out, corpus, backend, mesh, console)
+            session = _open(run, out, corpus, frozen, backend, mesh, console)
             with signals.writing(console), _closing(session), session.display:
                 completed = _run(session, step_fn, signals)
                 outcome = _close(session, completed, signals.received, console)
@@ -120,17 +115,6 @@ def train(
             "command goes on from there")
         raise signals.lost
     return outcome
-
-
-def _finished(run: RunConfig, out: Path, console: Console) -> Outcome:
-    """Say that a run is over, and what it had found."""
-    event = resume.final_event(run, out) or {}
-    step, asked = event.get("step", run.train.steps), run.train.steps
-    so_far = (f"finished after step {step}" if step == asked else
-              f"at step {step}, past --train.steps {asked}")
-    console.print(f"{out} holds this run {so_far}: there is nothing to do (--train.steps above "
-                  f"{step} would go on)")
-    return Outcome(out, step, True, *heldout.recorded(event), was_finished=True)
 
 
 @contextlib.contextmanager
@@ -152,10 +136,10 @@ def _closing(s: Session) -> Iterator[None]:
         s.store.close()
 
 
-def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mesh | None,
-          console: Console) -> Session:
+def _open(run: RunConfig, out: Path, corpus: Corpus, frozen: Frozen, backend: Backend,
+          mesh: Mesh | None, console: Console) -> Session:
     """Start a run, or restore it."""
-    store = Store(out / "checkpoints", run.output.keep, transformer.specs(run.model))
+    store = Store(out / "checkpoints", run.output.keep, tuned.specs(run))
     stream = RowStream(
         corpus.train, seed=run.seed, host=jax.process_index(), hosts=jax.process_count()
     )
@@ -166,7 +150,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         for said in resume.changed(kept, run, resumed):
             console.print(said)
     else:
-        start = resume.begin(run, console.print, mesh)
+        start = frozen_weights.begin(run, frozen, mesh, console.print)
     if jax.process_index() == 0 and (resumed or 0) < run.train.steps:
         run_to_json(profile.once(run), out / "config.json")
     host = None
@@ -179,6 +163,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         run=run,
         out=out,
         corpus=corpus,
+        frozen=frozen,
         stream=stream,
         state=start,
         average=host,
@@ -194,7 +179,7 @@ def _open(run: RunConfig, out: Path, corpus: Corpus, backend: Backend, mesh: Mes
         peak=hardware.matmul_peak(hardware.OPERANDS[run.precision.matmul]),
         heldout_step=sharding.compile_heldout(run, backend, mesh),
         mesh=mesh,
-        scoring=tasks.begin(run, corpus.tokenizer, backend, mesh, start.params),
+        scoring=tasks.begin(run, corpus.tokenizer, backend, mesh, frozen.given(start.params)),
         window_loads=loads,
     )
 
@@ -219,7 +204,7 @@ def _run(s: Session, step_fn: TrainStep, signals: Signals) -> bool:
             _evaluate(s, done)
         if s.scoring.is_due(done):
             _report(s, delayed.flush())
-            s.scoring.report(s.state.params, done, s.writer, s.display, s.speed)
+            s.scoring.report(s.frozen.given(s.state.params), done, s.writer, s.display, s.speed)
         if _is_due(done, s.run.output.save_every, s.run.train.steps):
             _report(s, delayed.flush())
             if not s.proof.in_row:  # what is skipped changes nothing, and may be past mending
@@ -304,7 +289,7 @@ def _heldout(s: Session, params: Any, most: int) -> Heldout:
     batches = heldout_batches(s.corpus.heldout, s.run.train.batch_size // hosts,
                               s.corpus.token_sizes, most=most, host=host, hosts=hosts)
     put = functools.partial(sharding.put_rows, mesh=s.mesh)
-    found = heldout.evaluate(s.heldout_step, params, batches, put)
+    found = heldout.evaluate(s.heldout_step, s.frozen.given(params), batches, put)
     if (said := heldout.remark(found)) is not None:
         s.display.note(said)
     return found
@@ -317,7 +302,7 @@ def _save(s: Session, done: int) -> None:
     if s.average is not None:
         kept["ema"] = s.average.arrays()
     loads = None if s.window_loads is None else s.window_loads.tolist()
-    extra = {"stream": s.stream.state(), "loads": loads} | s.corpus.extra()
+    extra = {"stream": s.stream.state(), "loads": loads} | s.corpus.extra() | s.frozen.extra()
     s.writer.sync()
     s.store.save(done, kept, extra, prune=False)
     s.proof.saved(done)

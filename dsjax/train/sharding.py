@@ -7,6 +7,7 @@ the state is born where it rests, by the rules of `parallel.rules`; a step takes
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -22,16 +23,18 @@ from dsjax.evaluate import heldout
 from dsjax.evaluate.heldout import HeldoutStep, HeldoutSums
 from dsjax.layers.backend import Backend
 from dsjax.layers.remat import keep_all
-from dsjax.model import transformer
+from dsjax.model import tuned
 from dsjax.model.loss import Batch, from_rows
 from dsjax.model.transformer import TransformerParams
 from dsjax.ops.token_loss import TokenLoss, cross_entropy
 from dsjax.parallel import mesh as meshes
 from dsjax.parallel import mesh_backend, rules
+from dsjax.params import Tree
 from dsjax.runtime import compiler
 from dsjax.train import pipelined, state, step
 from dsjax.train.state import TrainState
 from dsjax.train.step import Gradients, TrainStep
+from dsjax.train.tuning import partial
 
 Made = TypeVar("Made")
 
@@ -55,6 +58,7 @@ def check(run: RunConfig) -> None:
         _check_halves(run, rows)
     if run.parallel.pipe > 1:
         pipelined.check(run)
+    tuned.check(run)
 
 
 def _check_learning(run: RunConfig) -> None:
@@ -128,7 +132,7 @@ def first_alone(work: Callable[[], Made]) -> Made:
 
 def state_shardings(run: RunConfig, mesh: Mesh) -> TrainState:
     """Return the shardings of a run's state: masters and moments by the rules, counts whole."""
-    specs = transformer.specs(run.model)
+    specs = tuned.specs(run)
     by_name = dict(params.paths(
         rules.stored_shardings(specs, mesh, use_zero=run.parallel.use_zero)))
     whole = meshes.sharding(mesh)
@@ -159,7 +163,7 @@ def init(run: RunConfig, mesh: Mesh | None) -> TrainState:
     return jax.jit(lambda key: state.init(run, key), out_shardings=where)(params.key_of(run.seed))
 
 
-def begin(run: RunConfig, start: TransformerParams, mesh: Mesh | None) -> TrainState:
+def begin(run: RunConfig, start: Tree, mesh: Mesh | None) -> TrainState:
     """Return the state of a run from float32 parameters, which lie where the run keeps them."""
     where = None if mesh is None else state_shardings(run, mesh)
     return jax.jit(lambda p: state.begin(run, p), out_shardings=where, donate_argnums=0)(start)
@@ -179,26 +183,33 @@ def put_rows(rows: Mapping[str, np.ndarray], mesh: Mesh | None) -> Batch:
 
 
 def compile_step(run: RunConfig, backend: Backend, mesh: Mesh | None,
-                 token_loss: TokenLoss = cross_entropy) -> TrainStep:
-    """The jitted step of a run, compiled with the options of its platform; the state is donated."""
+                 token_loss: TokenLoss = cross_entropy,
+                 frozen: TransformerParams | None = None) -> TrainStep:
+    """The jitted step of a run, compiled with the options of its platform; the state is donated.
+
+    frozen: the weights that rest, where only a part learns.
+    """
     where = None
     if mesh is not None:
         where = (state_shardings(run, mesh), meshes.sharding(mesh))
+    compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=where,
+                                 compiler_options=compiler.here() or None)
+    if frozen is not None:
+        made = partial.make_step(run, backend, token_loss)
+        return partial.BesideFrozen(compiled(made), frozen)
     differentiate: Gradients = step.gradients
     if mesh is not None and run.parallel.pipe > 1:
         differentiate = pipelined.make_gradients(run, backend, mesh)
-    made = step.make_train_step(run, backend, token_loss, differentiate)
-    return jax.jit(made, donate_argnums=0, out_shardings=where,
-                   compiler_options=compiler.here() or None)
+    return compiled(step.make_train_step(run, backend, token_loss, differentiate))
 
 
 def compile_heldout(run: RunConfig, backend: Backend, mesh: Mesh | None) -> HeldoutStep:
-    """The jitted held-out step of a run, for parameters as they rest."""
+    """The jitted held-out step of a run, for parameters as they rest, or `Frozen.given` them."""
     forward = dataclasses.replace(backend, remat=keep_all, unroll=1)
-    take, specs = heldout.make_heldout_step(run.model, forward), transformer.specs(run.model)
+    take = heldout.make_heldout_step(run.model, forward)
 
-    def heldout_step(p: TransformerParams, batch: Batch) -> HeldoutSums:
-        return take(backend.layout.gather_params(p, specs), batch)
+    def heldout_step(p: Any, batch: Batch) -> HeldoutSums:
+        return take(partial.used(run, backend, p), batch)
 
     where = None if mesh is None else meshes.sharding(mesh)
     return jax.jit(heldout_step, out_shardings=where)

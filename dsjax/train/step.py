@@ -24,7 +24,7 @@ from dsjax.config.schedule import in_steps
 from dsjax.layers.backend import Backend
 from dsjax.layers.moe import MoEParams
 from dsjax.model import loss as losses
-from dsjax.model import transformer
+from dsjax.model import transformer, tuned
 from dsjax.model.block import BlockParams
 from dsjax.model.loss import Batch, LossParts, Objective
 from dsjax.model.transformer import TransformerParams
@@ -32,7 +32,7 @@ from dsjax.numerics import precision
 from dsjax.ops.token_loss import TokenLoss, cross_entropy
 from dsjax.optim import schedule
 from dsjax.optim.adamw import global_norm
-from dsjax.params import trainable_mask
+from dsjax.params import Tree, trainable_mask
 from dsjax.train.state import TrainState, optimizer
 
 
@@ -68,7 +68,7 @@ def make_train_step(run: RunConfig, backend: Backend, token_loss: TokenLoss = cr
     `token_loss` is what a next token costs; `differentiate` is `gradients`, or a pipeline's form.
     """
     differentiate = differentiate or gradients
-    specs = transformer.specs(run.model)
+    specs = tuned.specs(run)
     update = optimizer(specs, run.optimizer).update
     is_free = trainable_mask(specs)
     rates = in_steps(run.learning_rate, run.train.steps)
@@ -126,11 +126,11 @@ def gradients(p: TransformerParams, batch: Batch, objective: Objective, run: Run
     if run.train.microbatches == 1:
         (total, parts), grads = grad(p, batch)
         return grads, total, parts
-    return _accumulate(grad, p, batch, run.train.microbatches, backend)
+    return accumulate(grad, p, batch, run.train.microbatches, backend)
 
 
-def _accumulate(grad: Callable, p: TransformerParams, batch: Batch, count: int,
-                backend: Backend) -> tuple[TransformerParams, Array, LossParts]:
+def accumulate(grad: Callable, p: Tree, batch: Batch, count: int,
+               backend: Backend) -> tuple[Tree, Array, LossParts]:
     """Add up the gradients of `count` microbatches of equal rows, in float32."""
     cut = microbatches(batch, count, backend)
 
@@ -167,8 +167,11 @@ def bias_speed(run: RunConfig, step: Array) -> Array:
 
 def move_biases(p: TransformerParams, loads: Array, speed: Array,
                 run: RunConfig) -> TransformerParams:
-    """Apply the balance rule to every router, main layers first, then MTP's. loads [L + J, E]."""
-    if run.model.moe is None or not run.model.moe.has_bias:
+    """Apply the balance rule to every router, main layers first, then MTP's. loads [L + J, E].
+
+    Routers rest where a part of the model learns.
+    """
+    if run.model.moe is None or not run.model.moe.has_bias or tuned.is_partial(run):
         return p
     delta = losses.bias_step(loads, speed)
     stacks, mtp = dict(p.stacks), p.mtp

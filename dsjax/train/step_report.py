@@ -15,7 +15,7 @@ import numpy as np
 
 from dsjax.config.run import RunConfig
 from dsjax.data import curriculum
-from dsjax.model import count
+from dsjax.model import count, tuned
 from dsjax.report import metrics, plots
 from dsjax.report.pace import Ended, Throughput
 from dsjax.runtime.hardware import Peak
@@ -32,6 +32,8 @@ def tick(speed: Throughput, run: RunConfig, ready: Ended) -> None:
     length = curriculum.length_of(run.train, ready.step - 1)
     tokens = float(ready.metrics.targets)
     flops = tokens * count.training_flops(run.model, length)
+    if tuned.is_partial(run):  # frozen matrices have two products, not three
+        flops *= 2 / 3
     speed.tick(tokens, ready.began, ready.ended, flops)
 
 
@@ -87,7 +89,23 @@ def of_the_model(run: RunConfig) -> dict[str, str]:
     return {
         "parameters": f"{sizes.params_total:,}, {sizes.params_active:,} active for a token{mtp}",
         "a step": f"{ramp}{rows} rows of {length} tokens: {rows * length:,} tokens",
-    }
+    } | _of_the_part(run)
+
+
+def _of_the_part(run: RunConfig) -> dict[str, str]:
+    """Describe what learns, where it is a part of the model."""
+    part = run.lora or run.experts
+    if part is None:
+        return {}
+    said = f"all else rests, {part.base if part.base != 'stored' else 'as it is stored'}"
+    if run.lora is not None:
+        lora = run.lora
+        return {"learns": f"adapters of rank {lora.rank}, alpha {lora.alpha:g}, of "
+                          f"{', '.join(lora.targets)}; {said}"}
+    assert run.experts is not None, "experts are the other part"
+    how = (f"at least {run.experts.threshold:g} of each layer's {run.experts.score}s"
+           if run.experts.chosen is None else run.experts.chosen)
+    return {"learns": f"routed experts, {how}; {said}"}
 
 
 def of_the_corpus(run: RunConfig, corpus: Corpus) -> str:

@@ -22,11 +22,11 @@ from dsjax.evaluate.likelihood import Scorer, Text
 from dsjax.infer import Model
 from dsjax.layers.backend import Backend
 from dsjax.layers.remat import keep_all
-from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.report.display import Display
 from dsjax.report.metrics import Writer
 from dsjax.report.pace import Throughput
+from dsjax.train.tuning import partial
 
 FLAG = "--output.tasks"
 
@@ -82,9 +82,8 @@ def begin(run: RunConfig, words: Tokenizer, backend: Backend, mesh: Mesh | None,
                             "done while a model trains; run dsjax evaluate on the run's folder")
     prepared = evaluation.prepare(tasks, Path(run.output.tasks_data), Manner(), 0,
                                   run.output.tasks_limit)
-    specs, layout = transformer.specs(run.model), backend.layout
     forward = dataclasses.replace(backend, remat=keep_all, unroll=1)
     model = Model(run.model, p, words, run.train.seq_len, forward, mesh, run.parallel)
-    scorer = Scorer(model, gather=lambda p: layout.gather_params(p, specs))
+    scorer = Scorer(model, gather=lambda p: partial.used(run, backend, p))
     return Scoring(run, [(own, scored.texts_of(own.task, own.items, words, scorer.context))
                          for own in prepared], scorer)

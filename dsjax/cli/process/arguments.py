@@ -20,17 +20,26 @@ from dsjax.errors import UserError
 def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     """Fill the dataclass of a command, or the one of a union that the first word names.
 
-    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags.
+    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags; one
+    with a `folder` and a `run` begins with a FOLDER, of which `start` of its module makes a run.
     `--help` is printed wherever it stands, and leaves with status 0.
     """
     from dsjax.config import commandline, load
 
     if isinstance(kind, types.UnionType):
         return _parse_one(typing.get_args(kind), argv, prog)
-    if not {"config", "run"} <= {f.name for f in dataclasses.fields(kind)}:
+    names = {f.name for f in dataclasses.fields(kind)}
+    is_begun = "run" in names and names & {"config", "folder"}
+    if not is_begun or (argv and argv[0] in commandline.HELP):
         return commandline.read(kind, argv, prog)
-    if argv and argv[0] in commandline.HELP:
-        return commandline.read(kind, argv, prog)
+    if "folder" in names:
+        if not argv or argv[0].startswith("-"):
+            what = f"{argv[0]} stands where a FOLDER should" if argv else "a FOLDER is missing"
+            raise UserError(f"{what}; begin as in `{prog} runs/first`, with the folder of a run or "
+                            "of a released checkpoint")
+        run = sys.modules[kind.__module__].start(argv[0])
+        lent = {"folder": Path(argv[0]), "run": run}
+        return commandline.read(kind, argv[1:], f"{prog} {argv[0]}", lent=lent)
     name = load.first(argv, prog)
     lent = {"config": name, "run": load.load(name)}
     return commandline.read(kind, argv[1:], f"{prog} {name}", lent=lent)

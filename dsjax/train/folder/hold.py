@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dsjax import disk
 from dsjax.config.run import RunConfig
-from dsjax.train import corpus, heartbeat
+from dsjax.train import heartbeat
 from dsjax.train.folder import resume
+from dsjax.train.tuning import rows
 
 REMEDY = "wait for its end, stop it, or name another --output.folder"
 
@@ -39,7 +40,7 @@ def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
     if resume.is_finished(run, out):
         return FINISHED
     resume.refuse_fewer_steps(run, out)
-    corpus.refuse(run, out)
+    rows.refuse(run, out)
     checkpoints = out / "checkpoints"
     if os.path.lexists(checkpoints):
         disk.make_folder(checkpoints, "move that away, or name another --output.folder")

@@ -60,7 +60,10 @@ def begin(run: RunConfig, say: Say, mesh: Mesh | None = None) -> TrainState:
                          choice=weights.Choice(model=run.model))
     say(f"starting from the parameters of {run.init_from}")
     if (Path(run.init_from) / "config.json").is_file():
-        others = changes(weights.model(run.init_from), run.model, "model")
+        there = weights.model(run.init_from)
+        if run.sft is not None and not run.model.mtp_depth:  # which is said with the examples
+            there = dataclasses.replace(there, mtp_depth=0)
+        others = changes(there, run.model, "model")
         if others:
             say(f"{run.init_from} was made with other settings than this run's "
                 f"({', '.join(others)}): shapes agree, the numbers may mean something else")
