@@ -159,9 +159,10 @@ def init(run: RunConfig, key: Array) -> Tree:
     """Draw the start of what a run learns: the model, or adapters that do nothing yet.
 
     A is normal with deviation 1 / sqrt(K), so that A^T x is of x's size, whatever the matrix.
+    Experts that learn begin as copies (`copied`); here they have shapes alone.
     """
     if run.lora is None:
-        return transformer.init(run.model, key)
+        return params.init(specs(run), key, run.model.init_std)
     drawn = params.init(specs(run), key, 1.0)
 
     def sized(spec: Spec, leaf: Array) -> Array:
