@@ -1,4 +1,4 @@
-"""A run of which a part learns: what learns, what rests to the bit, what every reader gets of it."""
+"""A run of which a part learns: what learns, what rests to the bit, what readers get of it."""
 
 import dataclasses
 import shutil
