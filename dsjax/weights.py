@@ -25,7 +25,7 @@ from dsjax.checkpoint.manifest import MANIFEST, hash_of
 from dsjax.checkpoint.reader import Weights
 from dsjax.checkpoint.run_weights import RunWeights
 from dsjax.checkpoint.sink import Progress, Shardings
-from dsjax.checkpoint.tuned import Merged, held
+from dsjax.checkpoint.tuned import Merged, bits, held
 from dsjax.config.model import ModelConfig
 from dsjax.config.run import RunConfig
 from dsjax.config.stored import run_from_json
@@ -179,9 +179,13 @@ def load(folder: Path | str, dtype: str = "stored", shardings: Shardings = None,
 
 def load_base(run: RunConfig, shardings: Shardings = None, *, say: Say = to_stderr,
               was: str | None = None) -> TransformerParams:
-    """As `load`, of the weights that a run freezes; `was`: as in `use_base`."""
-    return use_base(run, lambda weights: _streamed(weights, str(run.init_from), shardings, None),
-                    say=say, was=was)
+    """As `load`, of the weights that a run freezes; `was`: as in `use_base`.
+
+    Codes of 8 bits are bits (`precision.as_bits`).
+    """
+    return use_base(
+        run, lambda weights: _streamed(bits(weights), str(run.init_from), shardings, None),
+        say=say, was=was)
 
 
 def _streamed(weights: Weights, folder: Path | str, shardings: Shardings,

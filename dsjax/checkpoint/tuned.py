@@ -13,6 +13,7 @@ Axes: K summed channels, N columns, r rank.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -167,6 +168,25 @@ def in_fp8(weights: Weights) -> Weights:
     Matrices that rest in 8 bits already stay as they are; a router's bias is float32.
     """
     return _Fp8(weights)
+
+
+class _Bits:
+    """Weights whose 8-bit codes are unsigned integers of the same bits; see `bits`."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.cfg, self._weights = weights.cfg, weights
+        self.leaves = {name: dataclasses.replace(leaf, dtype=np.dtype(np.uint8))
+                       if name.endswith(".codes") else leaf
+                       for name, leaf in weights.leaves.items()}
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        values = self._weights.read(name, index)
+        return values.view(self.leaves[name].dtype) if name.endswith(".codes") else values
+
+
+def bits(weights: Weights) -> Weights:
+    """View weights with codes as bits, as a scan over layers wants them (`precision.as_bits`)."""
+    return _Bits(weights)
 
 
 def held(weights: Weights, form: str) -> Weights:

@@ -30,7 +30,7 @@ from dsjax.errors import UserError
 from dsjax.layers.adapted import LowRank, Replaced
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
-from dsjax.numerics.precision import decoded
+from dsjax.numerics.precision import as_bits, decoded
 from dsjax.numerics.scaled import Scaled
 from dsjax.params import Spec, Tree
 
@@ -193,10 +193,14 @@ def _leaves(frozen: TransformerParams) -> list[tuple[str, Any]]:
 
 
 def join(run: RunConfig, learnt: Mapping[str, Any], frozen: TransformerParams) -> TransformerParams:
-    """Set what a run learns into the weights that rest: parameters for the forward pass."""
+    """Set what a run learns into the weights that rest: parameters for the forward pass.
+
+    What rests in 8 bits is handed on as bits (`precision.as_bits`).
+    """
     place: Any = None if run.experts is None else jnp.asarray(places(run))
 
     def one(path: Any, spec: Spec, leaf: Any) -> Any:
+        leaf = as_bits(leaf) if isinstance(leaf, Scaled) else leaf
         part = learnt.get(jax.tree_util.keystr(path, simple=True, separator="."))
         if part is None:
             return leaf

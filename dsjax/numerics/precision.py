@@ -178,9 +178,24 @@ def value(w: Matrix) -> Array:
     return decoded(master, jnp.float32) if isinstance(master, Scaled) else master
 
 
+def as_bits(q: Scaled) -> Scaled:
+    """Codes as unsigned integers of the same bits, for a scan over layers: a CPU's compiler has no
+    slice of narrow floats, so that taking a layer would first widen all. Bits stay."""
+    if q.codes.dtype == jnp.uint8:
+        return q
+    return Scaled(lax.bitcast_convert_type(q.codes, jnp.uint8), q.scales, q.tile)
+
+
+def coded(q: Scaled) -> Scaled:
+    """The inverse of `as_bits`; codes that are numbers stay."""
+    if q.codes.dtype != jnp.uint8:
+        return q
+    return Scaled(lax.bitcast_convert_type(q.codes, jnp.float8_e4m3fn), q.scales, q.tile)
+
+
 def decoded(q: Scaled, dtype: DTypeLike) -> Array:
     """Dequantize codes, rounded to a dtype; matrices tiled apart are side by side again."""
-    a = scaled.dequantize(q, dtype)
+    a = scaled.dequantize(coded(q), dtype)
     return a if len(q.tile) == 2 else a.reshape(*a.shape[:-2], -1)
 
 
@@ -193,7 +208,7 @@ def weight_of(w: Matrix, precision: Precision, batch_dims: int, contract_dims: i
     """
     master = w.master if isinstance(w, Weight) else w
     if isinstance(master, Scaled):
-        operand = w.quantized if isinstance(w, Weight) else precision.from_codes(master)
+        operand = w.quantized if isinstance(w, Weight) else precision.from_codes(coded(master))
         rows = master.shape[: batch_dims + 1]
         return jnp.zeros((*rows, math.prod(master.shape[batch_dims + 1 :]))), operand
     split = batch_dims + contract_dims

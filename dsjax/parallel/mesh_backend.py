@@ -26,7 +26,7 @@ from dsjax.config.model import ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.layers.backend import Backend, Layout
 from dsjax.layers.moe import moe_specs
-from dsjax.numerics.precision import Matrix, Operand, Precision, Weight
+from dsjax.numerics.precision import Matrix, Operand, Precision, Weight, coded
 from dsjax.numerics.scaled import Scaled
 from dsjax.numerics.wire import WireFormat
 from dsjax.ops import experts as op
@@ -240,6 +240,7 @@ def apart(w: Matrix, precision: Precision) -> tuple[Array | None, Any]:
     master, quantized = (w.master, w.quantized) if isinstance(w, Weight) else (w, None)
     if not isinstance(master, Scaled):
         return master, quantized
+    master = coded(master)
     return None, Weight(master, precision.from_codes(master) if quantized is None else quantized)
 
 
