@@ -13,7 +13,7 @@ Rooms from the ground up; imports go down only (tests/test_architecture.py holds
         checkpoint, released         trees to disk; released checkpoints in and out
     7   infer, report, weights       the sampler; metrics, display and plots; one way in for weights
     8   evaluate, serve              scores on text that was held out; the engine's HTTP door
-    9   train                        state, step, loop, resume
+    9   train                        state, step, loop, resume; fine-tuning of all or a part
     10  rl, plan, interop            GRPO from rules; needs of a run, by compiling it; Flax NNX
     11  cli                          the `dsjax` command, one subcommand a file
 """

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
+from dsjax.config import load
 from dsjax.config.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
+from dsjax.config.sft import ExpertsConfig, LoRAConfig
 from dsjax.errors import UserError
 
 if TYPE_CHECKING:  # the loop costs a second to import
@@ -27,8 +29,9 @@ class Sft:
 
     FOLDER is a run's or a released checkpoint, FP8 too. FILE has lines of JSON with prompt and
     completion, question and answer, or messages (.jsonl, .gz, .zst, .parquet). The same command
-    started again goes on where the newest checkpoint stops. `dsjax sft FOLDER --help` lists every
-    field of the run. Steps follow from --sft.epochs, unless --train.steps says them.
+    started again goes on where the newest checkpoint stops. Without a flag of --lora or --experts
+    all of the model learns; with one the rest is frozen. Steps follow from --sft.epochs, unless
+    --train.steps says them.
 
       dsjax sft runs/first --data examples.jsonl
       dsjax sft runs/first --data examples.jsonl --lora.rank 16 --lora.alpha 32
@@ -82,10 +85,16 @@ def main(args: Sft) -> int:
     return 0
 
 
-def start(folder: str) -> RunConfig:
-    """The run that tunes the model of a folder, before any flag."""
+def start(folder: str | None) -> RunConfig:
+    """The run that tunes the model of a folder, before any flag.
+
+    None stands for one in help, which shows the fields of both parts that may learn.
+    """
     from dsjax.train.tuning import recipe
 
+    if folder is None:
+        run = recipe.of_model(load.load("tiny").model, "FOLDER", BY_EPOCHS)
+        return dataclasses.replace(run, lora=LoRAConfig(), experts=ExpertsConfig())
     return recipe.start(Path(folder), BY_EPOCHS)
 
 

@@ -304,9 +304,6 @@ class RunConfig:
         if self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"RunConfig.name={self.name!r} is not a folder's name; use a word")
         seed_in_range(self.seed, "RunConfig.seed=")
-        if self.lora is not None and self.experts is not None:
-            raise ValueError("--lora and --experts each freeze all but a part of the model; give "
-                             "one of them")
 
 
 def with_fields(run: RunConfig, **parts: Mapping[str, Any]) -> RunConfig:

@@ -115,6 +115,9 @@ def check(run: RunConfig) -> None:
     """Refuse a part that is none: of no weights, of another model, or on a pipeline."""
     if not is_partial(run):
         return
+    if run.lora is not None and run.experts is not None:
+        raise UserError("--lora and --experts each freeze all but a part of the model; give one of "
+                        "them")
     flag = "--experts" if run.lora is None else "--lora"
     if run.init_from is None:
         raise UserError(f"{flag} trains a part of a model whose other weights rest, and there are "

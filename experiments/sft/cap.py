@@ -1,7 +1,7 @@
 """Largest memory of a process that tunes a small mixture, beside its share of a card's.
 
 24 GB are so many bytes for each number of a model of 16B; the small model gets as many for each of
-its own. It has 81 narrow layers, so that one layer is as small a part of it as in the large one.
+its own. It has 108 narrow layers, so that one layer is a small part of it, as in the large one.
 The step is compiled first; then the kernel's mark of the largest memory is set back, random weights
 are laid down, and some steps are taken. Each way has a process of its own.
 """
@@ -29,14 +29,14 @@ COLUMNS = ("base", "millions of numbers", "that learn", "MB counted", "MB measur
            "MB that 24 GB are in proportion", "within", "loss, first to last step")
 
 
-def configured(base: Resting, layers: int = 81, length: int = 256) -> RunConfig:
+def configured(base: Resting, layers: int = 108, length: int = 256) -> RunConfig:
     """The small mixture, in float32, as a CPU multiplies."""
     return RunConfig(
         "cap",
         ModelConfig(vocab=8192, d_model=256, layers=layers, dense_layers=1, dense_dim=704,
                     attention=MLAConfig(heads=4, kv_rank=64, nope_dim=64, rope_dim=32,
                                         value_dim=64),
-                    moe=MoEConfig(experts=16, experts_per_token=3, expert_dim=176)),
+                    moe=MoEConfig(experts=32, experts_per_token=3, expert_dim=176)),
         TrainConfig(steps=STEPS, batch_size=1, seq_len=length),
         learning_rate=LearningRate(peak=1e-3, constant_steps=STEPS),
         loss=LossConfig(balance=0.0, bias_speed=0.0), init_from="random weights",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from dsjax import params
-from dsjax.config.loss import LossConfig
 from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.config.sft import ExpertsConfig, LoRAConfig
 from dsjax.errors import UserError
@@ -130,12 +129,10 @@ def test_a_part_has_no_masters_or_moments_of_the_rest():
      "attentoin is of no matrix, did you mean attention.*choose from"),
     ({"lora": None, "experts": ExpertsConfig(chosen="0:1")}, "layer 0, which has no.*1 to 2"),
     ({"lora": None, "experts": ExpertsConfig(chosen="1:6")}, "expert 6 of layer 1, which has 6"),
-], ids=range(4))
+    ({"experts": ExpertsConfig()}, "--lora and --experts each freeze.*give one of them"),
+], ids=range(5))
 def test_a_part_that_is_none_is_refused(fields, said):
     with pytest.raises(UserError, match=said):
         tuned.check(dataclasses.replace(LORA, **fields))
 
 
-def test_two_parts_at_once_are_refused():
-    with pytest.raises(ValueError, match="one of them"):
-        dataclasses.replace(LORA, experts=ExpertsConfig(), loss=LossConfig())

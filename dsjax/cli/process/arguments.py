@@ -29,20 +29,30 @@ def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     if isinstance(kind, types.UnionType):
         return _parse_one(typing.get_args(kind), argv, prog)
     names = {f.name for f in dataclasses.fields(kind)}
-    is_begun = "run" in names and names & {"config", "folder"}
-    if not is_begun or (argv and argv[0] in commandline.HELP):
+    if {"folder", "run"} <= names:
+        return _of_folder(kind, argv, prog)
+    if not {"config", "run"} <= names or (argv and argv[0] in commandline.HELP):
         return commandline.read(kind, argv, prog)
-    if "folder" in names:
-        if not argv or argv[0].startswith("-"):
-            what = f"{argv[0]} stands where a FOLDER should" if argv else "a FOLDER is missing"
-            raise UserError(f"{what}; begin as in `{prog} runs/first`, with the folder of a run or "
-                            "of a released checkpoint")
-        run = sys.modules[kind.__module__].start(argv[0])
-        lent = {"folder": Path(argv[0]), "run": run}
-        return commandline.read(kind, argv[1:], f"{prog} {argv[0]}", lent=lent)
     name = load.first(argv, prog)
     lent = {"config": name, "run": load.load(name)}
     return commandline.read(kind, argv[1:], f"{prog} {name}", lent=lent)
+
+
+def _of_folder(kind: type, argv: Sequence[str], prog: str) -> Any:
+    """Fill the dataclass of a command that begins with a folder; help wants none."""
+    from dsjax.config import commandline
+
+    start = sys.modules[kind.__module__].start  # type: ignore[attr-defined]
+    is_help = any(word in commandline.HELP for word in argv)
+    if not is_help and (not argv or argv[0].startswith("-")):
+        what = f"{argv[0]} stands where a FOLDER should" if argv else "a FOLDER is missing"
+        raise UserError(f"{what}; begin as in `{prog} runs/first`, with the folder of a run or of "
+                        "a released checkpoint")
+    if is_help:
+        argv = ["FOLDER", *argv] if argv[0].startswith("-") else argv
+    run = start(None if is_help else argv[0])
+    lent = {"folder": Path(argv[0]), "run": run}
+    return commandline.read(kind, argv[1:], f"{prog} {argv[0]}", lent=lent)
 
 
 def _parse_one(kinds: Sequence[type], argv: Sequence[str], prog: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dsjax import weights
 from dsjax.config.loss import LossConfig
+from dsjax.config.model import ModelConfig
 from dsjax.config.run import DataConfig, OptimizerConfig, OutputConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.config.sft import SFTConfig
@@ -29,10 +30,14 @@ def start(folder: Path, steps: int) -> RunConfig:
     Raises:
         UserError: the folder holds no weights.
     """
-    model = weights.model(folder)
-    name = folder.resolve().name or "model"
+    folder = folder.absolute()
+    return of_model(weights.model(folder), str(folder), steps)
+
+
+def of_model(model: ModelConfig, folder: str, steps: int) -> RunConfig:
+    """The run that tunes a model, whose weights lie in a folder; see `start`."""
     return RunConfig(
-        name=f"{name}-sft",
+        name=f"{Path(folder).name or 'model'}-sft",
         model=model,
         train=TrainConfig(steps=steps, batch_size=ROWS, seq_len=LENGTH),
         learning_rate=RATE,
@@ -41,7 +46,7 @@ def start(folder: Path, steps: int) -> RunConfig:
                         mtp_weight_late=MTP_WEIGHT),
         data=DataConfig(),
         output=OutputConfig(),
-        init_from=str(folder.absolute()),
+        init_from=folder,
         sft=SFTConfig())
 
 
