@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+import math
 import multiprocessing
 import resource
 from pathlib import Path
@@ -25,6 +26,7 @@ from experiments.common.command import Asked
 from experiments.sft import memory
 
 STEPS = 4
+ALIGNMENT = 64
 COLUMNS = ("base", "millions of numbers", "that learn", "MB counted", "MB measured",
            "MB that 24 GB are in proportion", "within", "loss, first to last step")
 
@@ -126,13 +128,19 @@ def weights_of(run: RunConfig, make: Any) -> Any:
 
 
 def drawn(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Random numbers of the size that weights have, a stacked matrix at a time."""
+    """Random numbers of the size that weights have, a stacked matrix at a time.
+
+    They lie where JAX takes them over without a copy, as those do that are read from a folder.
+    """
     import ml_dtypes
     import numpy as np
 
     if dtype == np.float32:  # scales of codes, or a router's bias
         return np.full(shape, 1e-4 if len(shape) > 2 else 0.0, np.float32)
-    out = np.empty(shape, np.dtype(dtype))
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    at = -raw.ctypes.data % ALIGNMENT
+    out = raw[at : at + size].view(dtype).reshape(shape)
     for part in out if len(shape) > 1 else [out]:
         noise = rng.standard_normal(part.shape, np.float32)
         if out.dtype == np.uint8:

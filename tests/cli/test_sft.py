@@ -27,7 +27,7 @@ def said(argv, capsys):
     ([], "nothing to learn from; name a file of examples by --data FILE"),
     (["--data", "gone.jsonl"], "there is no file gone.jsonl of examples"),
     (["--data", "SUMS", "--lora.targets", "nothing"], "--lora.targets nothing is of no matrix"),
-    (["--data", "SUMS", "--lora.rank", "0"], "--lora.rank=0 must be at least 1"),
+    (["--data", "SUMS", "--lora.rank", "0"], "--lora.rank 0 must be at least 1"),
     (["--data", "SUMS", "--lora.rank", "2", "--experts.threshold", "0.1"], "give one of them"),
     (["--data", "SUMS", "--experts.chosen", "1;2"], "is no list of experts by layer"),
     (["--data", "SUMS", "--train.seq-len", "4"], "sums.jsonl line 1 makes an example of"),
