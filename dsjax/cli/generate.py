@@ -15,9 +15,9 @@ from dsjax.cli.process import devices, models
 from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
-from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.refusal import typed_as
-from dsjax.config.typed import Text
+from dsjax.config.flags.flag_tree import Mark, Word
+from dsjax.config.flags.refusal import typed_as
+from dsjax.config.flags.typed import Text
 from dsjax.disk import to_json
 from dsjax.errors import UserError, printable
 from dsjax.terminal import Console

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
-from dsjax.config import commandline, load
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config import load
+from dsjax.config.flags import commandline
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError, say
 

@@ -23,7 +23,8 @@ def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags.
     `--help` is printed wherever it stands, and leaves with status 0.
     """
-    from dsjax.config import commandline, load
+    from dsjax.config import load
+    from dsjax.config.flags import commandline
 
     if isinstance(kind, types.UnionType):
         return _parse_one(typing.get_args(kind), argv, prog)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax.cli.process import devices, experts
 from dsjax.cli.process.experts import ExpertFlags
-from dsjax.config.flag_tree import Mark
+from dsjax.config.flags.flag_tree import Mark
 from dsjax.config.parallel import ParallelConfig
 
 if TYPE_CHECKING:  # jax costs a second to import
