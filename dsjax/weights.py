@@ -73,6 +73,20 @@ def model(folder: Path | str, choice: Choice = Choice()) -> ModelConfig:
     return read.open_folder(Path(folder), mtp=choice.mtp).weights.cfg
 
 
+def refuse_another(folder: Path | str, cfg: ModelConfig) -> None:
+    """Refuse weights that are not of this model, by names and shapes; no number is read.
+
+    One process calls this, before anything is written for a run that starts from them.
+    """
+    folder = Path(folder)
+    refuse_empty(folder)
+    if is_released(folder):
+        reader.of_model(read.open_folder(folder, "float32").weights, cfg, f"{folder}")
+    else:
+        run_weights.look(folder, cfg,
+                         lambda found: reader.of_model(found, cfg, f"{found.where}"))
+
+
 def use(folder: Path | str, with_weights: Callable[[Weights], T], dtype: str = "stored", *,
         choice: Choice = Choice(), say: Say = to_stderr) -> T:
     """Return what a function makes of the weights in a folder, which are open while it runs.
