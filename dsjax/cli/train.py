@@ -58,16 +58,13 @@ class Train:
 
 def main(args: Train) -> int:
     """Train; returns the exit status (128 + the signal's number when one stopped the run)."""
-    from dsjax.parallel import launch
-
     config = chosen(args)
     if config.rl is not None:
         raise UserError(f"{args.config} is a run of reinforcement learning, whose base dsjax rl "
                         f"trains; use dsjax rl {shlex.quote(args.config)}")
     if args.devices is not None:
         devices.make(args.devices)
-    joined = launch.find(os.environ, args.coordinator, args.processes, args.process)
-    launch.join(joined)
+    joined = devices.join(args.coordinator, args.processes, args.process)
     from dsjax.train import heartbeat
 
     try:

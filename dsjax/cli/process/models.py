@@ -40,4 +40,7 @@ def load(folder: str, flags: ModelFlags) -> Model:
     from dsjax import infer
 
     room = experts.room(flags.experts, folder)
-    return infer.load(folder, infer.Choice(flags.precision, flags.parallel, flags.end_token, room))
+    model = infer.load(folder,
+                       infer.Choice(flags.precision, flags.parallel, flags.end_token, room))
+    devices.say_if_idle(flags.parallel, is_asked=flags.devices is not None)
+    return model
