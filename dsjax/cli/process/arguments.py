@@ -33,8 +33,13 @@ def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     if argv and argv[0] in commandline.HELP:
         return commandline.read(kind, argv, prog)
     name = load.first(argv, prog)
-    lent = {"config": name, "run": load.load(name)}
-    return commandline.read(kind, argv[1:], f"{prog} {name}", lent=lent)
+    own = load.load(name)
+    made = commandline.read(kind, argv[1:], f"{prog} {name}", lent={"config": name, "run": own})
+    asked = made.run.parallel
+    if asked.pipe == 1 and asked.schedule != own.parallel.schedule:
+        raise UserError(f"--parallel.schedule {asked.schedule} orders the ranks of a pipeline, and "
+                        "--parallel.pipe is 1; give --parallel.pipe too, or leave both out")
+    return made
 
 
 def _parse_one(kinds: Sequence[type], argv: Sequence[str], prog: str) -> Any:
