@@ -20,20 +20,28 @@ from dsjax.errors import UserError
 def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     """Fill the dataclass of a command, or the one of a union that the first word names.
 
-    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags.
-    `--help` is printed wherever it stands, and leaves with status 0.
+    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags, as
+    its `lent` makes it where it has one.
+    `--help` is printed wherever it stands, and leaves with status 0. Where the first class of a
+    union has INSTEAD, its flags choose another class, and without one it is the first.
     """
     from dsjax.config import load
     from dsjax.config.flags import commandline
 
     if isinstance(kind, types.UnionType):
+        first = typing.get_args(kind)[0]
+        for flag, other in getattr(first, "INSTEAD", {}).items():
+            if flag in argv:
+                return parse(other, [word for word in argv if word != flag], f"{prog} {flag}")
+        if hasattr(first, "INSTEAD"):
+            return parse(first, argv, prog)
         return _parse_one(typing.get_args(kind), argv, prog)
     if not {"config", "run"} <= {f.name for f in dataclasses.fields(kind)}:
         return commandline.read(kind, argv, prog)
     if argv and argv[0] in commandline.HELP:
         return commandline.read(kind, argv, prog)
     name = load.first(argv, prog)
-    own = load.load(name)
+    own = getattr(kind, "lent", lambda run: run)(load.load(name))
     made = commandline.read(kind, argv[1:], f"{prog} {name}", lent={"config": name, "run": own})
     asked = made.run.parallel
     if asked.pipe == 1 and asked.schedule != own.parallel.schedule:
