@@ -25,7 +25,7 @@ from dsjax.checkpoint.manifest import MANIFEST, hash_of
 from dsjax.checkpoint.reader import Weights
 from dsjax.checkpoint.run_weights import RunWeights
 from dsjax.checkpoint.sink import Progress, Shardings
-from dsjax.checkpoint.tuned import Merged, bits, held
+from dsjax.checkpoint.tuned import Described, Merged, bits, held
 from dsjax.config.model import ModelConfig
 from dsjax.config.run import RunConfig
 from dsjax.config.stored import run_from_json
@@ -81,6 +81,39 @@ def model(folder: Path | str, choice: Choice = Choice()) -> ModelConfig:
     return read.open_folder(Path(folder), mtp=choice.mtp).weights.cfg
 
 
+def refuse_another(folder: Path | str, cfg: ModelConfig) -> None:
+    """Refuse weights that are not of this model, by names and shapes; no number is read.
+
+    One process calls this, before anything is written for a run that starts from them.
+    """
+    folder = Path(folder)
+    refuse_empty(folder)
+    if is_released(folder):
+        reader.of_model(read.open_folder(folder, "float32").weights, cfg, f"{folder}")
+    elif (own := _of_a_part(folder)) is not None:  # whole when it is read, whatever it holds
+        refuse_another(_base_of(own), own.model)
+        reader.of_model(Described(own.model), cfg, f"{folder}")
+    else:
+        run_weights.look(folder, cfg,
+                         lambda found: reader.of_model(found, cfg, f"{found.where}"))
+
+
+def _of_a_part(folder: Path) -> RunConfig | None:
+    """The run of a folder that learnt a part of other weights; None for any other folder."""
+    config = folder / files.CONFIG
+    run = run_from_json(config) if config.is_file() else None
+    return run if run is not None and tuned.is_partial(run) else None
+
+
+def _base_of(run: RunConfig) -> Path:
+    """The folder whose weights a run has learnt a part of."""
+    folder = Path(str(run.init_from))
+    if not folder.is_dir():
+        raise UserError(f"{folder}, whose weights {run.name} has learnt a part of, is not there; "
+                        "put it back")
+    return folder
+
+
 def use(folder: Path | str, with_weights: Callable[[Weights], T], dtype: str = "stored", *,
         choice: Choice = Choice(), say: Say = to_stderr) -> T:
     """Return what a function makes of the weights in a folder, which are open while it runs.
@@ -121,11 +154,9 @@ def use_run(folder: Path, cfg: ModelConfig, with_run: Callable[[Any], T], *, say
     Raises:
         UserError: a run learnt a part of weights that are not there any more, or are others now.
     """
-    config = folder / files.CONFIG
-    run = run_from_json(config) if config.is_file() else None
-    if run is None or not tuned.is_partial(run):
+    own = _of_a_part(folder)
+    if own is None:
         return run_weights.read(folder, cfg, with_run, say=say, which=which)
-    own = run
 
     def with_part(learnt: RunWeights) -> T:
         was = learnt.manifest.extra.get(BASE)
@@ -143,10 +174,7 @@ def use_base(run: RunConfig, with_weights: Callable[[Weights], T], *, say: Say =
     """
     part = run.lora or run.experts
     assert part is not None, "a run that freezes weights learns a part"
-    folder = Path(str(run.init_from))
-    if not folder.is_dir():
-        raise UserError(f"{folder}, whose weights {run.name} has learnt a part of, is not there; "
-                        "put it back")
+    folder = _base_of(run)
     now = identity(folder)
     if was not in (None, now):
         raise UserError(f"{folder} holds other weights ({now}) than those that {run.name} has "

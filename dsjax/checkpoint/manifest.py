@@ -8,12 +8,14 @@ known, so that it is refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,21 +86,44 @@ def check(path: Path, manifest: Manifest) -> None:
     UserError says what may not be read.
     """
     for file, (size, digest) in manifest.files.items():
-        try:
-            found = os.stat(path / file)
-            if not stat.S_ISREG(found.st_mode):
-                raise Damaged(f"{file} is no file")
-            if found.st_size != size:
-                raise Damaged(f"{file} has {found.st_size} bytes of {size}")
+        with _reading(path, file):
+            _check_size(path / file, file, size)
             if hash_of(path / file) != digest:
                 raise Damaged(f"{file} is not what was written")
-        except FileNotFoundError:
-            raise Damaged(f"{file} is missing") from None
-        except (OSError, UnicodeError) as error:
-            if disk.is_absence(error):
-                raise Damaged(f"{file} cannot be read ({disk.cause(error)})") from None
-            raise UserError(f"{path / file} cannot be read ({disk.cause(error).lower()}); "
-                            f"{REMEDY}") from None
+
+
+def read_with_sizes(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are there and whole by their sizes; none is read.
+
+    Raises as `read` and `check`.
+    """
+    found = read(path)
+    for file, (size, _) in found.files.items():
+        with _reading(path, file):
+            _check_size(path / file, file, size)
+    return found
+
+
+def _check_size(path: Path, file: str, size: int) -> None:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise Damaged(f"{file} is no file")
+    if found.st_size != size:
+        raise Damaged(f"{file} has {found.st_size} bytes of {size}")
+
+
+@contextlib.contextmanager
+def _reading(path: Path, file: str) -> Iterator[None]:
+    """Say of a file that a block cannot read whether it is damaged or may not be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Damaged(f"{file} is missing") from None
+    except (OSError, UnicodeError) as error:
+        if disk.is_absence(error):
+            raise Damaged(f"{file} cannot be read ({disk.cause(error)})") from None
+        raise UserError(f"{path / file} cannot be read ({disk.cause(error).lower()}); "
+                        f"{REMEDY}") from None
 
 
 def _is_step(value: Any) -> bool:

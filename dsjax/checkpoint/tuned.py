@@ -27,6 +27,7 @@ from dsjax.checkpoint import reader
 from dsjax.checkpoint.boxes import Index
 from dsjax.checkpoint.reader import Leaf, Weights
 from dsjax.checkpoint.run_weights import RunWeights
+from dsjax.config.model import ModelConfig
 from dsjax.config.run import RunConfig
 from dsjax.model import transformer, tuned
 from dsjax.numerics import scaled
@@ -168,6 +169,21 @@ def in_fp8(weights: Weights) -> Weights:
     Matrices that rest in 8 bits already stay as they are; a router's bias is float32.
     """
     return _Fp8(weights)
+
+
+class Described:
+    """Weights that are only described: the arrays of a model, of which none is read."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        """Every array whole and in float32."""
+        self.cfg = cfg
+        self.leaves: Mapping[str, Leaf] = {
+            name: Leaf(spec.shape, np.dtype(np.float32), spec.shape)
+            for name, spec in trees.paths(transformer.specs(cfg))}
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """Refuse: there are no numbers."""
+        raise AssertionError(f"{name} is described, not there")
 
 
 class _Bits:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dsjax import disk
-from dsjax.config.flag_tree import Word
+from dsjax.config.flags.flag_tree import Word
 from dsjax.data import sources
 from dsjax.disk import to_json
 from dsjax.errors import UserError, printable, say

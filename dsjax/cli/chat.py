@@ -18,7 +18,7 @@ from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.errors import UserError
 from dsjax.terminal import Console
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dsjax.config.flag_tree import Word
+from dsjax.config.flags.flag_tree import Word
 from dsjax.errors import UserError, printable, say
 
 if TYPE_CHECKING:  # jax costs a second to import

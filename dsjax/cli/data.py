@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 from dsjax import disk
 from dsjax.config.fields import seed_in_range
-from dsjax.config.flag_tree import Word
-from dsjax.config.refusal import typed_as
+from dsjax.config.flags.flag_tree import Word
+from dsjax.config.flags.refusal import typed_as
 from dsjax.data import pack, shards, sources
 from dsjax.data.tokenizers import tokenizer
 from dsjax.data.tokenizers.file import MOST_IDS

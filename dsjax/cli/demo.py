@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from dsjax.cli.process import devices
 from dsjax.cli.process.arguments import myself
 from dsjax.config import load
-from dsjax.config.flag_tree import Mark
+from dsjax.config.flags.flag_tree import Mark
 from dsjax.config.run import RunConfig
 from dsjax.disk import to_json
 

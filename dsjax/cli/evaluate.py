@@ -12,8 +12,8 @@ from dsjax.cli.process import context, engines, models, progress
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.models import ModelFlags
 from dsjax.config.fields import seed_in_range
-from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.refusal import typed_as
+from dsjax.config.flags.flag_tree import Mark, Word
+from dsjax.config.flags.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError, say
 

@@ -15,9 +15,9 @@ from dsjax.cli.process import devices, models
 from dsjax.cli.process.models import ModelFlags
 from dsjax.cli.process.sampling import SamplingFlags, sampling
 from dsjax.config.fields import seed_in_range
-from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.refusal import typed_as
-from dsjax.config.typed import Text
+from dsjax.config.flags.flag_tree import Mark, Word
+from dsjax.config.flags.refusal import typed_as
+from dsjax.config.flags.typed import Text
 from dsjax.disk import to_json
 from dsjax.errors import UserError, printable
 from dsjax.terminal import Console
@@ -75,8 +75,6 @@ class Generate:
 
 def main(args: Generate) -> int:
     """Run the command; returns the exit status."""
-    from dsjax.parallel import launch
-
     seed_in_range(args.sampling.seed, "--seed ")
     if args.context is not None and args.context < 2:
         raise UserError(f"--context {args.context} has no room for a prompt and a new token; it "
@@ -84,7 +82,7 @@ def main(args: Generate) -> int:
     texts = _prompts(args)
     if args.model.devices is not None:
         devices.make(args.model.devices)
-    launch.join(launch.find(os.environ, args.coordinator, args.processes, args.process))
+    devices.join(args.coordinator, args.processes, args.process)
     devices.require()
     with _console() as console:
         _generate(args, texts, console)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dsjax import disk
 from dsjax.config.fields import counted
-from dsjax.config.flag_tree import Word
+from dsjax.config.flags.flag_tree import Word
 from dsjax.disk import to_json
 from dsjax.errors import UserError, say
 from dsjax.parallel import eplb

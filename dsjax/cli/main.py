@@ -52,6 +52,7 @@ COMMANDS = {
     "audit": Command("find the items of tasks in a training corpus"),
     "convert": Command("read and write released checkpoints"),
     "pipeline": Command("draw a pipeline schedule and say what it costs"),
+    "plan": Command("say what a run takes on a machine: time, memory, dollars"),
     "compile": Command("compile a run for a machine that is not here"),
     "bench": Command("measure training and decoding on this machine", is_heavy=True),
 }

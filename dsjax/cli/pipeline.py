@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from rich.table import Table
 
-from dsjax.config.flag_tree import Word
-from dsjax.config.refusal import typed_as
+from dsjax.config.flags.flag_tree import Word
+from dsjax.config.flags.refusal import typed_as
 from dsjax.disk import to_json
 from dsjax.errors import UserError
 from dsjax.pipeline.instructions import forms

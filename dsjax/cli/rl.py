@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 

@@ -11,7 +11,7 @@ from dsjax import disk
 from dsjax.cli.process import context, engines, models
 from dsjax.cli.process.engines import EngineFlags
 from dsjax.cli.process.models import ModelFlags
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.errors import UserError, say
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
 from dsjax.config import load
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
 from dsjax.config.sft import ExpertsConfig, LoRAConfig
 from dsjax.errors import UserError

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from rich import box
 from rich.table import Table
 
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
 from dsjax.disk import to_json
 from dsjax.model.count import Count, count

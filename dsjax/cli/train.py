@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dsjax.cli.process import devices
-from dsjax.config import commandline, load
-from dsjax.config.flag_tree import Mark, Word
+from dsjax.config import load
+from dsjax.config.flags import commandline
+from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError, say
 
@@ -57,16 +58,13 @@ class Train:
 
 def main(args: Train) -> int:
     """Train; returns the exit status (128 + the signal's number when one stopped the run)."""
-    from dsjax.parallel import launch
-
     config = chosen(args)
     if config.rl is not None:
         raise UserError(f"{args.config} is a run of reinforcement learning, whose base dsjax rl "
                         f"trains; use dsjax rl {shlex.quote(args.config)}")
     if args.devices is not None:
         devices.make(args.devices)
-    joined = launch.find(os.environ, args.coordinator, args.processes, args.process)
-    launch.join(joined)
+    joined = devices.join(args.coordinator, args.processes, args.process)
     from dsjax.train import heartbeat
 
     try:

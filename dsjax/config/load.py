@@ -1,7 +1,7 @@
 """Config files: how a `RunConfig` comes to be before any flag.
 
 A config file is Python with one function `config() -> RunConfig`; a run's folder is one too, by the
-config.json that it holds. Flags are read by dsjax.config.commandline.
+config.json that it holds. Flags are read by dsjax.config.flags.commandline.
 """
 
 from __future__ import annotations

@@ -127,8 +127,10 @@ DEFAULT = 4096
 
 def _mesh(layout: ParallelConfig, cfg: ModelConfig) -> Mesh | None:
     """The mesh of a layout, refused where decoding cannot lie on it."""
-    if layout.pipe > 1 or layout.interleave:
-        flag = f"pipe {layout.pipe}" if layout.pipe > 1 else "interleave"
+    is_ordered = layout.schedule != ParallelConfig().schedule
+    if layout.pipe > 1 or layout.interleave or is_ordered:
+        flag = (f"pipe {layout.pipe}" if layout.pipe > 1 else
+                "interleave" if layout.interleave else f"schedule {layout.schedule}")
         raise UserError(f"--parallel.{flag} orders the work of a training step, and decoding has "
                         "none; leave it out, and use --parallel.data, --parallel.fsdp and "
                         "--parallel.expert")

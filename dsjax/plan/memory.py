@@ -18,8 +18,8 @@ import jax
 from jax.sharding import Mesh
 
 from dsjax import params
-from dsjax.config import commandline
 from dsjax.config.fields import divisors
+from dsjax.config.flags import commandline
 from dsjax.config.run import RunConfig, with_fields
 from dsjax.numerics import precision as numerics
 from dsjax.numerics.precision import Precision

@@ -22,6 +22,16 @@ Operand = Literal["float32", "bfloat16", "float8"]
 
 
 @dataclass(frozen=True)
+class Fabric:
+    """Links of one device, in bytes/s one way, by the data sheet."""
+
+    near: int  # to the devices of its domain: NVLink, a TPU's torus, PCIe
+    domain: int  # devices that reach each other so
+    far: int  # to all others, over the network
+    source: str
+
+
+@dataclass(frozen=True)
 class Chip:
     """One kind of device, as JAX counts devices; rates are dense matrix products, in FLOP/s."""
 
@@ -36,33 +46,66 @@ class Chip:
     multiprocessors: int | None = None
     bandwidth: int | None = None  # of the memory, bytes/s
     memory_for_xla: int | None = None  # bytes that XLA's description of the GPU names
+    fabric: Fabric | None = None
 
+
+def _torus(each_way: int) -> Fabric:
+    """Links of a TPU: half of the sheet's bandwidth of a device leaves it, over its torus."""
+    return Fabric(each_way, 9216, each_way, "inter-chip interconnect of the chip's page, halved")
+
+
+NVLINK4 = Fabric(450 * GB, 8, 50 * GB, "NVLink 4, 900 GB/s both ways; one 400 Gb/s NIC a GPU")
+NVLINK5 = "NVLink 5, 1,800 GB/s both ways; one {} Gb/s NIC a GPU"
 
 CHIPS = {
-    "v4": Chip("tpu", ("TPU v4",), 32 * GB, 275 * TERA, None, "cloud.google.com/tpu/docs/v4"),
+    "v4": Chip("tpu", ("TPU v4",), 32 * GB, 275 * TERA, None, "cloud.google.com/tpu/docs/v4",
+               bandwidth=1228 * GB, fabric=_torus(150 * GB)),
     "v5e": Chip("tpu", ("TPU v5 lite",), 16 * GB, 197 * TERA, None,
-                "cloud.google.com/tpu/docs/v5e", axes=2),
+                "cloud.google.com/tpu/docs/v5e", axes=2, bandwidth=819 * GB,
+                fabric=_torus(100 * GB)),
     "v5p": Chip("tpu", ("TPU v5", "TPU v5p"), 95 * GB, 459 * TERA, None,
-                "cloud.google.com/tpu/docs/v5p"),
+                "cloud.google.com/tpu/docs/v5p", bandwidth=2765 * GB, fabric=_torus(300 * GB)),
     "v6e": Chip("tpu", ("TPU v6 lite",), 32 * GB, 918 * TERA, None,
-                "cloud.google.com/tpu/docs/v6e", axes=2),
+                "cloud.google.com/tpu/docs/v6e", axes=2, bandwidth=1640 * GB,
+                fabric=_torus(224 * GB)),
     "tpu7x": Chip("tpu", ("TPU7x",), 96 * GB, 1153.5 * TERA, 2307 * TERA,
-                  "cloud.google.com/tpu/docs/tpu7x; a jax device is half a chip", cores=2),
+                  "cloud.google.com/tpu/docs/tpu7x; a jax device is half a chip", cores=2,
+                  bandwidth=3690 * GB, fabric=_torus(300 * GB)),
     "a100-40": Chip("cuda", ("NVIDIA A100-SXM4-40GB",), 40 * GB, 312 * TERA, None,
-                    "NVIDIA A100 data sheet"),
+                    "NVIDIA A100 data sheet", bandwidth=1555 * GB,
+                    fabric=Fabric(300 * GB, 8, 25 * GB, "NVLink 3; one 200 Gb/s NIC a GPU")),
     "a100-80": Chip("cuda", ("NVIDIA A100-SXM4-80GB",), 80 * GB, 312 * TERA, None,
-                    "NVIDIA A100 data sheet"),
+                    "NVIDIA A100 data sheet", bandwidth=2039 * GB,
+                    fabric=Fabric(300 * GB, 8, 25 * GB, "NVLink 3; one 200 Gb/s NIC a GPU")),
     "h100": Chip("cuda", ("NVIDIA H100 80GB HBM3",), 80 * GB, 989.5 * TERA, 1979 * TERA,
                  "NVIDIA H100 SXM data sheet, halved: no sparsity", multiprocessors=132,
-                 bandwidth=3350 * GB, memory_for_xla=85 * GB),
+                 bandwidth=3350 * GB, memory_for_xla=85 * GB, fabric=NVLINK4),
     "h800": Chip("cuda", ("NVIDIA H800",), 80 * GB, 989.5 * TERA, 1979 * TERA,
                  "as H100 SXM (DeepSeek-V3 report, sec. 3.1)", multiprocessors=132,
-                 bandwidth=3350 * GB, memory_for_xla=85 * GB),
+                 bandwidth=3350 * GB, memory_for_xla=85 * GB,
+                 fabric=Fabric(200 * GB, 8, 50 * GB, "NVLink of 400 GB/s both ways; one 400 Gb/s "
+                               "NIC a GPU (V3 report, sec. 3.2.2)")),
     "h200": Chip("cuda", ("NVIDIA H200",), 141 * GB, 989.5 * TERA, 1979 * TERA,
                  "NVIDIA H200 SXM data sheet, halved: no sparsity", multiprocessors=132,
-                 bandwidth=4800 * GB, memory_for_xla=150 * GB),
+                 bandwidth=4800 * GB, memory_for_xla=150 * GB, fabric=NVLINK4),
     "b200": Chip("cuda", ("NVIDIA B200",), 180 * GB, 2250 * TERA, 4500 * TERA,
-                 "NVIDIA HGX B200 data sheet, halved: no sparsity"),
+                 "NVIDIA HGX B200 data sheet, halved: no sparsity", bandwidth=8000 * GB,
+                 fabric=Fabric(900 * GB, 8, 50 * GB, NVLINK5.format(400))),
+    "b300": Chip("cuda", ("NVIDIA B300",), 270 * GB, 2250 * TERA, 4500 * TERA,
+                 "NVIDIA HGX B300 data sheet, halved: no sparsity", bandwidth=8000 * GB,
+                 fabric=Fabric(900 * GB, 8, 100 * GB, NVLINK5.format(800))),
+    "gb200": Chip("cuda", ("NVIDIA GB200",), 186 * GB, 2500 * TERA, 5000 * TERA,
+                  "NVIDIA GB200 NVL72 data sheet, a 72nd, halved: no sparsity", bandwidth=8000 * GB,
+                  fabric=Fabric(900 * GB, 72, 50 * GB, NVLINK5.format(400))),
+    "gb300": Chip("cuda", ("NVIDIA GB300",), 279 * GB, 2500 * TERA, 5000 * TERA,
+                  "NVIDIA GB300 NVL72 data sheet, a 72nd, halved: no sparsity", bandwidth=8000 * GB,
+                  fabric=Fabric(900 * GB, 72, 100 * GB, NVLINK5.format(800))),
+    "4090": Chip("cuda", ("NVIDIA GeForce RTX 4090",), 24 * GB, 165.2 * TERA, 330.3 * TERA,
+                 "NVIDIA Ada architecture paper, sums in float32", bandwidth=1008 * GB,
+                 fabric=Fabric(32 * GB, 8, 3 * GB, "PCIe 4.0 x16; a 25 Gb/s network")),
+    "5090": Chip("cuda", ("NVIDIA GeForce RTX 5090",), 32 * GB, 209.5 * TERA, 419 * TERA,
+                 "NVIDIA Blackwell architecture paper, sums in float32", bandwidth=1792 * GB,
+                 fabric=Fabric(64 * GB, 8, 3 * GB, "PCIe 5.0 x16; a 25 Gb/s network")),
 }
 """Google's and NVIDIA's data sheets, read in 2026."""
 

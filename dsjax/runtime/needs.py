@@ -179,7 +179,7 @@ def _kept_of_a_row(run: RunConfig) -> int:
     if tuned.is_partial(run):  # products with frozen matrices keep nothing for their gradients
         remat = "full"
     kinds = [(stack.count, model.moe if stack.is_moe else None) for stack in model.stacks]
-    kept = [(layers, _kept_of_a_token(run, moe, remat), _kept_of_a_token(run, moe, "none"))
+    kept = [(layers, kept_of_a_token(run, moe, remat), kept_of_a_token(run, moe, "none"))
             for layers, moe in kinds]
     again = max(whole - part for _, part, whole in kept)
     return (sum(layers * part for layers, part, _ in kept) + again) * run.train.seq_len
@@ -192,7 +192,7 @@ def _kept_by_modules(run: RunConfig) -> int:
     """
     model = run.model
     states = model.d_model * _wide(run)
-    module = _kept_of_a_token(run, model.moe, run.machine.remat) + states
+    module = kept_of_a_token(run, model.moe, run.machine.remat) + states
     return (model.mtp_depth * (module + states) + states) * run.train.seq_len
 
 
@@ -201,7 +201,7 @@ def _wide(run: RunConfig) -> int:
     return np.dtype(jax.numpy.dtype(run.precision.activations)).itemsize
 
 
-def _kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
+def kept_of_a_token(run: RunConfig, moe: MoEConfig | None, remat: str) -> int:
     """Bytes of a token in one layer of the main model."""
     model, a, wide = run.model, run.model.attention, _wide(run)
     if remat == "full":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dsjax import disk, weights
 from dsjax.checkpoint import store
-from dsjax.config import refusal
+from dsjax.config.flags import refusal
 from dsjax.config.run import RunConfig
 from dsjax.data.tokenizers import tokenizer
 from dsjax.data.tokenizers.tokenizer import Tokenizer

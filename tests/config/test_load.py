@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dsjax.config import commandline, stored
 from dsjax.config import load as loading
-from dsjax.config.commandline import override
+from dsjax.config import stored
+from dsjax.config.flags import commandline
+from dsjax.config.flags.commandline import override
 from dsjax.config.load import load
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from dsjax.config.run import RunConfig, SequenceStage, TrainConfig, difference

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsjax.cli.data import Data, main
-from dsjax.config.commandline import read
+from dsjax.config.flags.commandline import read
 from dsjax.data import shards, sources
 from dsjax.data.tokenizers import tokenizer as tok
 from dsjax.errors import UserError

@@ -110,6 +110,7 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
         ([str(run), "--max-new", "9"], "--max-new has another name now; use --max-new-tokens"),
         ([str(run), "--parallel.pipe", "2"], "--parallel.pipe 2 orders the work of a training"),
         ([str(run), "--parallel.interleave"], "use --parallel.data"),
+        ([str(run), "--parallel.schedule", "dualpipe"], "--parallel.schedule dualpipe orders"),
         ([str(run), "--parallel.fsdp", "3"], "does not divide over --parallel.fsdp 3"),
         ([str(run), "--parallel.expert", "2"], "no experts to share"),
         ([str(run), "--parallel.data", "99"], "needs 99 devices"),

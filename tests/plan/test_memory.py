@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dsjax.config.commandline import override
+from dsjax.config.flags.commandline import override
 from dsjax.config.load import load
 from dsjax.model import transformer
 from dsjax.parallel import mesh as meshes

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from dsjax.config.commandline import override
 from dsjax.config.fields import profiled
+from dsjax.config.flags.commandline import override
 from dsjax.config.load import load
 from dsjax.config.run import OutputConfig
 from dsjax.config.stored import run_from_json

@@ -3,7 +3,9 @@
 What it defends against: a seam that is there, and left out where a backend is made from another.
 """
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,27 @@ from dsjax.ops import attention, expert_mlp
 from dsjax.ops.expert_mlp import ExpertMLP
 from dsjax.runtime import backend as backends
 
+PACKAGE = Path(__file__).parents[2] / "dsjax"
 OURS = expert_mlp.batched(FP32)
 
 
 def attend(q, k, v, segments, scale):
     return attention.attend_plain(q, k, v, segments, scale)
+
+
+MAKERS = {
+    "layers/backend.py",  # the plain one: float32, one device
+    "model/transformer.py", "interop/nnx.py",  # which a call without a machine takes
+    "runtime/backend.py", "runtime/needs.py",  # where a machine, a precision and a layout choose
+}
+
+
+def test_only_runtime_makes_a_backend_for_a_machine():
+    makers = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")
+              for node in ast.walk(ast.parse(path.read_text()))
+              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+              and node.func.id in ("Backend", "single")}
+    assert makers == MAKERS
 
 
 def test_a_rank_of_a_pipeline_keeps_what_was_handed_in():

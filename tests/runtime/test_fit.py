@@ -12,7 +12,8 @@ from jax.errors import JaxRuntimeError
 from dsjax import params, weights
 from dsjax.checkpoint.store import Store
 from dsjax.cli.main import main
-from dsjax.config import commandline, load
+from dsjax.config import load
+from dsjax.config.flags import commandline
 from dsjax.errors import UserError
 from dsjax.infer import Options, Sampling, generate
 from dsjax.model import transformer

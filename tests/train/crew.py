@@ -104,8 +104,8 @@ def start(run: RunConfig, count: int) -> list[Process]:
 
 def open_process(command: Sequence[str], env: dict[str, str], **more) -> Process:
     """Start a process whose words are kept."""
-    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, **more)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=env, text=True, **(streams | more))
 
 
 def finish(processes: Sequence[Process]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dsjax.config.commandline import override
+from dsjax.config.flags.commandline import override
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.errors import UserError

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from dsjax.cli.process import devices
 from dsjax.config.fields import counted
-from dsjax.config.flag_tree import Word
+from dsjax.config.flags.flag_tree import Word
 from dsjax.disk import to_json
 from dsjax.errors import UserError
 

@@ -20,13 +20,22 @@ from dsjax.errors import UserError
 def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     """Fill the dataclass of a command, or the one of a union that the first word names.
 
-    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags; one
-    with a `folder` and a `run` begins with a FOLDER, of which `start` of its module makes a run.
-    `--help` is printed wherever it stands, and leaves with status 0.
+    A command with a `config` and a `run` begins with a CONFIG, whose run it lends to the flags, as
+    its `lent` makes it where it has one; one with a `folder` and a `run` begins with a FOLDER, of
+    which `start` of its module makes a run.
+    `--help` is printed wherever it stands, and leaves with status 0. Where the first class of a
+    union has INSTEAD, its flags choose another class, and without one it is the first.
     """
-    from dsjax.config import commandline, load
+    from dsjax.config import load
+    from dsjax.config.flags import commandline
 
     if isinstance(kind, types.UnionType):
+        first = typing.get_args(kind)[0]
+        for flag, other in getattr(first, "INSTEAD", {}).items():
+            if flag in argv:
+                return parse(other, [word for word in argv if word != flag], f"{prog} {flag}")
+        if hasattr(first, "INSTEAD"):
+            return parse(first, argv, prog)
         return _parse_one(typing.get_args(kind), argv, prog)
     names = {f.name for f in dataclasses.fields(kind)}
     if {"folder", "run"} <= names:
@@ -34,15 +43,20 @@ def parse(kind: Any, argv: Sequence[str], prog: str) -> Any:
     if not {"config", "run"} <= names or (argv and argv[0] in commandline.HELP):
         return commandline.read(kind, argv, prog)
     name = load.first(argv, prog)
-    lent = {"config": name, "run": load.load(name)}
-    return commandline.read(kind, argv[1:], f"{prog} {name}", lent=lent)
+    own = getattr(kind, "lent", lambda run: run)(load.load(name))
+    made = commandline.read(kind, argv[1:], f"{prog} {name}", lent={"config": name, "run": own})
+    asked = made.run.parallel
+    if asked.pipe == 1 and asked.schedule != own.parallel.schedule:
+        raise UserError(f"--parallel.schedule {asked.schedule} orders the ranks of a pipeline, and "
+                        "--parallel.pipe is 1; give --parallel.pipe too, or leave both out")
+    return made
 
 
 def _of_folder(kind: type, argv: Sequence[str], prog: str) -> Any:
     """Fill the dataclass of a command that begins with a folder; help wants none."""
-    from dsjax.config import commandline
+    from dsjax.config.flags import commandline
 
-    start = sys.modules[kind.__module__].start  # type: ignore[attr-defined]
+    start = sys.modules[kind.__module__].start
     is_help = any(word in commandline.HELP for word in argv)
     if not is_help and (not argv or argv[0].startswith("-")):
         what = f"{argv[0]} stands where a FOLDER should" if argv else "a FOLDER is missing"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+from dsjax.cli.process import streams
 from dsjax.config.fields import shown
 from dsjax.disk import cause
-from dsjax.errors import UserError
+from dsjax.errors import UserError, say
+
+if TYPE_CHECKING:  # jax costs a second to import
+    from dsjax.config.parallel import ParallelConfig
+    from dsjax.parallel.launch import Launch
 
 MOST = 4096
 
@@ -18,6 +24,28 @@ def make(count: int) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", count)
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> Launch | None:
+    """Become one of several processes, where a launcher or the flags say so; return how."""
+    from dsjax.parallel import launch
+
+    found = launch.find(os.environ, coordinator, processes, process)
+    if found is not None:
+        streams.divert_libraries()
+        launch.join(found)
+    return found
+
+
+def say_if_idle(layout: ParallelConfig, is_asked: bool) -> None:
+    """Say that a layout leaves devices idle; of a CPU's virtual ones only where asked for."""
+    import jax
+
+    used, there = layout.devices, jax.device_count()
+    is_chosen = is_asked or used > 1 or jax.default_backend() != "cpu"
+    if used < there and is_chosen:
+        say(f"dsjax: {used} of {there} devices {'is' if used == 1 else 'are'} used; "
+            "--parallel.data, --parallel.fsdp and --parallel.expert choose the others too")
 
 
 def require() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from dsjax.cli.process import devices, experts
 from dsjax.cli.process.experts import ExpertFlags
-from dsjax.config.flag_tree import Mark
+from dsjax.config.flags.flag_tree import Mark
 from dsjax.config.parallel import ParallelConfig
 
 if TYPE_CHECKING:  # jax costs a second to import
@@ -40,4 +40,7 @@ def load(folder: str, flags: ModelFlags) -> Model:
     from dsjax import infer
 
     room = experts.room(flags.experts, folder)
-    return infer.load(folder, infer.Choice(flags.precision, flags.parallel, flags.end_token, room))
+    model = infer.load(folder,
+                       infer.Choice(flags.precision, flags.parallel, flags.end_token, room))
+    devices.say_if_idle(flags.parallel, is_asked=flags.devices is not None)
+    return model

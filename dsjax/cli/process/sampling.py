@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsjax.config.fields import seed_in_range
-from dsjax.config.refusal import typed_as
+from dsjax.config.flags.refusal import typed_as
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.infer import Sampling

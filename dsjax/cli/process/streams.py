@@ -39,6 +39,22 @@ def prepare() -> None:
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        file = io.BufferedWriter(Output(sys.stdout.fileno(), "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(file, sys.stdout.encoding, errors="replace",
-                                      line_buffering=sys.stdout.line_buffering)
+        sys.stdout = _output(sys.stdout.fileno(), sys.stdout)
+
+
+def divert_libraries() -> None:
+    """Send to standard error what libraries write to standard output, which is a command's own.
+
+    Gloo, by which processes exchange arrays on CPUs, tells of its connections there, from C++.
+    """
+    sys.stdout.flush()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _output(os.dup(1), sys.stdout)
+        os.dup2(2, 1)
+
+
+def _output(number: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Standard output as the file of this number, buffered as another is."""
+    file = io.BufferedWriter(Output(number, "w", closefd=False))
+    return io.TextIOWrapper(file, like.encoding, errors="replace",
+                            line_buffering=like.line_buffering)

@@ -115,10 +115,16 @@ def find(data: Path, task: str, split: Split) -> Path:
         if there:
             return there[0]
     if not data.is_dir():
-        raise UserError(f"--data {data} is not a folder; name the one with the tasks' files")
+        raise UserError(f"--data {data} is not a folder; name the one with the tasks' files: "
+                        f"{task} has {_names(split)}, which comes from {split.source}, and is "
+                        "never fetched")
+    raise UserError(f"{data} lacks a file of {task}: {_names(split)}; it comes from "
+                    f"{split.source}, and is never fetched")
+
+
+def _names(split: Split) -> str:
     names = " or ".join(f"{name}.jsonl" for name in split.names)
-    raise UserError(f"{data} lacks a file of {task}: {names} (or {', '.join(ENDINGS[1:])}); it "
-                    f"comes from {split.source}, and is never fetched")
+    return f"{names} (or {', '.join(ENDINGS[1:])})"
 
 
 def read(path: Path) -> list[Row]:

@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsjax import disk
+from dsjax import disk, weights
 from dsjax.config.run import RunConfig
 from dsjax.train import heartbeat
-from dsjax.train.folder import resume
+from dsjax.train.folder import identity, resume
 from dsjax.train.tuning import rows
 
 REMEDY = "wait for its end, stop it, or name another --output.folder"
@@ -41,6 +41,8 @@ def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
         return FINISHED
     resume.refuse_fewer_steps(run, out)
     rows.refuse(run, out)
+    if run.init_from is not None and not identity.is_going_on(out):
+        weights.refuse_another(run.init_from, run.model)
     checkpoints = out / "checkpoints"
     if os.path.lexists(checkpoints):
         disk.make_folder(checkpoints, "move that away, or name another --output.folder")

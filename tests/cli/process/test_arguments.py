@@ -22,6 +22,8 @@ REFUSED = {
     "pipeline dualpipe --ranks 8": "give --microbatches; see --help",
     "pipeline dualpipe --ranks 8 --microbatches 2 more": "these words belong to no flag: more; a "
     "switch takes no value (--NAME or --no-NAME); see --help",
+    "train tiny --parallel.schedule dualpipe": "--parallel.schedule dualpipe orders the ranks of a "
+    "pipeline, and --parallel.pipe is 1; give --parallel.pipe too, or leave both out",
     "bench": "give train or decode or prefill or serve or gemm or layouts or links; see --help",
 }
 

@@ -154,6 +154,28 @@ def test_what_can_be_refused_without_the_text_is_refused_before_the_header(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("damage", "words"), [
+    ("another model", "is of another model: embed is"), ("cut off", "bytes of"),
+])
+def test_a_start_that_does_not_fit_is_refused_before_the_header(
+        damage, words, run, tmp_path, monkeypatch):
+    start = tmp_path / "start"
+    shutil.copytree(run.output.folder, start)
+    new = dataclasses.replace(changed(run, "output", folder="new"), init_from=str(start))
+    if damage == "another model":
+        new = changed(new, "model", d_model=2 * run.model.d_model)
+    else:
+        for path in start.rglob("checkpoints/**/d/*"):
+            path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    said = io.StringIO()
+    with pytest.raises(UserError, match=words):
+        loop.train(new, Console(file=said))
+    assert said.getvalue() == ""
+    assert list(Path().iterdir()) == []
+
+
 class Leaving(io.StringIO):
     """A reader that leaves after the first step."""
 

@@ -120,3 +120,12 @@ def test_weights_that_are_not_those_it_stands_on_are_refused(lora, base, tmp_pat
             small_sft.make_base(there, is_fp8=True)
         with pytest.raises(UserError, match=said):
             weights.load(tmp_path / "moved")
+
+
+def test_a_tuned_folder_is_a_start_for_its_model_alone(lora, base):
+    run, _ = lora
+    weights.refuse_another(base.parent / "lora", run.model)
+    assert weights.model(base.parent / "lora") == run.model
+    other = dataclasses.replace(run.model, dense_dim=33)
+    with pytest.raises(UserError, match="another model"):
+        weights.refuse_another(base.parent / "lora", other)

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import pytest
 
 from dsjax.cli.main import available, main
-from dsjax.config import commandline, load
-from dsjax.config.commandline import read
-from dsjax.config.flag_tree import Mark, Word
-from dsjax.config.typed import Text
+from dsjax.config import load
+from dsjax.config.flags import commandline
+from dsjax.config.flags.commandline import read
+from dsjax.config.flags.flag_tree import Mark, Word
+from dsjax.config.flags.typed import Text
 from dsjax.errors import UserError
 
 

@@ -8,7 +8,7 @@ wants the fields that have no default, and a flag below an absent one brings it
 (`--model.rope.yarn.factor 40`).
 
 argparse cuts the line and lays out the help. It is imported in a hundredth of a second, and says
-what is wrong as data, so that a refusal can name cause, values and remedy (dsjax.config.refusal).
+what is wrong as data, so that `refusal` can name cause, values and remedy.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any
 
-from dsjax.config import flag_tree, refusal, typed
 from dsjax.config.fields import class_choices, documented, field_types
-from dsjax.config.flag_tree import Branch, Leaf
+from dsjax.config.flags import flag_tree, refusal, typed
+from dsjax.config.flags.flag_tree import Branch, Leaf
 from dsjax.config.run import RunConfig, SequenceStage
 from dsjax.errors import UserError
 

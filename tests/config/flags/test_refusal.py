@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsjax.config import refusal
+from dsjax.config.flags import refusal
 from dsjax.data.tokenizers.tokenizer import train_bpe
 from dsjax.errors import UserError
 from dsjax.infer import Sampling

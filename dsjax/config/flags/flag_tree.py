@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from dsjax.config import refusal
 from dsjax.config.fields import class_choices, field_types
+from dsjax.config.flags import refusal
 from dsjax.errors import UserError
 
 

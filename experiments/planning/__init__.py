@@ -1,0 +1,20 @@
+"""Predictions of runs that others have published, and of V3's own layout."""
+
+from experiments.common.study import Part, Study
+
+STUDY = Study(
+    name="planning",
+    claim="a step's time, memory and price follow from counts, data sheets and one fitted factor "
+          "for each stack of programs",
+    source="V3 report, sec. 3.2, 4.2 and Table 1; others: dsjax/plan/cost/published.py",
+    parts=(Part(
+        name="published",
+        command="python -m experiments.planning.run",
+        asks="what dsjax plan predicts of published runs, and where V3's own layout stands among "
+             "all that fit 2,048 H800",
+        cost="half a minute",
+        quick="the published runs, without the search",
+        verdict="supports at the median, not for every run",
+        records=("published", "v3"),
+    ),),
+)
