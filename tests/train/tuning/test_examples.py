@@ -22,6 +22,7 @@ from dsjax.train.tuning import examples, rows
 from dsjax.train.tuning.examples import Example
 from tests import agreement
 from tests.serve.conftest import ASSISTANT, END, TEMPLATE, USER
+from tests.serve.test_template import GOLDEN
 from tests.train.tuning import small_sft
 
 MARKS = (END, USER, ASSISTANT)
@@ -95,6 +96,24 @@ def test_a_thought_that_the_template_opens_is_gone_on_with(words):
                                      (True, f"hm</think>b{END}")]
     with pytest.raises(UserError, match=r"line 3.*opens a thought.*has no </think>"):
         list(examples.conversation(of(("user", "a"), ("assistant", "b")), words, opens, "line 3"))
+
+
+def test_answers_by_r1_s_own_template_go_on_with_the_thought_that_it_opens():
+    """Each answer is an example, as the template drops the thoughts of earlier ones."""
+    begin, end, user, assistant = (f"<\uff5c{name}\uff5c>" for name in (
+        "begin\u2581of\u2581sentence", "end\u2581of\u2581sentence", "User", "Assistant"))
+    words = tokenizer.train_bpe([small_sft.TEXT], 290, (
+        begin, end, user, assistant, "<think>", "</think>"))
+    r1 = ChatTemplate(GOLDEN["templates"]["deepseek-r1"], GOLDEN["names"], words)
+    messages = of(("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c"),
+                  ("assistant", "</think>d"))
+    first, second = examples.conversation(messages, words, r1, "here")
+    assert learned(first, words) == [
+        (False, f"{begin}{user}a{assistant}<think>\n"), (True, f"hm\n</think>\n\nb{end}")]
+    assert learned(second, words) == [
+        (False, f"{begin}{user}a{assistant}\n\nb{end}{user}c{assistant}<think>\n"),
+        (True, f"</think>d{end}")]
+    assert examples.closing(r1, words) == words.encode(end, special=True)[0]
 
 
 def test_the_token_that_closes_an_answer_is_the_template_s(words):
