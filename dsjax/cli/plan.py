@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from rich import box
 from rich.table import Table
 
+from dsjax.cli.plans import served
 from dsjax.config import load
 from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig, with_fields
@@ -18,13 +18,21 @@ from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.plan.cost.bill import Bill
-    from dsjax.plan.cost.calibration import Row
     from dsjax.plan.cost.search import Found, Searched
+    from dsjax.plan.evidence.calibration import Row
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Print published runs beside what is predicted of them; some fitted a factor, most nothing."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Print the ladder from a dense float32 model to V3, a factor a step, and what it serves."""
 
     json: bool = False
     """Print one JSON object."""
@@ -45,10 +53,12 @@ class Plan:
       dsjax plan deepseek_v3 --on gb200:256 --parallel.pipe 4 --parallel.expert 64 \\
           --parallel.schedule interleaved --chunks 4 --train.batch-size 4096 \\
           --train.microbatches 64 --machine.remat v3
+      dsjax plan deepseek_v3 --on h800:144 --decode 88 --context 4989
       dsjax plan --calibration
+      dsjax plan --claims
     """
 
-    INSTEAD: ClassVar[dict[str, type]] = {"--calibration": Calibration}
+    INSTEAD: ClassVar[dict[str, type]] = {"--calibration": Calibration, "--claims": Claims}
 
     config: Annotated[str, Word("CONFIG")]
     """A name, a file with one config() or the folder of a run."""
@@ -63,6 +73,11 @@ class Plan:
     """Stages of a rank, of the schedule interleaved."""
     search: int | None = None
     """Show so many of the fastest layouts that fit, and why the others do not."""
+    decode: int | None = None
+    """Plan serving instead: decoding with so many rows a device, experts over the whole machine;
+    and reading prompts there."""
+    context: int = 4096
+    """Positions behind each row that is decoded, and tokens of a prompt that is read."""
     tokens: float | None = None
     """Tokens to train on; by default all of the config."""
     dollars: float | None = None
@@ -76,10 +91,14 @@ class Plan:
         return with_fields(run, train={"batch_size_start": None, "batch_size_ramp_steps": 0})
 
 
-def main(args: Plan | Calibration) -> int:
+def main(args: Plan | Calibration | Claims) -> int:
     """Run the command; returns the exit status: 1 where a given layout does not fit."""
     if isinstance(args, Calibration):
         return _calibrate(args)
+    if isinstance(args, Claims):
+        return served.claims(args.json)
+    if args.decode is not None:
+        return served.decode(args.run, args.on, args.decode, args.context, args.json)
     from dsjax.plan.cost import bill, efficiency, room, search, site, step
 
     where = site.parse(args.on)
@@ -184,15 +203,8 @@ WORDS = {"products": "products", "core": "scores and values", "memory": "memory 
          "optimizer": "optimizer"}
 
 
-def _table(title: str, *heads: str) -> Table:
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for at, head in enumerate(heads):
-        drawn.add_column(head, justify="right" if at else "left", no_wrap=True)
-    return drawn
-
-
 def _times(said: dict[str, Any]) -> Table:
-    drawn = _table(f"a step, estimated: {said['step_s']:.2f} s", "part", "s", "share")
+    drawn = served.table(f"a step, estimated: {said['step_s']:.2f} s", "part", "s", "share")
     for name, words in WORDS.items():
         seconds = said["parts_s"][name]
         drawn.add_row(words, f"{seconds:.3f}", f"{seconds / said['step_s']:.1%}")
@@ -200,7 +212,7 @@ def _times(said: dict[str, Any]) -> Table:
 
 
 def _bytes(said: dict[str, Any]) -> Table:
-    drawn = _table(f"a device, counted: {said['total_bytes'] / 1e9:.1f} of "
+    drawn = served.table(f"a device, counted: {said['total_bytes'] / 1e9:.1f} of "
                    f"{said['limit'] / 1e9:.1f} GB", "kind", "GB")
     for name, size in said["bytes"].items():
         drawn.add_row(name, f"{size / 1e9:.2f}")
@@ -208,7 +220,7 @@ def _bytes(said: dict[str, Any]) -> Table:
 
 
 def _layouts(made: Searched, most: int) -> Table:
-    drawn = _table(f"the fastest of {len(made.found):,} layouts that fit", "layout",
+    drawn = served.table(f"the fastest of {len(made.found):,} layouts that fit", "layout",
                    "microbatches", "remat", "s a step", "GB")
     for one in made.found[:most]:
         drawn.add_row(str(one.run.parallel), str(one.run.train.microbatches),
@@ -218,14 +230,14 @@ def _layouts(made: Searched, most: int) -> Table:
 
 
 def _reasons(made: Searched) -> Table:
-    drawn = _table(f"{len(made.rejected):,} that do not", "reason", "layouts")
+    drawn = served.table(f"{len(made.rejected):,} that do not", "reason", "layouts")
     for reason, count in made.reasons.most_common():
         drawn.add_row(reason, f"{count:,}")
     return drawn
 
 
 def _calibrate(args: Calibration) -> int:
-    from dsjax.plan.cost import calibration
+    from dsjax.plan.evidence import calibration
 
     made = calibration.rows()
     median, worst = calibration.median_error(made), calibration.worst(made)
@@ -233,8 +245,8 @@ def _calibrate(args: Calibration) -> int:
         print(to_json({"median_error": median, "worst": worst.published.name,
                        "rows": [_row(row) for row in made]}))
         return 0
-    drawn = _table("tokens/s of a chip, and its memory", "run", "published", "predicted", "error",
-                   "GiB", "predicted", "fitted")
+    drawn = served.table("tokens/s of a chip, and its memory", "run", "published", "predicted",
+                         "error", "GiB", "predicted", "fitted")
     for row in made:
         one = row.published
         drawn.add_row(one.name, f"{one.tokens_per_chip:,.0f}", f"{row.predicted:,.0f}",
@@ -249,7 +261,7 @@ def _calibrate(args: Calibration) -> int:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    from dsjax.plan.cost import calibration
+    from dsjax.plan.evidence import calibration
 
     one = row.published
     return {"run": one.name, "source": one.source, "machine": one.site, "stack": one.stack,
