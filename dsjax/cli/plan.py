@@ -184,9 +184,9 @@ def _print(said: dict[str, Any], searched: Searched | None, most: int | None) ->
                   f"{said['tflop_s_per_chip']:,.0f} TFLOP/s a chip, {said['mfu']:.1%} of its "
                   f"bfloat16 rate; {said['tokens_per_day'] / 1e9:,.1f}B tokens a day")
     money = "" if said["run_dollars"] is None else (
-        f", ${said['run_dollars'] / 1e6:,.3f}M ({said['run_price']})")
-    console.print(f"{said['run_tokens'] / 1e12:,.3f}T tokens: {said['run_days']:,.1f} days, "
-                  f"{said['run_chip_hours'] / 1e3:,.0f}K chip-hours{money}")
+        f", ${_short(said['run_dollars'])} ({said['run_price']})")
+    console.print(f"{_short(said['run_tokens'])} tokens: {said['run_days']:,.3g} days, "
+                  f"{_short(said['run_chip_hours'])} chip-hours{money}")
     if searched is not None and most is not None:
         console.print_whole(_layouts(searched, most), _reasons(searched))
     elif searched is not None:
@@ -195,6 +195,14 @@ def _print(said: dict[str, Any], searched: Searched | None, most: int | None) ->
     if not said["fits"]:
         console.print(f"does not fit: {said['total_bytes'] / 1e9:.1f} GB of "
                       f"{said['limit'] / 1e9:.1f}; leave the layout out to have others tried")
+
+
+def _short(number: float) -> str:
+    """A number of four digits, with T, B, M or K."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.4g}{letter}"
+    return f"{number:.4g}"
 
 
 WORDS = {"products": "products", "core": "scores and values", "memory": "memory beside products",
