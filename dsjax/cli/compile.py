@@ -63,7 +63,7 @@ def main(args: Compile) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # a plugin without its machine would look for it
     if args.prefill is not None:
-        from dsjax.cli.process import prefill
+        from dsjax.cli.plans import prefill
 
         return prefill.main(args.run, found, args.prefill, args.piece, args.json)
     made = _planned(args.run, found)

@@ -163,6 +163,7 @@ def _evaluate(args: Evaluate, prepared: list[Prepared], model: Model, out: Path)
 def _encoder(args: Evaluate, model: Model) -> tuple[bool, Callable[[str], list[int]]]:
     """Ids of a prompt that is to be answered, and whether they come from a chat template."""
     from dsjax.serve import template
+    from dsjax.serve.refusal import Refusal
 
     words = model.tokenizer
     if not args.chat and args.preset is None:
@@ -173,4 +174,13 @@ def _encoder(args: Evaluate, model: Model) -> tuple[bool, Callable[[str], list[i
             raise UserError(f"{args.folder} has no chat template; leave --chat out")
         say(f"dsjax: {args.folder} has no chat template, so questions are asked as plain text")
         return False, words.prompt
-    return True, lambda text: found.prompt([{"role": "user", "content": text}]).ids
+
+    def asked(text: str) -> list[int]:
+        try:
+            return found.prompt([{"role": "user", "content": text}]).ids
+        except Refusal as refusal:
+            raise UserError(f"the chat template of {args.folder} takes no question: "
+                            f"{refusal.message}; mend it, or leave --chat and --preset "
+                            "out") from None
+
+    return True, asked

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from rich import box
 from rich.table import Table
 
+from dsjax.cli.plans import served
 from dsjax.config import load
 from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig, with_fields
@@ -18,13 +18,21 @@ from dsjax.terminal import Console
 
 if TYPE_CHECKING:  # jax costs a second to import
     from dsjax.plan.cost.bill import Bill
-    from dsjax.plan.cost.calibration import Row
     from dsjax.plan.cost.search import Found, Searched
+    from dsjax.plan.evidence.calibration import Row
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Print published runs beside what is predicted of them; some fitted a factor, most nothing."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Print the ladder from a dense float32 model to V3, a factor a step, and what it serves."""
 
     json: bool = False
     """Print one JSON object."""
@@ -45,10 +53,12 @@ class Plan:
       dsjax plan deepseek_v3 --on gb200:256 --parallel.pipe 4 --parallel.expert 64 \\
           --parallel.schedule interleaved --chunks 4 --train.batch-size 4096 \\
           --train.microbatches 64 --machine.remat v3
+      dsjax plan deepseek_v3 --on h800:144 --decode 88 --context 4989
       dsjax plan --calibration
+      dsjax plan --claims
     """
 
-    INSTEAD: ClassVar[dict[str, type]] = {"--calibration": Calibration}
+    INSTEAD: ClassVar[dict[str, type]] = {"--calibration": Calibration, "--claims": Claims}
 
     config: Annotated[str, Word("CONFIG")]
     """A name, a file with one config() or the folder of a run."""
@@ -63,6 +73,11 @@ class Plan:
     """Stages of a rank, of the schedule interleaved."""
     search: int | None = None
     """Show so many of the fastest layouts that fit, and why the others do not."""
+    decode: int | None = None
+    """Plan serving instead: decoding with so many rows a device, experts over the whole machine;
+    and reading prompts there."""
+    context: int = 4096
+    """Positions behind each row that is decoded, and tokens of a prompt that is read."""
     tokens: float | None = None
     """Tokens to train on; by default all of the config."""
     dollars: float | None = None
@@ -76,10 +91,14 @@ class Plan:
         return with_fields(run, train={"batch_size_start": None, "batch_size_ramp_steps": 0})
 
 
-def main(args: Plan | Calibration) -> int:
+def main(args: Plan | Calibration | Claims) -> int:
     """Run the command; returns the exit status: 1 where a given layout does not fit."""
     if isinstance(args, Calibration):
         return _calibrate(args)
+    if isinstance(args, Claims):
+        return served.claims(args.json)
+    if args.decode is not None:
+        return served.decode(args.run, args.on, args.decode, args.context, args.json)
     from dsjax.plan.cost import bill, efficiency, room, search, site, step
 
     where = site.parse(args.on)
@@ -165,9 +184,9 @@ def _print(said: dict[str, Any], searched: Searched | None, most: int | None) ->
                   f"{said['tflop_s_per_chip']:,.0f} TFLOP/s a chip, {said['mfu']:.1%} of its "
                   f"bfloat16 rate; {said['tokens_per_day'] / 1e9:,.1f}B tokens a day")
     money = "" if said["run_dollars"] is None else (
-        f", ${said['run_dollars'] / 1e6:,.3f}M ({said['run_price']})")
-    console.print(f"{said['run_tokens'] / 1e12:,.3f}T tokens: {said['run_days']:,.1f} days, "
-                  f"{said['run_chip_hours'] / 1e3:,.0f}K chip-hours{money}")
+        f", ${_short(said['run_dollars'])} ({said['run_price']})")
+    console.print(f"{_short(said['run_tokens'])} tokens: {said['run_days']:,.3g} days, "
+                  f"{_short(said['run_chip_hours'])} chip-hours{money}")
     if searched is not None and most is not None:
         console.print_whole(_layouts(searched, most), _reasons(searched))
     elif searched is not None:
@@ -178,21 +197,22 @@ def _print(said: dict[str, Any], searched: Searched | None, most: int | None) ->
                       f"{said['limit'] / 1e9:.1f}; leave the layout out to have others tried")
 
 
+def _short(number: float) -> str:
+    """A number of four digits, with T, B, M or K."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.4g}{letter}"
+    return f"{number:.4g}"
+
+
 WORDS = {"products": "products", "core": "scores and values", "memory": "memory beside products",
          "again": "recomputation", "overhead": "the stack's overhead (fitted)",
          "links": "links not hidden", "bubble": "pipeline and unequal stages",
          "optimizer": "optimizer"}
 
 
-def _table(title: str, *heads: str) -> Table:
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for at, head in enumerate(heads):
-        drawn.add_column(head, justify="right" if at else "left", no_wrap=True)
-    return drawn
-
-
 def _times(said: dict[str, Any]) -> Table:
-    drawn = _table(f"a step, estimated: {said['step_s']:.2f} s", "part", "s", "share")
+    drawn = served.table(f"a step, estimated: {said['step_s']:.2f} s", "part", "s", "share")
     for name, words in WORDS.items():
         seconds = said["parts_s"][name]
         drawn.add_row(words, f"{seconds:.3f}", f"{seconds / said['step_s']:.1%}")
@@ -200,7 +220,7 @@ def _times(said: dict[str, Any]) -> Table:
 
 
 def _bytes(said: dict[str, Any]) -> Table:
-    drawn = _table(f"a device, counted: {said['total_bytes'] / 1e9:.1f} of "
+    drawn = served.table(f"a device, counted: {said['total_bytes'] / 1e9:.1f} of "
                    f"{said['limit'] / 1e9:.1f} GB", "kind", "GB")
     for name, size in said["bytes"].items():
         drawn.add_row(name, f"{size / 1e9:.2f}")
@@ -208,7 +228,7 @@ def _bytes(said: dict[str, Any]) -> Table:
 
 
 def _layouts(made: Searched, most: int) -> Table:
-    drawn = _table(f"the fastest of {len(made.found):,} layouts that fit", "layout",
+    drawn = served.table(f"the fastest of {len(made.found):,} layouts that fit", "layout",
                    "microbatches", "remat", "s a step", "GB")
     for one in made.found[:most]:
         drawn.add_row(str(one.run.parallel), str(one.run.train.microbatches),
@@ -218,14 +238,14 @@ def _layouts(made: Searched, most: int) -> Table:
 
 
 def _reasons(made: Searched) -> Table:
-    drawn = _table(f"{len(made.rejected):,} that do not", "reason", "layouts")
+    drawn = served.table(f"{len(made.rejected):,} that do not", "reason", "layouts")
     for reason, count in made.reasons.most_common():
         drawn.add_row(reason, f"{count:,}")
     return drawn
 
 
 def _calibrate(args: Calibration) -> int:
-    from dsjax.plan.cost import calibration
+    from dsjax.plan.evidence import calibration
 
     made = calibration.rows()
     median, worst = calibration.median_error(made), calibration.worst(made)
@@ -233,8 +253,8 @@ def _calibrate(args: Calibration) -> int:
         print(to_json({"median_error": median, "worst": worst.published.name,
                        "rows": [_row(row) for row in made]}))
         return 0
-    drawn = _table("tokens/s of a chip, and its memory", "run", "published", "predicted", "error",
-                   "GiB", "predicted", "fitted")
+    drawn = served.table("tokens/s of a chip, and its memory", "run", "published", "predicted",
+                         "error", "GiB", "predicted", "fitted")
     for row in made:
         one = row.published
         drawn.add_row(one.name, f"{one.tokens_per_chip:,.0f}", f"{row.predicted:,.0f}",
@@ -249,7 +269,7 @@ def _calibrate(args: Calibration) -> int:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    from dsjax.plan.cost import calibration
+    from dsjax.plan.evidence import calibration
 
     one = row.published
     return {"run": one.name, "source": one.source, "machine": one.site, "stack": one.stack,

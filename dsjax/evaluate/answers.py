@@ -49,7 +49,7 @@ class Manner:
             raise UserError(f"--samples {self.samples} asks for no answer; use at least 1")
         if self.samples > 1 and not self.temperature:
             raise UserError(f"--samples {self.samples} at temperature 0 asks for the same answer "
-                            f"{self.samples} times; give --temperature, as 0.6, or --preset r1")
+                            f"{self.samples} times; give --temperature, as 0.6, or --samples 1")
 
     def sampling(self, name: str, new: int, words: Tokenizer) -> Sampling:
         """The request of the answer of some name."""

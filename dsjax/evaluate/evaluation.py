@@ -21,6 +21,7 @@ from dsjax.evaluate.answers import Encode, Manner
 from dsjax.evaluate.grade import mathematics, sandbox
 from dsjax.evaluate.journal import Journal, Record
 from dsjax.evaluate.likelihood import Scorer
+from dsjax.evaluate.requests import Fitted
 from dsjax.evaluate.results import Result
 from dsjax.evaluate.tasks import (
     arc,
@@ -41,6 +42,9 @@ from dsjax.infer.engine.engine import Engine
 TASKS = {one.name: one for one in (
     gsm8k.TASK, math500.TASK, math500.MINERVA, math500.IN_A_BOX, humaneval.TASK, mbpp.TASK,
     mmlu.TASK, arc.TASK, arc.EASY, hellaswag.TASK, lambada.TASK, text.TASK)}
+
+
+Stream = Generator[tuple[Item, Record]]
 
 
 @dataclass(frozen=True)
@@ -125,26 +129,40 @@ def evaluate(prepared: Sequence[Prepared], asking: Asking, out: Path,
     disk.make_folder(out, "name another --out")
     with disk.held(out, "wait for it, or name another --out"):
         journal.agree(out, identity, {one.task.name: one.settings(others) for one in prepared})
-        found = [_one(one, asking, out) for one in prepared]
-        path = out / "results.json"
-        kept = disk.read_object(path, "remove it") if path.exists() else {}
-        before = kept.get("tasks")
-        tasks = dict(before) if isinstance(before, dict) else {}
-        for one, own in zip(found, prepared, strict=True):
-            tasks[one.task.name] = one.as_json() | {"settings": own.settings(others)}
-        disk.write_json(path, {"model": identity, "tasks": tasks})
+        with contextlib.ExitStack() as stack:
+            logs = [_log(one, out, stack) for one in prepared]
+            opened = [_opened(one, log, asking)
+                      for one, log in zip(prepared, logs, strict=True)]
+            found = []
+            for one, log, stream in zip(prepared, logs, opened, strict=True):
+                found.append(_one(one, log, stream, asking))
+                _keep(out / "results.json", identity, found[-1], one.settings(others))
     return found
 
 
-def _one(prepared: Prepared, asking: Asking, out: Path) -> Result:
+def _keep(path: Path, identity: dict[str, Any], found: Result, settings: dict[str, Any]) -> None:
+    """Write a task's result beside those that are there."""
+    kept = disk.read_object(path, "remove it") if path.exists() else {}
+    before = kept.get("tasks")
+    tasks = dict(before) if isinstance(before, dict) else {}
+    tasks[found.task.name] = found.as_json() | {"settings": settings}
+    disk.write_json(path, {"model": identity, "tasks": tasks})
+
+
+def _log(prepared: Prepared, out: Path, stack: contextlib.ExitStack) -> Journal:
+    """Open the log of a task until the stack is left."""
+    log = Journal(out / f"{prepared.task.name}.jsonl", prepared.task, prepared.items)
+    stack.callback(log.close, False)
+    return log
+
+
+def _one(prepared: Prepared, log: Journal, answered: Stream, asking: Asking) -> Result:
     """Ask what is not answered yet of a task."""
     own, items = prepared.task, prepared.items
-    log = Journal(out / f"{own.name}.jsonl", own, items)
     is_done = False
     try:
-        left = [item for item in items if item.index not in log.records]
-        asking.progress(own.name, len(items) - len(left), len(items))
-        with contextlib.closing(_asked(prepared, left, asking)) as stream:
+        asking.progress(own.name, len(log.records), len(items))
+        with contextlib.closing(answered) as stream:
             for item, record in stream:
                 log.add(item, record)
                 asking.progress(own.name, len(log.records), len(items))
@@ -158,21 +176,30 @@ def _one(prepared: Prepared, asking: Asking, out: Path) -> Result:
     return found
 
 
-def _asked(prepared: Prepared, left: list[Item],
-           asking: Asking) -> Generator[tuple[Item, Record]]:
-    """Ask what is left of a task."""
+def _opened(prepared: Prepared, log: Journal, asking: Asking) -> Stream:
+    """Answers of a task to come; what cannot be asked is refused now, before any of them."""
     own, words = prepared.task, asking.model.tokenizer
+    left = [item for item in prepared.items if item.index not in log.records]
     if not left:
-        return
+        return _nothing()
     if own.kind != "generated":
         texts = scored.texts_of(own, prepared.items, words, asking.scorer.context)
         numbers = {item.index for item in left}
-        yield from scored.ask(own, prepared.items, texts, numbers, asking.scorer)
-        return
+        return scored.ask(own, prepared.items, texts, numbers, asking.scorer)
     context = asking.model.context if asking.context is None else asking.context
     fits = answers.prompts(own, left, asking.encode, prepared.manner, context)
     wanted = prepared.manner.max_new_tokens or own.generated.max_new_tokens
     if (room := max(one.max_new_tokens for one in fits)) < wanted:
         asking.say(f"{own.name}: answers have room for {room:,} tokens, not {wanted:,}, half of "
                    f"the context of {context:,}")
-    yield from answers.ask(own, left, fits, asking.engine, words, prepared.manner)
+    return _written(prepared, left, fits, asking)
+
+
+def _written(prepared: Prepared, left: list[Item], fits: list[Fitted], asking: Asking) -> Stream:
+    """Answers by the engine, which is made with the first of them."""
+    yield from answers.ask(prepared.task, left, fits, asking.engine, asking.model.tokenizer,
+                           prepared.manner)
+
+
+def _nothing() -> Stream:
+    yield from ()

@@ -6,19 +6,51 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from dsjax import disk, weights
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dsjax import disk, params, weights
 from dsjax.checkpoint import files, store
 from dsjax.infer import Model
 
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
 
 def of(folder: Path | str, model: Model) -> dict[str, Any]:
-    """The config, tokenizer and step of a run, or the names and sizes of a release's files."""
+    """Name, config, tokenizer and parameters of a model, and the step of a run.
+
+    Parameters are those on the devices. Where experts are cached they stay in files, of which names
+    and sizes count.
+    """
     folder = Path(folder)
     config = disk.read_bytes(folder / "config.json", weights.REMEDY)
     found = {"name": folder.resolve().name,
              "config": hashlib.sha256(config).hexdigest()[:16],
-             "tokenizer": model.tokenizer.fingerprint}
+             "tokenizer": model.tokenizer.fingerprint,
+             "parameters": fingerprint(model.params)}
     if not weights.is_released(folder):
         return found | {"step": max(files.steps(folder / store.CHECKPOINTS), default=None)}
     sizes = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors"))
     return found | {"files": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]}
+
+
+def fingerprint(tree: Any) -> str:
+    """Sixteen hex digits of all numbers of a tree, the same on every layout of devices."""
+    sums = [(name, leaf.shape, str(leaf.dtype), int(_sum(leaf)))
+            for name, leaf in params.paths(tree)]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _sum(leaf: Array) -> Array:
+    """Sum of bits * (2 i + 1) over all numbers i, modulo 2^32: exact in any order."""
+    bits = lax.bitcast_convert_type(leaf, UNSIGNED[leaf.dtype.itemsize]).astype(jnp.uint32)
+    weight = jnp.ones(leaf.shape, jnp.uint32)
+    stride = 2
+    for dim in reversed(range(leaf.ndim)):
+        step = np.uint32(stride % 2**32)
+        weight += lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * step
+        stride *= leaf.shape[dim]
+    return jnp.sum(bits * weight, dtype=jnp.uint32)

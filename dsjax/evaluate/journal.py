@@ -74,7 +74,9 @@ class Journal:
         self.records[item.index] = full
 
     def close(self, is_done: bool) -> None:
-        """Close the file; when all items are there, in their order."""
+        """Close the file, if it is open; when all items are there, in their order."""
+        if self._file.closed:
+            return
         self._file.close()
         if is_done:
             ordered = sorted([*self.records.values(), *self._others], key=lambda r: r["index"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
@@ -14,7 +14,7 @@ from dsjax.evaluate.tasks.task import Item, Task, continuations
 
 
 def ask(task: Task, items: Sequence[Item], texts: Sequence[Sequence[Text]], left: Collection[int],
-        scorer: Scorer) -> Iterator[tuple[Item, Record]]:
+        scorer: Scorer) -> Generator[tuple[Item, Record]]:
     """Yield each item that is left, with its record, when the last of its texts has been scored.
 
     texts: of each item, as `texts_of` makes them; left: numbers of the items. Batches are laid out

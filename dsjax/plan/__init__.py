@@ -2,5 +2,5 @@
 
 By compiling, in reading order: target (names of machines), ahead (compile a function for one), hlo
 (read the program that came out), memory (bytes of a device, by kind), train_step (the whole step of
-a run), prefill (the program that reads a prompt). By arithmetic: the room cost.
+a run), prefill (the program that reads a prompt). By arithmetic: the rooms cost and evidence.
 """

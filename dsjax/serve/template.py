@@ -110,7 +110,7 @@ class ChatTemplate:
             return environment().from_string(self.source)
         except jinja2.TemplateError as error:
             raise disk.UserError(f"the chat template is not jinja ({error}); mend it in "
-                                 f"{SETTINGS}") from None
+                                 f"{ALONE} or, where there is none, in {SETTINGS}") from None
 
     def check(self) -> None:
         """Refuse a template that is not jinja."""

@@ -70,18 +70,29 @@ class Scoring:
         return found
 
 
-def begin(run: RunConfig, words: Tokenizer, backend: Backend, mesh: Mesh | None,
-          p: TransformerParams) -> Scoring:
+def read(run: RunConfig) -> list[Prepared]:
     """Read the tasks that a run names; refuses those that the model answers in writing."""
     if run.output.tasks is None:
-        return Scoring(run, [], None)
+        return []
     tasks = evaluation.named(run.output.tasks, FLAG)
     for one in tasks:
         if one.kind == "generated":
             raise UserError(f"{FLAG} {one.name}: it is answered in writing, which is not "
                             "done while a model trains; run dsjax evaluate on the run's folder")
-    prepared = evaluation.prepare(tasks, Path(run.output.tasks_data), Manner(), 0,
+    try:
+        return evaluation.prepare(tasks, Path(run.output.tasks_data), Manner(), 0,
                                   run.output.tasks_limit)
+    except UserError as error:  # which names the flags of dsjax evaluate
+        raise UserError(str(error).replace("--data ", f"{FLAG}-data ")
+                        .replace("--limit ", f"{FLAG}-limit ")) from None
+
+
+def begin(run: RunConfig, words: Tokenizer, backend: Backend, mesh: Mesh | None,
+          p: TransformerParams) -> Scoring:
+    """Read the tasks that a run names, and make the program that scores them."""
+    prepared = read(run)
+    if not prepared:
+        return Scoring(run, [], None)
     forward = dataclasses.replace(backend, remat=keep_all, unroll=1)
     model = Model(run.model, p, words, run.train.seq_len, forward, mesh, run.parallel)
     scorer = Scorer(model, gather=lambda p: partial.used(run, backend, p))

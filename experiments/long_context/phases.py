@@ -60,6 +60,7 @@ PHASES = (
     Phase("1k", tiny_long.FIRST, 8, 80, 3e-4, 1200, 8),
     Phase("4k", tiny_long.SECOND, 2, 80, 3e-4, 300, 16),
 )
+QUICK_STEPS = 4
 COLUMNS = ("model", "trained on, tokens", "steps", *(
     f"{a:,} to {b:,}" for a, b in zip(EDGES, [*EDGES[1:], LONGEST], strict=True)))
 
@@ -71,11 +72,13 @@ def main(asked: Asked) -> None:
     for name, model, phase in arms(folders):
         found = by_position(model, *((2, 512) if asked.is_quick else (TEXTS, LONGEST)))
         nats[name] = [round(one, 4) for one in found]
-        rows.append([name, f"{phase.length:,}", f"{phase.steps:,}", *(f"{n:.2f}" for n in found)])
+        steps = QUICK_STEPS if asked.is_quick else phase.steps
+        rows.append([name, f"{phase.length:,}", f"{steps:,}", *(f"{n:.2f}" for n in found)])
         print(*rows[-1], flush=True)
     asked.write("phases", f"nats a token of plays that were not read, by position in texts of "
                 f"{LONGEST:,} tokens", COLUMNS, rows, nats=nats,
-                read={p.name: p.steps * p.rows * p.length for p in PHASES})
+                read={p.name: (QUICK_STEPS if asked.is_quick else p.steps) * p.rows * p.length
+                      for p in PHASES})
 
 
 def model_config(is_stretched: bool) -> ModelConfig:
@@ -98,7 +101,7 @@ def config(phase: Phase, folder: Path, before: Path | None, is_quick: bool) -> R
                             warmup_steps=0.03, constant_steps=0.67, cosine_steps=0.3)
     return dataclasses.replace(
         tiny.config(), name=folder.name, model=model_config(before is not None),
-        train=TrainConfig(steps=4 if is_quick else phase.steps, batch_size=phase.rows,
+        train=TrainConfig(steps=QUICK_STEPS if is_quick else phase.steps, batch_size=phase.rows,
                           seq_len=phase.length),
         data=DataConfig(train=str(path), heldout_fraction=0.01, packing="segments"),
         precision=PrecisionConfig("fp32"), learning_rate=rate, optimizer=OptimizerConfig(),

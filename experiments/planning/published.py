@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dsjax.config.load import load
 from dsjax.config.run import with_fields
-from dsjax.plan.cost import bill, calibration, search, site
+from dsjax.plan.cost import bill, search, site
 from dsjax.plan.cost.efficiency import STACKS
+from dsjax.plan.evidence import calibration
 from experiments.common.command import Asked
 
 SHOWN = 5

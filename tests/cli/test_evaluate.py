@@ -51,6 +51,17 @@ def test_json_and_samples_on_a_layout(run, tmp_path, capsys):
     assert "exact_match,strict-match cons@2" in found["gsm8k"]["measures"]
 
 
+def test_a_template_that_refuses_is_a_sentence(run, tmp_path, capsys):
+    template = run / "chat_template.jinja"
+    template.write_text("{{ raise_exception('no user here') }}")
+    try:
+        assert main(["evaluate", str(run), "--tasks", "gsm8k", "--out", str(tmp_path / "out"),
+                     "--chat", "--limit", "1", *FLAGS]) == 2
+    finally:
+        template.unlink()
+    assert "takes no question" in capsys.readouterr().err
+
+
 def test_the_preset_is_r1s_protocol(run, tmp_path, capsys):
     pytest.importorskip("math_verify")
     assert main(["evaluate", str(run), "--tasks", "math500", "--out", str(tmp_path / "out"),

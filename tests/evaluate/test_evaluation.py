@@ -3,7 +3,10 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax import infer
 from dsjax.cli.process import engines
@@ -154,6 +157,40 @@ def test_another_model_is_refused(run, asking, tmp_path):
     other = small.make_run(tmp_path / "other", step=9)
     with pytest.raises(UserError, match=r"another model \(name small\d+, not other\)"):
         evaluate(other, asking, tmp_path / "out", "arc", limit=1)
+
+
+def test_other_numbers_of_the_same_shapes_and_name_are_another_model(run, asking, tmp_path):
+    evaluate(run, asking, tmp_path, "arc", limit=1)
+    (leaf, *leaves), tree = jax.tree.flatten(asking.model.params)
+    params = jax.tree.unflatten(tree, [leaf.at[(0,) * leaf.ndim].add(1e-3), *leaves])
+    other = dataclasses.replace(asking, model=dataclasses.replace(asking.model, params=params))
+    with pytest.raises(UserError, match=r"another model \(parameters"):
+        evaluate(run, other, tmp_path, "arc", limit=1)
+
+
+def test_a_fingerprint_is_of_numbers_and_their_places_on_any_layout(key):
+    whole = {"w": jax.random.normal(key, (8, 6)), "n": jnp.arange(5, dtype=jnp.bfloat16)}
+    mesh = jax.make_mesh((8,), ("x",))
+    where = NamedSharding(mesh, PartitionSpec("x"))
+    cut = whole | {"w": jax.device_put(whole["w"], where)}
+    assert identity.fingerprint(cut) == identity.fingerprint(whole)
+    for other in (whole["w"][::-1], whole["w"].T.reshape(8, 6), whole["w"] * 1.0000001):
+        assert identity.fingerprint(whole | {"w": other}) != identity.fingerprint(whole)
+
+
+def test_what_a_later_task_cannot_ask_is_refused_before_the_first_is_asked(
+        run, asking, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking.scorer, "context", 3)
+    asking.engine  # noqa: B018 (made before, as its answers would come first)
+    with pytest.raises(UserError, match="of arc asks for"):
+        evaluate(run, asking, tmp_path, "gsm8k,arc", shots=0)
+    assert (tmp_path / "gsm8k.jsonl").read_text() == ""
+
+
+def test_a_task_that_is_done_has_its_result_though_the_next_is_stopped(run, asking, tmp_path):
+    with pytest.raises(StopError):
+        evaluate(run, asking, tmp_path, "lambada,arc", stop=6)
+    assert [*json.loads((tmp_path / "results.json").read_text())["tasks"]] == ["lambada"]
 
 
 @pytest.mark.parametrize(("edit", "said"), [

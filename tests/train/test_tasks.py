@@ -77,3 +77,6 @@ def test_texts_that_are_longer_than_the_rows_are_refused_at_the_start(scored_run
 def test_tasks_that_cannot_be_scored_are_refused_at_the_start(names, said, scored_run, tmp_path):
     with pytest.raises(UserError, match=said):
         events(tmp_path / "run", scored_run[2], TASKS | {"tasks": names})
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"--output\.tasks-data nowhere is not a folder"):
+        events(tmp_path / "run", scored_run[2], TASKS | {"tasks_data": "nowhere"})

@@ -87,6 +87,7 @@ def kept(spans: Spans) -> list[tuple[int, int]]:
 def write(names: Iterable[str], out: Path, cleaning: Cleaning) -> None:
     """Write the sources without the hits into the folder `out`, which is not there yet."""
     check(out)
+    _sweep(out)
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     disk.make_folder(draft, _REMEDY)
     try:
@@ -101,6 +102,14 @@ def write(names: Iterable[str], out: Path, cleaning: Cleaning) -> None:
             raise UserError(f"{out} cannot be made ({disk.cause(error)}); {_REMEDY}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what cleanings into this folder left behind that were killed."""
+    for left in out.parent.glob(f".{out.name}.*.part"):
+        owner = left.name.removesuffix(".part").rpartition(".")[2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check(out: Path) -> None:

@@ -49,7 +49,7 @@ class Dirt:
 
     def as_json(self, task: str) -> dict[str, Any]:
         """The item as dirty.jsonl has it."""
-        return {"task": task, "id": self.item.id,
+        return {"task": task, "id": self.item.id, "number": self.item.number,
                 "exact": {"share": round(self.share, 4), "documents": self.documents,
                           "match": _as_json(self.exact)} if self.documents else None,
                 "near": {"similarity": round(self.similarity, 4),
@@ -76,8 +76,8 @@ class TaskDirt:
     """Items whose only stretches in the corpus are common phrases, which do not count."""
     dirty: tuple[Dirt, ...]
     """The worst first."""
-    ids: frozenset[str]
-    """Names of all items."""
+    ids: tuple[str, ...]
+    """Names of all items, in their order; one may stand twice."""
 
     @property
     def exact(self) -> int:
@@ -121,7 +121,7 @@ def of(found: Found) -> list[TaskDirt]:
         short = int((sizes[own.start : own.stop] < looked.settings.words).sum())
         dirty.sort(key=lambda one: (-one.worst, -one.documents))
         made.append(TaskDirt(task.name, len(task.items), short, common, tuple(dirty),
-                             frozenset(item.id for item in task.items)))
+                             tuple(item.id for item in task.items)))
     return made
 
 

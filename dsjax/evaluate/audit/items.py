@@ -30,6 +30,8 @@ class Item:
     id: str
     fields: tuple[str, ...]
     """The texts it is made of, the question first."""
+    number: int = 0
+    """Its place in the task, from 0: names may stand twice, as HellaSwag's do."""
 
     @property
     def text(self) -> str:
@@ -71,7 +73,8 @@ def _named(names: str, data: Path) -> list[Task]:
     for task in evaluation.named(names, "--against"):
         there = [row for row in rows.read(rows.find(data, task.name, task.test))
                  if task.is_asked(row)]
-        own = [Item(task.question(row).id, _fields(row.where, row.fields)) for row in there]
+        own = [Item(task.question(row).id, _fields(row.where, row.fields), number)
+               for number, row in enumerate(there)]
         made.append(Task(task.name, tuple(own)))
     return made
 
@@ -89,19 +92,20 @@ def items(path: Path) -> list[Item]:
     if not readers.is_lines(path):
         raise UserError(f"{path} is no file of JSON lines by its name; name one that ends in "
                         ".jsonl, .jsonl.gz, .jsonl.xz or .jsonl.zst")
-    found = [_item(where, row) for _, where, row in readers.rows(path)]
+    found = [_item(where, row, number)
+             for number, (_, where, row) in enumerate(readers.rows(path))]
     if not found:
         raise UserError(f"{path} holds no items; fetch it again")
     return found
 
 
-def _item(where: str, row: Any) -> Item:
+def _item(where: str, row: Any, number: int) -> Item:
     if not isinstance(row, dict):
         raise UserError(f"{where} is {type(row).__name__}, not an object with fields; mend the "
                         "line or take it out")
     fields = _fields(where, row)
     name = next((str(row[name])[:200] for name in NAMES if row.get(name) is not None), None)
-    return Item(name or f"line {where.rpartition(' ')[2]}", fields)
+    return Item(name or f"line {where.rpartition(' ')[2]}", fields, number)
 
 
 def _fields(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -89,20 +89,32 @@ def _log(folder: Path, name: str) -> Path | None:
 
 
 def _scores(path: Path, task: TaskDirt) -> list[Score]:
-    dirty = {one.item.id for one in task.dirty}
+    dirty = {one.item.number for one in task.dirty}
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(task.ids):
+        numbers.setdefault(name, []).append(number)
     values: dict[str, tuple[list[float], list[float]]] = {}
-    for _, where, row in readers.rows(path):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise UserError(f"{where} is no record of an item; give what `dsjax evaluate` wrote")
-        if row["id"] not in task.ids:
+    for where, row in _in_order(path):
+        if not numbers.get(row["id"]):
             raise UserError(f"{where} is of item {row['id'][:60]!r}, which {task.name} has not; "
                             "give the file that was evaluated as --against")
+        number = numbers[row["id"]].pop(0)
         for name, value in _measures(row, where).items():
-            values.setdefault(name, ([], []))[row["id"] in dirty].append(value)
+            values.setdefault(name, ([], []))[number in dirty].append(value)
     if not values:
         raise UserError(f"{path} holds no values; let `dsjax evaluate` finish")
     return [Score(task.name, name, Mean.of(clean), Mean.of(own))
             for name, (clean, own) in values.items()]
+
+
+def _in_order(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Records of a log in the order of the items, so that equal names are told apart by it."""
+    found = []
+    for _, where, row in readers.rows(path):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise UserError(f"{where} is no record of an item; give what `dsjax evaluate` wrote")
+        found.append((where, row))
+    return sorted(found, key=lambda one: one[1].get("index", 0))
 
 
 def _measures(row: Mapping[str, Any], where: str) -> dict[str, float]:

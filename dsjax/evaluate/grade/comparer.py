@@ -19,7 +19,11 @@ PATIENCE = 10
 
 
 def main() -> None:
-    """Answer lines of {"answer", "gold", "seconds"} by true or false; the first line is null."""
+    """Answer lines of {"answer", "gold", "seconds"}; the first line is null.
+
+    An answer is a list: whether the two are equal, and the answer as it was read, "" where there is
+    none.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing else is said there
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -36,15 +40,16 @@ def main() -> None:
         for clock, seconds in ((signal.ITIMER_PROF, asked["seconds"]),
                                (signal.ITIMER_REAL, PATIENCE * asked["seconds"])):
             signal.setitimer(clock, seconds)
-        is_equal = False
+        is_equal, read = False, ""
         with contextlib.suppress(RecursionError, MemoryError):
             # Its own timeout is an alarm of the main thread, which ends no long computation in C.
             gold, answer = (math_verify.parse(asked[which], parsing_timeout=None)
                             for which in ("gold", "answer"))
             is_equal = bool(math_verify.verify(gold=gold, target=answer, timeout_seconds=None))
+            read = str(answer[0])[:1000] if answer else ""
         for clock in (signal.ITIMER_PROF, signal.ITIMER_REAL):
             signal.setitimer(clock, 0)
-        print(json.dumps(is_equal), file=answers, flush=True)
+        print(json.dumps([is_equal, read]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str]) -> str:
-    """Return the answer that is given most; of equally many, the one that was given first."""
-    return Counter(answers).most_common(1)[0][0]
+    """Return the answer that is given most; of equally many, the one that was given first.
+
+    An empty one is no answer, and counts only where there is no other.
+    """
+    return Counter([one for one in answers if one] or answers).most_common(1)[0][0]
 
 
 def cons_at_k(answers: Sequence[str], verdicts: Sequence[bool]) -> bool:

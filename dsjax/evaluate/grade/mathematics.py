@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from dsjax.errors import UserError
 
@@ -40,7 +41,20 @@ _idle: list[subprocess.Popen[str]] = []
 _lock = threading.Lock()
 
 
+class Comparison(NamedTuple):
+    """Two answers side by side."""
+
+    is_equal: bool
+    reading: str
+    """The answer as math-verify reads it, which equal ones share; "" where it finds none."""
+
+
 def equal(answer: str, gold: str, seconds: float = 5.0) -> bool:
+    """Compare an answer with the right one as `compare` does."""
+    return compare(answer, gold, seconds).is_equal
+
+
+def compare(answer: str, gold: str, seconds: float = 5.0) -> Comparison:
     """Compare an answer with the right one; not equal where that takes too long.
 
     seconds: of CPU.
@@ -65,10 +79,10 @@ def equal(answer: str, gold: str, seconds: float = 5.0) -> bool:
         raise
     if not told:  # its time was up, or its memory
         _end(comparer)
-        return False
+        return Comparison(False, "")
     with _lock:
         _idle.append(comparer)
-    return json.loads(told)
+    return Comparison(*json.loads(told))
 
 
 @functools.cache

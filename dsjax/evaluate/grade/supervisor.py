@@ -247,7 +247,8 @@ def _death(child: Child, limits: dict[str, Any]) -> dict[str, Any] | None:
     if found.si_code == os.CLD_EXITED:
         return {"ending": "exited", "error": f"ended itself with status {found.si_status}"}
     used = sum(map(int, _stat(child.pid)[11:13])) / os.sysconf("SC_CLK_TCK")
-    if used > limits["cpu_seconds"] - 0.5:
+    is_told = found.si_status == signal.SIGXCPU  # as the kernel counts; `used` is sampled
+    if is_told or used > limits["cpu_seconds"] - 0.5:
         return {"ending": "cpu", "error": f"over its limit of {limits['cpu_seconds']} CPU seconds"}
     return {"ending": "killed", "error": f"killed by signal {found.si_status}"}
 

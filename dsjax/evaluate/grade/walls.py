@@ -98,7 +98,8 @@ def enter(grants: Iterable[Grant], limits: dict[int, int]) -> None:
             raise OSError(ctypes.get_errno(), f"the kernel refuses {name}")
 
     for kind, limit in {resource.RLIMIT_CORE: 0, **limits}.items():
-        resource.setrlimit(kind, (limit, limit))
+        spare = kind == resource.RLIMIT_CPU  # SIGXCPU says why, and a second later it is killed
+        resource.setrlimit(kind, (limit, limit + spare))
     call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: nobody else looks into it
     call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     _drop_capabilities(call)

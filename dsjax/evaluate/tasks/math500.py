@@ -70,8 +70,8 @@ def grade_boxed(question: Question, text: str) -> dict[str, Verdict]:
 
 
 def _verdicts(question: Question, text: str, answer: str) -> dict[str, Verdict]:
-    is_equal = mathematics.equal(text, question.facts["solution"], SECONDS)
-    return {"math_verify": Verdict(is_equal, _vote(answer))}
+    found = mathematics.compare(text, question.facts["solution"], SECONDS)
+    return {"math_verify": Verdict(found.is_equal, found.reading or _vote(answer))}
 
 
 def _vote(answer: str) -> str:

@@ -171,7 +171,10 @@ def _examples(task: Task, data: Path, shots: int) -> Callable[
     if task.examples is None:
         raise UserError(f"--shots {shots}: {task.name} has no examples to show beside the "
                         "questions themselves; use --shots 0 for it")
-    path = rows.find(data, task.name, task.examples)
+    try:
+        path = rows.find(data, task.name, task.examples)
+    except UserError as error:
+        raise UserError(f"{error}; --shots 0 asks without examples") from None
     pool = [task.question(row) for row in rows.read(path) if task.is_example(row)]
     if task.sampler == "random":
         _enough(task, path, len(pool), shots)

@@ -110,7 +110,7 @@ def stage(run: RunConfig, site: Site, stack: Stack, part: Sequence[Layer | None]
     """Time a stage for a microbatch of so many tokens of a device."""
     layers = [layer for layer in part if layer is not None]
     heads = whole.heads if None in part else 0
-    narrow, wide = _rates(run, site)
+    narrow, wide = rates(run, site)
     product = sum(layer.product for layer in layers) / narrow + (
         sum(layer.wide for layer in layers) + heads * whole.head) / wide
     core = sum(layer.core for layer in layers) / site.chip.bf16
@@ -161,7 +161,7 @@ def _again(run: RunConfig, products: Passes, core: Passes, memory: Passes) -> Pa
     return Passes(b=up * products.f + 0.4 * memory.f)
 
 
-def _rates(run: RunConfig, site: Site) -> tuple[float, float]:
+def rates(run: RunConfig, site: Site) -> tuple[float, float]:
     """FLOP/s of the run's products, and of those that stay wide."""
     chip, share = site.chip, efficiency.PRODUCT.value
     if run.precision.matmul == "fp32":

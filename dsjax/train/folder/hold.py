@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dsjax import disk, weights
 from dsjax.config.run import RunConfig
-from dsjax.train import heartbeat
+from dsjax.train import heartbeat, tasks
 from dsjax.train.folder import identity, resume
 from dsjax.train.tuning import rows
 
@@ -41,6 +41,7 @@ def _take(stack: contextlib.ExitStack, run: RunConfig, out: Path) -> str:
         return FINISHED
     resume.refuse_fewer_steps(run, out)
     rows.refuse(run, out)
+    tasks.read(run)
     if run.init_from is not None and not identity.is_going_on(out):
         weights.refuse_another(run.init_from, run.model)
     checkpoints = out / "checkpoints"

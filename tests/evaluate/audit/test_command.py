@@ -78,6 +78,21 @@ def test_scores_are_told_of_clean_and_dirty_items(made, tmp_path, capsys):
     assert "0.5000 +- 0.5000" in shown
 
 
+def test_items_of_one_name_are_told_apart_by_their_order(made, tmp_path, capsys):
+    _, corpus, rows = made
+    twice = [row | {"id": "same"} if i in (0, 5) else row for i, row in enumerate(rows)]
+    again, logs = tmp_path / "twice.jsonl", tmp_path / "scores"
+    planted.write_lines(again, twice)
+    logs.mkdir()
+    planted.write_lines(logs / "twice.jsonl", [
+        {"index": i, "id": row["id"], "measures": {"acc": float(i == 5)}}
+        for i, row in reversed([*enumerate(twice)])])
+    (score,) = json.loads(run(capsys, corpus, "--against", again, "--json", "--scores",
+                              logs).out)["scores"]
+    assert score["dirty"] == {"items": 2, "value": 0.0, "stderr": 0.0}
+    assert score["clean"]["items"] == 38
+
+
 def test_tasks_go_by_the_names_that_evaluate_gives_them(tmp_path, capsys):
     rows = planted.items(4, 97)
     planted.write_lines(tmp_path / "gsm8k-test.jsonl", [

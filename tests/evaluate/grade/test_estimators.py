@@ -35,6 +35,8 @@ def test_the_majority_is_the_first_seen_of_equals():
     assert estimators.majority(["b", "a", "a"]) == "a"
     assert estimators.cons_at_k(["b", "a", "a"], [False, True, True])
     assert not estimators.cons_at_k(["b", "a"], [False, True])
+    assert estimators.majority(["", "", "a"]) == "a"  # no answer is no vote
+    assert estimators.majority(["", ""]) == ""
 
 
 def test_errors_are_those_of_the_textbook():

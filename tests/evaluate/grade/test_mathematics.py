@@ -45,6 +45,15 @@ def nothing_is_left():
         assert children() <= before
 
 
+def test_equal_answers_have_one_reading_and_no_answer_has_none():
+    texts = ["Six minus three is 3.", "Thus the answer is: 3", "We find that it is $3$"]
+    found = [mathematics.compare(text, "$3$") for text in texts]
+    assert [one.is_equal for one in found] == [True] * 3
+    assert len({one.reading for one in found}) == 1
+    assert mathematics.compare("no idea", "$3$").reading == ""
+    assert mathematics.compare("it is $7$", "$3$").reading != found[0].reading
+
+
 def in_a_box(text: str) -> str:
     return f"Therefore it is $\\boxed{{{text}}}$."
 

@@ -8,8 +8,9 @@ from dsjax.config.load import load
 from dsjax.config.run import with_fields
 from dsjax.parallel import mesh
 from dsjax.plan.ahead import shard_bytes
-from dsjax.plan.cost import calibration, published, site
+from dsjax.plan.cost import site
 from dsjax.plan.cost.room import room
+from dsjax.plan.evidence import calibration, published
 from dsjax.train import sharding
 
 LAYOUTS = ({"data": 8}, {"fsdp": 4, "data": 2}, {"expert": 8}, {"data": 2, "fsdp": 2, "expert": 2},

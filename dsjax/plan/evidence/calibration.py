@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from dsjax.plan.cost import efficiency, room, site, step
-from dsjax.plan.cost.published import ROWS, Published
+from dsjax.plan.evidence.published import ROWS, Published
 
 
 @dataclass(frozen=True)

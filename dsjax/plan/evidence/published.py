@@ -110,6 +110,11 @@ ROWS = (
         "h800:2048", "deepseek", 1541.8, "fp8", 15360, 120,
         ParallelConfig(data=2, expert=64, expert_nodes=8, pipe=16, schedule="dualpipe"),
         assumed="one sequence a microbatch"),
+    Published(
+        "DeepSeek-V2, H800", "V2 report, sec. 3.1.3 and 3.2.3: 172.8K H800-hours a trillion tokens",
+        "h800:1024", "deepseek", 1e12 / 172.8e3 / 3600, "bf16", 9216, 144,
+        ParallelConfig(data=8, expert=8, pipe=16, schedule="zb-h1"), config="deepseek_v2",
+        assumed="1,024 H800, one sequence a microbatch, recomputation as V3's, V3's later kernels"),
     _maxtext(128, "v7x", 2425.75, "bf16", "ironwood"),
     _maxtext(128, "v7x", 2917.15, "fp8", "ironwood"),
     _maxtext(256, "v7x", 2446.25, "bf16", "ironwood"),

@@ -7,8 +7,9 @@ import pytest
 from dsjax.cli.main import main
 from dsjax.config.load import load
 from dsjax.config.run import with_fields
-from dsjax.plan.cost import bill, calibration, search, site
+from dsjax.plan.cost import bill, search, site
 from dsjax.plan.cost.efficiency import STACKS
+from dsjax.plan.evidence import calibration
 
 
 @pytest.fixture(scope="module")
