@@ -183,8 +183,10 @@ class TrainConfig:
 class PrecisionConfig:
     """In what numbers a model is computed; sums, norms, softmax and losses are float32 always."""
 
-    matmul: Literal["fp32", "bf16", "fp8"] = "fp32"
-    """Operands of the matrix products of every Linear and expert (V3: fp8)."""
+    matmul: Literal["fp32", "tf32", "bf16", "fp8"] = "fp32"
+    """Operands of the matrix products of every Linear and expert (V3: fp8). `tf32`: float32
+    operands, multiplied as the machine is fastest (TF32 on a GPU, one pass of bfloat16 on a
+    TPU)."""
     activations: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the residual stream and of what is saved for the backward pass."""
 
@@ -195,7 +197,7 @@ class PrecisionConfig:
     @property
     def operand_bytes(self) -> int:
         """Bytes of a number that products multiply, beside its tile's scale."""
-        return {"fp32": 4, "bf16": 2, "fp8": 1}[self.matmul]
+        return {"fp32": 4, "tf32": 4, "bf16": 2, "fp8": 1}[self.matmul]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from dsjax.runtime import backend as backends
 class Choice:
     """Settings to run a model with; None is as the run in its folder was."""
 
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
+    precision: Literal["fp32", "tf32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; float32 for a released checkpoint."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """The devices that share the rows, the matrices and the experts."""

@@ -24,6 +24,7 @@ from dsjax.layers.cache import Cache
 from dsjax.layers.paged import Form
 from dsjax.numerics.precision import Matrix, value
 from dsjax.numerics.scaled import dequantize, quantize
+from dsjax.numerics.wide import exact
 from dsjax.ops.norm import rms_norm
 from dsjax.ops.rope import Angles, rotate, softmax_scale
 from dsjax.params import spec
@@ -117,10 +118,10 @@ def mla_absorbed(p: MLAParams, x: Array, angles: Angles, positions: Array, cache
     cache = cache.append(latents(p, x, angles, cfg, backend), positions)
     w_ukv = value(backend.layout.gather(p.w_ukv)).astype(x.dtype).reshape(a.kv_rank, a.heads, -1)
     w_uk, w_uv = w_ukv[..., : a.nope_dim], w_ukv[..., a.nope_dim :]
-    q_latent = jnp.einsum("bthn,chn->bthc", q_nope, w_uk)
+    q_latent = jnp.einsum("bthn,chn->bthc", q_nope, w_uk, precision=exact(x.dtype))
     scale = softmax_scale(cfg.rope, a.qk_dim)
     out = backend.attend_cached((q_latent, q_rope), cache, positions, scale)
-    heads = jnp.einsum("bthc,chu->bthu", out, w_uv)
+    heads = jnp.einsum("bthc,chu->bthu", out, w_uv, precision=exact(x.dtype))
     return backend.o_proj(heads, p.w_o), cache
 
 

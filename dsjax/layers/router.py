@@ -19,7 +19,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.config.model import MoEConfig
-from dsjax.numerics.wide import wide
+from dsjax.numerics.wide import exact, wide
 from dsjax.params import spec
 
 
@@ -127,8 +127,9 @@ def stats(routing: Routing, is_real: Array, cfg: MoEConfig) -> RouterStats:
     return RouterStats(
         loads=loads,
         frequency=frequency / tokens,
-        affinity=jnp.einsum("bte,bt->be", share, real) / tokens,
-        group_share=jnp.einsum("btg,bt->bg", is_hit.astype(real.dtype), real) / tokens,
+        affinity=jnp.einsum("bte,bt->be", share, real, precision=exact(real.dtype)) / tokens,
+        group_share=jnp.einsum("btg,bt->bg", is_hit.astype(real.dtype), real,
+                               precision=exact(real.dtype)) / tokens,
     )
 
 

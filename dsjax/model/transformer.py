@@ -25,7 +25,7 @@ from dsjax.layers.router import RouterStats
 from dsjax.model import block as blocks
 from dsjax.model.block import BlockParams, Kept
 from dsjax.model.mtp import MTPParams, mtp_specs
-from dsjax.numerics.wide import wide
+from dsjax.numerics.wide import exact, wide
 from dsjax.ops import rope
 from dsjax.ops.norm import rms_norm
 from dsjax.params import spec
@@ -137,7 +137,8 @@ def embed(p: TransformerParams, tokens: Array, backend: Backend) -> Array:
 
 def head(p: TransformerParams, x: Array) -> Array:
     """Multiply normalized hidden states by the head, in float32. x [..., D] -> [..., V]."""
-    return jnp.matmul(x.astype(wide(x.dtype)), p.head.astype(wide(x.dtype)))
+    return jnp.matmul(x.astype(wide(x.dtype)), p.head.astype(wide(x.dtype)),
+                      precision=exact(wide(x.dtype)))
 
 
 def logits(p: TransformerParams, tokens: Array, cfg: ModelConfig, segments: Array | None = None,

@@ -3,7 +3,7 @@
 A product is Fprop `y = x w`, Dgrad `dx = dy w^T` and Wgrad `dw = x^T dy`. A precision says how the
 operands are quantized; each of the three reads quantized operands and returns float32 sums:
 
-    float32    operands as they are
+    float32    operands as they are (`tf32`: multiplied as the machine is fastest)
     bfloat16   operands rounded to bfloat16, exact products, float32 sums
     FP8        operands as 8-bit codes with a scale a tile (gemm.py), float32 sums
 
@@ -34,7 +34,7 @@ from dsjax import params
 from dsjax.numerics import scaled
 from dsjax.numerics.layout import row_major
 from dsjax.numerics.scaled import Scaled
-from dsjax.numerics.wide import wide
+from dsjax.numerics.wide import exact, wide
 from dsjax.numerics.wire import BF16_WIRE, EXACT_WIRE, WireFormat
 
 Operand = Any  # an operand as a precision keeps it: an array, or codes with scales
@@ -87,18 +87,26 @@ Matrix = Array | Weight | Scaled
 
 def contract(a: Array, b: Array, sum_a: int, sum_b: int,
              precision: lax.Precision | None = None) -> Array:
-    """Sum over one dim of each (counted from the end), leading dims batched, wide sums out."""
+    """Sum over one dim of each (counted from the end), leading dims batched, wide sums out.
+
+    precision: by default that of `exact`.
+    """
     is_narrow = a.dtype != wide(a.dtype)
     if is_narrow and sum_a == 2:
         a, sum_a = row_major(a.swapaxes(-1, -2)), 1
     batch = tuple(range(a.ndim - 2))
     dims = (((a.ndim - sum_a,), (b.ndim - sum_b,)), (batch, batch))
+    precision = exact(a.dtype) if precision is None else precision
     y = lax.dot_general(a, b, dims, precision, preferred_element_type=wide(a.dtype))
     return row_major(y) if is_narrow else y
 
 
-def plain_precision(name: str, dtype: jnp.dtype) -> Precision:
-    """Products whose operands are arrays of one dtype and whose sums are float32."""
+def plain_precision(name: str, dtype: jnp.dtype,
+                    asked: lax.Precision | None = None) -> Precision:
+    """Products whose operands are arrays of one dtype and whose sums are float32.
+
+    asked: of XLA; None is `wide.exact`.
+    """
 
     def cast(x: Array, parts: int = 1) -> Array:
         return x.astype(dtype)
@@ -109,9 +117,9 @@ def plain_precision(name: str, dtype: jnp.dtype) -> Precision:
         quantize_input=cast,
         quantize_weight=cast,
         quantize_grad=cast,
-        fprop=lambda x, w: contract(x, w, 1, 2),
-        dgrad=lambda dy, w: contract(dy, w, 1, 1),
-        wgrad=lambda x, dy: contract(x, dy, 2, 2),
+        fprop=lambda x, w: contract(x, w, 1, 2, asked),
+        dgrad=lambda dy, w: contract(dy, w, 1, 1, asked),
+        wgrad=lambda x, dy: contract(x, dy, 2, 2, asked),
         from_codes=lambda q: decoded(q, dtype),
         quantize_for_fprop=cast,
         quantize_for_wgrad=cast,
@@ -122,6 +130,9 @@ def plain_precision(name: str, dtype: jnp.dtype) -> Precision:
 
 
 FP32 = plain_precision("fp32", jnp.dtype(jnp.float32))
+TF32 = plain_precision("tf32", jnp.dtype(jnp.float32), lax.Precision.DEFAULT)
+"""Products of Linears as fast as a machine multiplies float32 operands: TF32 on a GPU, a pass of
+bfloat16 on a TPU, float32 on a CPU. Attention, router and head stay float32."""
 BF16 = plain_precision("bf16", jnp.dtype(jnp.bfloat16))
 
 

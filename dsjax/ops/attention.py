@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dsjax.numerics.layout import row_major
 from dsjax.numerics.precision import contract
-from dsjax.numerics.wide import wide
+from dsjax.numerics.wide import exact, wide
 
 UNROLLED_BLOCKS = 8  # up to this many blocks are written out, each with just the keys it may see
 NEVER = -1e30  # a score that no softmax notices; finite, so that a masked block gives no NaN
@@ -32,10 +32,10 @@ def attend_plain(q: Array, k: Array, v: Array, segments: Array, scale: float) ->
     q [B, H, T, N], k [B, H, S, N], v [B, H, S, U], segments [B, T]. Returns [B, H, T, U].
     """
     scores = jnp.einsum("bhtn,bhsn->bhts", q, k,
-                        preferred_element_type=wide(q.dtype)) * scale
+                        precision=exact(q.dtype), preferred_element_type=wide(q.dtype)) * scale
     scores = jnp.where(_visible(segments, segments, 0, 0)[:, None], scores, NEVER)
     weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("bhts,bhsu->bhtu", weights.astype(v.dtype), v)
+    return jnp.einsum("bhts,bhsu->bhtu", weights.astype(v.dtype), v, precision=exact(v.dtype))
 
 
 def _visible(query_segments: Array, key_segments: Array, query_start: Array | int,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dsjax.numerics.wide import wide
+from dsjax.numerics.wide import exact, wide
 from dsjax.ops.attention import NEVER
 
 Past = tuple[tuple[Array, ...], Array]
@@ -95,7 +95,7 @@ class _Heads:
         keys = tuple(self._part(k) for k in keys)
         s = functools.reduce(jnp.add, (
             jnp.einsum(f"bt{self.y}gn,bs{self.y}n->b{self.y}gts", q, k,
-                       preferred_element_type=wide(q.dtype))
+                       precision=exact(q.dtype), preferred_element_type=wide(q.dtype))
             for q, k in zip(self.queries, keys, strict=True)))
         is_past = at[None, None] <= positions[..., None]
         is_past = is_past.reshape(self.batch, *[1] * len(self.split), self.new, -1)
@@ -110,7 +110,8 @@ class _Heads:
         *lead, new, past = weights.shape
         rows = weights.astype(values.dtype).reshape(*lead[:-1], lead[-1] * new, past)
         batch = ((0, 1), (0, 2)) if self.y else ((0,), (0,))
-        out = lax.dot_general(rows, self._part(values), (((rows.ndim - 1,), (1,)), batch))
+        out = lax.dot_general(rows, self._part(values), (((rows.ndim - 1,), (1,)), batch),
+                              exact(rows.dtype))
         return jnp.moveaxis(out.reshape(*lead, new, -1), -2, 1)
 
     def out(self, a: Array) -> Array:

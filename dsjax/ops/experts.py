@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dsjax.numerics.precision import Matrix, Operand, name, weight_of
+from dsjax.numerics.wide import exact
 from dsjax.ops import buckets, swiglu
 from dsjax.ops.expert_mlp import ExpertMLP, MLPGrads
 
@@ -47,10 +48,11 @@ def experts_plain(x: Array, experts: Array, weights: Array, w_gate_up: Array,
     x [T, D], experts and weights [T, K], w_gate_up [E, D, 2, F], w_down [E, F, D]. Returns [T, D].
     """
     chosen = jax.nn.one_hot(experts, w_down.shape[0], dtype=x.dtype)
-    by_expert = jnp.einsum("tk,tke->te", weights.astype(x.dtype), chosen)
-    gate_up = jnp.einsum("td,edgf->tegf", x, w_gate_up)
+    asked = exact(x.dtype)
+    by_expert = jnp.einsum("tk,tke->te", weights.astype(x.dtype), chosen, precision=asked)
+    gate_up = jnp.einsum("td,edgf->tegf", x, w_gate_up, precision=asked)
     hidden = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
-    return jnp.einsum("te,tef,efd->td", by_expert, hidden, w_down)
+    return jnp.einsum("te,tef,efd->td", by_expert, hidden, w_down, precision=asked)
 
 
 def experts_batched(x: Array, experts: Array, weights: Array, w_gate_up: Matrix, w_down: Matrix,

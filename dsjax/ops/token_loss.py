@@ -24,7 +24,7 @@ from flax import struct
 from jax import Array, lax
 
 from dsjax.numerics.precision import contract
-from dsjax.numerics.wide import wide
+from dsjax.numerics.wide import exact, wide
 
 
 @struct.dataclass
@@ -62,7 +62,8 @@ def logprobs_plain(x: Array, head: Array, ids: Array) -> Array:
 
     x [B, T, D], head [D, V], ids [B, T] int32 -> [B, T].
     """
-    logits = jnp.einsum("btd,dv->btv", x, head, preferred_element_type=wide(x.dtype))
+    logits = jnp.einsum("btd,dv->btv", x, head, precision=exact(x.dtype),
+                        preferred_element_type=wide(x.dtype))
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 

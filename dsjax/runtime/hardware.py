@@ -2,8 +2,8 @@
 
 A share of the peak (MFU) is useful FLOPs a second over the best matmul rate of the machine: a data
 sheet's where `CHIPS` has the chip, otherwise measured here. Data sheets give no rate for products
-of float32 operands as XLA makes them (several passes in bfloat16 on a TPU, TF32 on a GPU), so that
-one is always measured.
+of float32 operands at full precision (several passes in bfloat16 on a TPU), so that one is always
+measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsjax.numerics.wide import exact
+
 TERA, GB = 10**12, 10**9
-Operand = Literal["float32", "bfloat16", "float8"]
+Operand = Literal["float32", "tf32", "bfloat16", "float8"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ CHIPS = {
 """Google's and NVIDIA's data sheets, read in 2026."""
 
 
-OPERANDS: dict[str, Operand] = {"fp32": "float32", "bf16": "bfloat16", "fp8": "float8"}
+OPERANDS: dict[str, Operand] = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16",
+                                "fp8": "float8"}
 """Operands of the products, by a run's precision."""
 
 
@@ -141,20 +144,25 @@ def matmul_peak(operand: Operand = "float32", budget_s: float = 0.3) -> Peak:
     """
     kind = jax.devices()[0].device_kind
     chip = chip_of(kind)
-    if chip is not None and operand != "float32":
+    if chip is not None and operand not in ("float32", "tf32"):
         rate = chip.bf16 if operand == "bfloat16" else chip.fp8 or chip.bf16
         return Peak(rate, f"{kind}: {chip.source}")
-    operands = ("float32",) if operand == "float32" else ("bfloat16", "float32")
+    operands = (operand,) if operand in ("float32", "tf32") else ("bfloat16", "float32")
     size = 1024 if jax.default_backend() == "cpu" else 8192
     best, chosen = max((measure_matmul(size, one, budget_s), one) for one in operands)
     return Peak(best, f"{kind}: best {size}^3 {chosen} matmul of {budget_s} s, measured")
 
 
 def measure_matmul(size: int, dtype: str, budget_s: float) -> float:
-    """Highest rate, in FLOP/s, of `size`-square matmuls repeated for `budget_s` seconds."""
+    """Highest rate, in FLOP/s, of `size`-square matmuls repeated for `budget_s` seconds.
+
+    dtype: of the operands; tf32 is float32, multiplied as the machine is fastest.
+    """
     draw = np.random.default_rng(0)
-    a, b = (jnp.asarray(draw.random((size, size), np.float32), dtype) for _ in range(2))
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    kind, asked = ("float32", None) if dtype == "tf32" else (dtype, exact(dtype))
+    a, b = (jnp.asarray(draw.random((size, size), np.float32), kind) for _ in range(2))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=asked,
+                                              preferred_element_type=jnp.float32))
     product(a, b).block_until_ready()
     best, end = math.inf, time.perf_counter() + budget_s
     while (began := time.perf_counter()) < end:

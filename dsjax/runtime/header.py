@@ -17,6 +17,12 @@ from dsjax.runtime import precision, program_cache
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
 
 
+PRODUCTS = {"fp32": "fp32 products, at full precision",
+            "tf32": "tf32 products, as the machine multiplies float32 fastest",
+            "bf16": "bf16 products", "fp8": "fp8 products"}
+"""Products of Linears, by the name of a precision."""
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
     found = {"python": sys.version.split()[0]}
@@ -46,7 +52,7 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "devices": f"{len(devices)} x {kind} ({jax.default_backend()})",
         "processes": str(jax.process_count()),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "precision": f"{backend.precision.name} products, float32 sums, "
+        "precision": f"{PRODUCTS[backend.precision.name]}, float32 sums, "
         f"{backend.dtype} activations",
         "optimizer": f"AdamW, {run.optimizer.moments} moments, float32 masters",
         "rate": schedule.describe(run.learning_rate, run.train.steps),

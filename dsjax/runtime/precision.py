@@ -10,7 +10,7 @@ import jax
 from dsjax.config.run import MachineConfig
 from dsjax.errors import UserError
 from dsjax.numerics import codes, gemm
-from dsjax.numerics.precision import BF16, FP32, Precision
+from dsjax.numerics.precision import BF16, FP32, TF32, Precision
 
 HOPPER = 9  # the first CUDA capability whose tensor cores multiply E4M3 with float32 sums
 Operands = Literal["hopper", "tpu", "codes", "values"]
@@ -18,10 +18,10 @@ CODES = gemm.precision(gemm.V3_1, codes.MATMUL)
 
 
 def precision_of(name: str, machine: MachineConfig, device: jax.Device) -> Precision:
-    """The precision called `fp32`, `bf16` or `fp8`, for a device."""
+    """The precision called `fp32`, `tf32`, `bf16` or `fp8`, for a device."""
     if name == "fp8":
         return fp8(fp8_operands(machine, device))
-    return {"fp32": FP32, "bf16": BF16}[name]
+    return {"fp32": FP32, "tf32": TF32, "bf16": BF16}[name]
 
 
 @functools.cache

@@ -20,7 +20,7 @@ class ModelFlags:
 
     end_token: str | None = None
     """Name of the token that ends a text, where no file beside the tokenizer names it."""
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
+    precision: Literal["fp32", "tf32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; by default the run's own, fp32 for a released checkpoint."""
     experts: Annotated[ExpertFlags, Mark.INLINE] = field(default_factory=ExpertFlags)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -25,7 +25,7 @@ class ModelArgs:
 
     folder: str
     """Run folder, or a released checkpoint."""
-    precision: Literal["fp32", "bf16", "fp8"] | None = None
+    precision: Literal["fp32", "tf32", "bf16", "fp8"] | None = None
     """Operands of the matrix products; None is the run's own, fp32 for a released checkpoint."""
     context: int | None = None
     """Positions of a text, or of a prompt and its answer; None is the model's."""

@@ -164,7 +164,7 @@ def _again(run: RunConfig, products: Passes, core: Passes, memory: Passes) -> Pa
 def rates(run: RunConfig, site: Site) -> tuple[float, float]:
     """FLOP/s of the run's products, and of those that stay wide."""
     chip, share = site.chip, efficiency.PRODUCT.value
-    if run.precision.matmul == "fp32":
+    if run.precision.operand_bytes == 4:
         raise UserError("float32 products have no rate on a data sheet; use --precision bf16 or "
                         "fp8")
     narrow = chip.fp8 if run.precision.matmul == "fp8" and chip.fp8 else chip.bf16
