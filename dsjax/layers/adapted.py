@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from dsjax.numerics.precision import Matrix, decoded
 from dsjax.numerics.scaled import Scaled
+from dsjax.numerics.wide import exact
 
 
 @struct.dataclass
@@ -50,7 +51,7 @@ def whole(w: Matrix | LowRank | Replaced, dtype: DTypeLike) -> Matrix:
     if isinstance(w, LowRank):
         lead = w.a.ndim - 2
         columns = w.b.reshape(*w.b.shape[: lead + 1], -1)
-        added = w.scale * jnp.matmul(w.a, columns)
+        added = w.scale * jnp.matmul(w.a, columns, precision=exact(w.a.dtype))
         added = added.reshape(*w.a.shape[:-1], *w.b.shape[lead + 1 :])
         return _plain(w.base, added.shape, dtype) + added.astype(dtype)
     if isinstance(w, Replaced):
