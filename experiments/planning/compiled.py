@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from dsjax.config.load import load
 from dsjax.config.run import with_fields
 from dsjax.plan.cost import site
@@ -20,7 +22,7 @@ ROWS = {  # rows of that record: chip, precision, what is made again
 
 def main(asked: Asked) -> None:
     """Count each compiled step's bytes, and write both."""
-    pods = record.read(PODS)
+    pods = json.loads(PODS.read_text())
     columns = pods["columns"]
     compiled = {row[0]: dict(zip(columns, row, strict=True)) for row in pods["rows"]}
     run = with_fields(
