@@ -17,6 +17,15 @@ STUDY = Study(
         verdict="supports at the median, not for every run",
         records=("published", "v3"),
     ), Part(
+        name="compiled",
+        command="python -m experiments.planning.run compiled",
+        asks="how the counted memory of V3 on 2,048 devices stands beside what the compiler asks "
+             "for this project's own programs",
+        cost="a second: it reads the records of experiments/pod",
+        quick="all of it",
+        verdict="contradicts: what is counted is a bound that today's programs exceed",
+        records=("compiled",),
+    ), Part(
         name="claims",
         command="python -m experiments.planning.run claims",
         asks="what each innovation is worth in training and in serving, multiplied, beside 45",
