@@ -8,7 +8,7 @@ from typing import Any
 
 COLUMNS = ("seed", "steps of the base", "base greedy", "base sampled", "base works",
            "working right", "guesses right", "base length", "RL greedy", "RL sampled", "RL works",
-           "RL length", "live groups", "minutes", "others")
+           "RL length", "live groups", "minutes", "CPU minutes", "others")
 LOW, HIGH, LONGER, CLIMB = 0.45, 0.95, 1.5, 0.1
 """Sampled accuracy of a base at most and after RL at least, growth of length at least; and the
 rise of sampled accuracy from which on a control climbs."""
@@ -21,8 +21,8 @@ def values(made: dict[str, Any]) -> list[float]:
 
     Sampled accuracy is over all samples of pass@k, as one sample of each question says less. Live
     groups: the mean share of a rollout's questions whose outputs do not all earn the same. Minutes
-    are without pass@k, which the study alone asks; others: the share of the processors' time that
-    other programs had meanwhile.
+    are without pass@k, which the study alone asks, those of the CPU with it; others: the share of
+    the processors' time that other programs had meanwhile.
     """
     base, final = made["exams"][0], made["exams"][-1]
     before, after = (one["answer_pass_1"] for one in (made["passes"][0], made["passes"][-1]))
@@ -32,7 +32,8 @@ def values(made: dict[str, Any]) -> list[float]:
     return [made["seeds"][0], made["base_steps"], base["greedy"], before, base["long"],
             _number(base["right_long"]), _number(base["right_short"]), base["length"],
             final["greedy"], after, final["long"], final["length"], 1 - sum(flat) / len(flat),
-            (wall - made["seconds_of_passes"]) / 60, busy]
+            (wall - made["seconds_of_passes"]) / 60,
+            sum(one["cpu"] for one in made["clock"]) / 60, busy]
 
 
 def rows(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
@@ -106,6 +107,7 @@ def _share(value: float) -> str:
 
 def _shown(row: Sequence[Any]) -> list[Any]:
     """A row as a page shows it: lengths and minutes to a tenth, shares to a thousandth."""
-    tenths = {COLUMNS.index(name) for name in ("base length", "RL length", "minutes")}
+    tenths = {COLUMNS.index(name) for name in ("base length", "RL length", "minutes",
+                                                  "CPU minutes")}
     return [one if i < 2 else f"{one:.1f}" if i in tenths else _share(one)
             for i, one in enumerate(row)]

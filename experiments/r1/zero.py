@@ -83,3 +83,4 @@ def passes(ax: Any, found: dict[str, float], name: str, color: str) -> None:
     k = sorted(int(key.rpartition("_")[2]) for key in found if key.startswith(f"{name}_pass_"))
     ax.plot(k, [found[f"{name}_pass_{one}"] for one in k], color=color, lw=1)
     ax.set_xscale("log", base=2)
+    ax.set_xticks(k[::2], [str(one) for one in k[::2]])

@@ -92,6 +92,7 @@ def test_rows_are_those_of_the_records():
     assert (first["seed"], first["steps of the base"]) == (0, 400)
     assert (first["base sampled"], first["RL sampled"]) == ("0.300", "0.970")
     assert (first["live groups"], first["minutes"], first["others"]) == ("0.750", "2.0", "0.075")
+    assert first["CPU minutes"] == "4.2"
     assert (least["seed"], least["RL sampled"], least["base length"]) == ("least", "0.970", "7.0")
     assert (most["RL sampled"], most["base sampled"]) == ("0.990", "0.300")
     found = [dict(zip(tables.pass_columns((1, 2), 2), row, strict=True))
