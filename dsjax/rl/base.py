@@ -35,6 +35,8 @@ def lengths(run: RunConfig) -> Iterator[int]:
 def train(run: RunConfig, folder: Path, steps: int, console: Console) -> None:
     """Pre-train up to a number of steps, or go on; nothing is done where they are taken already.
 
+    A text that lies in the folder is taken as it is.
+
     Raises:
         UserError: the training was told to stop.
     """
@@ -44,28 +46,26 @@ def train(run: RunConfig, folder: Path, steps: int, console: Console) -> None:
         data=dataclasses.replace(run.data, train=str(folder / TEXT)),
         output=dataclasses.replace(run.output, folder=str(folder), eval_every=0,
                                    save_every=100, log_every=50))
-    _write(own, run)
+    cfg = rl_of(run)
+    if not (folder / TEXT).is_file():
+        write(folder, run, task.documents(catalog.find(cfg.task), cfg.level, cfg.base_long,
+                                          run.seed))
     outcome = loop.train(own, console)
     if not outcome.is_complete:
         raise UserError(f"the base stands at step {outcome.step} of {steps}; the same command goes "
                         "on from there")
 
 
-def _write(own: RunConfig, run: RunConfig) -> None:
+def write(folder: Path, run: RunConfig, texts: Iterator[str]) -> None:
     """Write the text of a base, enough for its steps to see every document once."""
-    assert own.data.train is not None, "a base has a text"
-    path, cfg = Path(own.data.train), rl_of(run)
-    if path.is_file():
-        return
-    disk.make_folder(path.parent, "name another --output.folder")
-    wanted, parts = run.train.steps * run.train.batch_size * run.train.seq_len, []
-    held = wanted
-    for text in task.documents(catalog.find(cfg.task), cfg.level, cfg.base_long, run.seed):
+    disk.make_folder(folder, "name another --output.folder")
+    held, parts = run.train.steps * run.train.batch_size * run.train.seq_len, []
+    for text in texts:
         parts.append(json.dumps({"text": text}) + "\n")
         held -= len(text) + 1
         if held < 0:
             break
-    disk.write_whole(path, "".join(parts), "make room or name another --output.folder")
+    disk.write_whole(folder / TEXT, "".join(parts), "make room or name another --output.folder")
 
 
 def is_good(found: Exam, run: RunConfig) -> bool:

@@ -1,7 +1,8 @@
 """Exam of a policy on held-out problems: greedy accuracy, and samples by the kind of response.
 
 An answer of a digit is guessed by one sample in ten, so an answer that is right says little; a
-response is worked exactly if it is the problem's long one; pass@k is of either kind.
+response is worked exactly if it is the problem's long one; pass@k is of either kind. cons@k is the
+majority of k samples: what RL comes to, if it makes a habit sure and adds none, is near it already.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.evaluate.grade import estimators
 from dsjax.infer.engine.engine import Engine
 from dsjax.rl import rollout
+from dsjax.rl.rewards import rules
 from dsjax.rl.rollout import Asked, Rollout
 from dsjax.rl.tasks.task import Problem
 
@@ -58,23 +60,40 @@ def take(engine: Engine, words: Tokenizer, problems: list[Problem], asked: Asked
 
 
 def passes(made: Rollout, most: float) -> dict[str, float]:
-    """pass@k of right answers and of solutions worked to the character, for k = 1, 2, 4, ...
+    """pass@k of right answers and of solutions worked to the character, and cons@k of answers.
 
-    `most` is the full reward. Over all questions; the names are `answer_pass_1` and so on.
+    k = 1, 2, 4, ..., to the samples of a question; `most` is the full reward. Over all questions;
+    the names are `answer_pass_1`, `worked_pass_1`, `cons_1` and so on. cons@k (R1 report, sec. 3.1)
+    asks if the answer that most of a question's first k samples give is right; samples without one
+    do not vote, and without votes it is wrong. It is left out where no rule reads an answer.
     """
     right = np.isclose(made.rewards, most)
     worked = np.array([text == problem.long
                        for text, problem in zip(made.texts, made.problems, strict=True)])
+    rows = [np.flatnonzero(made.groups == group) for group in np.unique(made.groups)]
+    samples = min(map(len, rows))
+    ks = [2**i for i in range(samples.bit_length())]
     found = {}
     for name, passed in (("answer", right), ("worked", worked)):
-        counts = [(int((made.groups == group).sum()), int(passed[made.groups == group].sum()))
-                  for group in np.unique(made.groups)]
-        k, samples = 1, min(size for size, _ in counts)
-        while k <= samples:
+        for k in ks:
             found[f"{name}_pass_{k}"] = estimators.mean(
-                [estimators.pass_at_k(size, hits, k) for size, hits in counts])
-            k *= 2
+                [estimators.pass_at_k(len(own), int(passed[own].sum()), k) for own in rows])
+    voting = next((name for name in made.scored[0].parts if name in rules.VOTES), None)
+    if voting is not None:
+        for k in ks:
+            found[f"cons_{k}"] = estimators.mean([_agreed(made, voting, own[:k]) for own in rows])
     return found
+
+
+def _agreed(made: Rollout, rule: str, rows: np.ndarray) -> float:
+    """1 if the rule finds right the answer that most of a question's outputs give."""
+    given = [rules.VOTES[rule](made.problems[row].prompt, made.texts[row]) for row in rows]
+    votes = [(answer, made.scored[row].parts[rule] == 1)
+             for row, answer in zip(rows, given, strict=True) if answer is not None]
+    if not votes:
+        return 0.0
+    voted, verdicts = zip(*votes, strict=True)
+    return float(estimators.cons_at_k(voted, verdicts))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,17 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     numbers = [f"{word} {told[name]}" for word, name in (("family", "cpu family"),
                                                          ("model", "model")) if name in told]
     return told["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
+
+
+def busy_seconds(stat: Path = Path("/proc/stat")) -> float:
+    """Seconds that all processors together have worked since the machine started.
+
+    User, nice, system and interrupts, of every program; 0 where Linux does not tell (`stat`).
+    """
+    if not stat.is_file():
+        return 0.0
+    user, nice, system, _, _, hard, soft = map(int, stat.read_text().split()[1:8])
+    return (user + nice + system + hard + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def require(names: Sequence[str]) -> None:

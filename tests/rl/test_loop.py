@@ -119,9 +119,7 @@ def test_a_base_whose_worked_solutions_are_wrong_is_not_good():
 
 def test_the_text_of_a_base_holds_no_question_of_the_exam(tmp_path):
     run = small.LEARNS
-    own = dataclasses.replace(run, data=dataclasses.replace(
-        run.data, train=str(tmp_path / "text.jsonl")))
-    base._write(own, run)
+    base.write(tmp_path, run, task.documents(catalog.find("sum"), 3, run.rl.base_long, run.seed))
     texts = [json.loads(line)["text"]
              for line in (tmp_path / "text.jsonl").read_text().splitlines()]
     assert sum(len(text) + 1 for text in texts) >= 150 * 8 * 64

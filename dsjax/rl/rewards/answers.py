@@ -41,8 +41,7 @@ def colon(prompt: str, text: str, reference: str) -> float:
 
     A worked solution stands before the colon and is not looked at.
     """
-    _, mark, answer = text.partition(":")
-    return float(bool(mark) and ":" not in answer and answer == _filled(reference))
+    return float(after_colon(prompt, text) == _filled(reference))
 
 
 def number(prompt: str, text: str, reference: str) -> float:
@@ -79,6 +78,37 @@ def math(prompt: str, text: str, reference: str) -> float:
     if len(words) > 1 or not given.isascii():
         return 0.0
     return float(mathematics.equal(f"${given}$", f"${right}$", SECONDS))
+
+
+def after_colon(prompt: str, text: str) -> str | None:
+    """Return what `colon` reads of an output: the text behind its only colon, None without one."""
+    _, mark, answer = text.partition(":")
+    return answer if mark and ":" not in answer else None
+
+
+def in_digits(prompt: str, text: str) -> str | None:
+    """Return what `number` reads, in one form: 1,000.0 and 1e3 are 1000; None where it reads none.
+    """
+    given = _given(prompt, text)
+    found = None if given is None else _number(given)
+    if found is None:
+        return None
+    digits = f"{found or Decimal(0):f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def in_box(prompt: str, text: str) -> str | None:
+    """Return what `boxed` reads, in the MATH paper's normal form; None where it reads nothing."""
+    return _normal(_boxed(prompt, text))
+
+
+def in_normal_form(prompt: str, text: str) -> str | None:
+    """Return what `math` reads, in that form; None where it reads nothing."""
+    return _normal(_given(prompt, text))
+
+
+def _normal(given: str | None) -> str | None:
+    return None if not given else latex.normal_form(given) or given
 
 
 def _is_one(given: str, right: str) -> bool:

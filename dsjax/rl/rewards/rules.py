@@ -40,6 +40,15 @@ RULES: dict[str, Rule] = {
     "code": code.code,
     "language": language.language,
 }
+VOTES: dict[str, Callable[[str, str], str | None]] = {
+    "exact": sections.answer,
+    "colon": answers.after_colon,
+    "number": answers.in_digits,
+    "boxed": answers.in_box,
+    "math": answers.in_normal_form,
+}
+"""By rule, the answer that it reads of (prompt, output), in a form in which equal ones are equal
+texts: a majority is counted of these. Programs and expressions have none."""
 SECONDS = 60.0
 """Of a rule for one output; far more than comparisons and programs are given by their own limits.
 A rule that loops in Python is stopped, one that waits in C (a regular expression) is waited for."""

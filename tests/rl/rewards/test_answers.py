@@ -3,7 +3,7 @@ r"""The one right answer in its place earns 1; anything that hedges, hides or ex
 import pytest
 
 from dsjax.evaluate.grade import mathematics
-from dsjax.rl.rewards import answers
+from dsjax.rl.rewards import answers, rules
 
 SOLUTION = "It is $7 \\cdot 2 = \\boxed{14}$."
 HEDGES = [
@@ -103,3 +103,24 @@ def test_expressions_that_explode_earn_nothing_and_leave_the_next_alone():
         assert answers.math("", f"\\boxed{{{bomb}}}", "4") == 0
     assert answers.math("", "\\boxed{2+2}", "4") == 1
     mathematics.close()
+
+
+@pytest.mark.parametrize(("rule", "equal", "another", "none"), [
+    ("colon", [":4", "8864:4"], ":5", [":4:4", "4", ""]),
+    ("exact", ["<answer>4</answer>", "<think>a</think><answer> 4 </answer>"],
+     "<answer>4.0</answer>", ["4", "<answer>4</answer><answer>4</answer>"]),
+    ("number", ["#### 1,000", "\\boxed{1000.00}", "<answer>1e3</answer>"], "#### 1000.5",
+     ["#### ten", "\\boxed{3}\\boxed{4}", "1000"]),
+    ("number", ["#### -0", "#### 0.0"], "#### 1e-9", []),
+    ("number", ["#### " + "9" * 40, "#### " + "9" * 40 + ".0"], "#### " + "9" * 39 + "8", []),
+    ("boxed", ["\\boxed{\\frac12}", "so \\boxed{\\frac{1}{2}}"], "\\boxed{2}",
+     ["<think>a</think><answer>2</answer>"]),
+    ("math", ["<think>a</think><answer>\\frac12</answer>", "\\boxed{\\frac{1}{2}}"],
+     "\\boxed{2}", ["2", "", "<think>a</think><answer></answer>"]),
+])
+def test_votes_are_equal_texts_where_answers_are_equal(rule, equal, another, none):
+    read = rules.VOTES[rule]
+    (vote,) = {read("", text) for text in equal}
+    assert vote is not None
+    assert read("", another) not in (vote, None)
+    assert [read("", text) for text in none] == [None] * len(none)
