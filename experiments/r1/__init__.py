@@ -28,7 +28,7 @@ STUDY = Study(
              "wrong: does length climb where working does not pay?",
         cost="half an hour on two cores",
         quick="a few steps of a smaller model, one seed",
-        verdict=None,
+        verdict="supports: neither accuracy nor length climbs where working does not pay",
         records=("control",),
         arms="control-seed*.json",
         flags=(REDRAW,),

@@ -177,6 +177,23 @@ def test_tables_and_verdict_are_those_of_the_seeds():
     assert STUDY.part("zero").verdict.startswith(f"{said()[0]}:")
 
 
+def test_the_control_and_its_verdict_are_those_of_its_seeds():
+    runs = seeds("control")
+    assert kept("control")["rows"] == tables.rows(runs)
+    assert said()[1] == kept("control")["verdict"] == tables.verdict_of_control(runs)
+    assert STUDY.part("control").verdict.startswith(f"{said()[1]}:")
+
+
+def test_a_control_differs_in_the_text_of_its_base_alone():
+    """And in what is accepted: the flag that lets a base without working solutions pass."""
+    for ours, theirs in zip(seeds("zero"), seeds("control"), strict=True):
+        configs = [one["config"] for one in (ours, theirs)]
+        for config in configs:
+            del config["rl"]["pass_samples"], config["rl"]["base_right"]
+        assert configs[0] == configs[1]
+        assert ours["seeds"] == theirs["seeds"]
+
+
 def test_engine_and_trainer_agree_at_every_step_of_the_records():
     """In float32 they are equal to rounding; a router may flip where two affinities are equal."""
     for path in sorted((STUDY.folder / "records").glob("*-seed*.json")):
