@@ -14,7 +14,8 @@ STUDY = Study(
              "answers and of worked solutions, before and after",
         cost="half an hour on two cores",
         quick="a few steps of a smaller model, one seed",
-        verdict=None,
+        verdict="supports: at least .97 of samples are right, from at most .37, by three seeds; "
+                "a habit of the base made sure, and none found",
         records=("zero", "passes"),
         arms="zero-seed*.json",
         flags=(REDRAW,),
@@ -27,7 +28,7 @@ STUDY = Study(
              "wrong: does length climb where working does not pay?",
         cost="half an hour on two cores",
         quick="a few steps of a smaller model, one seed",
-        verdict=None,
+        verdict="supports: neither accuracy nor length climbs where working does not pay",
         records=("control",),
         arms="control-seed*.json",
         flags=(REDRAW,),

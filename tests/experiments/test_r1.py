@@ -5,6 +5,7 @@ a run is told whole, and one that is stopped is stopped.
 import dataclasses
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from dsjax.errors import UserError
 from dsjax.rl.tasks import task
 from dsjax.rl.tasks.digits import SUM
 from experiments.common import command, machines
-from experiments.r1 import STUDY, control, tables, teach
+from experiments.r1 import STUDY, control, tables, teach, zero
 
 
 def test_the_control_reads_the_same_problems_with_other_sums():
@@ -152,3 +153,58 @@ def test_seconds_of_all_processors_are_read_where_linux_tells(tmp_path):
     per_second = int(subprocess.run(["getconf", "CLK_TCK"], capture_output=True).stdout)
     assert machines.busy_seconds(path) == pytest.approx(140 / per_second)
     assert machines.busy_seconds(tmp_path / "none") == 0
+
+
+def kept(name):
+    return json.loads((STUDY.folder / "records" / f"{name}.json").read_text())
+
+
+def seeds(arm):
+    return [kept(f"{arm}-seed{seed}") for seed in teach.SEEDS]
+
+
+def said():
+    """Verdicts of the page, in the order of the parts."""
+    page = (STUDY.folder / "README.md").read_text()
+    return re.findall(r"^Verdict: (cannot speak|\w+)", page, re.MULTILINE)
+
+
+def test_tables_and_verdict_are_those_of_the_seeds():
+    runs = seeds("zero")
+    assert kept("zero")["rows"] == tables.rows(runs)
+    assert kept("passes")["rows"] == tables.pass_rows(runs, zero.K, zero.VOTES)
+    assert said()[0] == kept("zero")["verdict"] == tables.verdict(runs)
+    assert STUDY.part("zero").verdict.startswith(f"{said()[0]}:")
+
+
+def test_the_control_and_its_verdict_are_those_of_its_seeds():
+    runs = seeds("control")
+    assert kept("control")["rows"] == tables.rows(runs)
+    assert said()[1] == kept("control")["verdict"] == tables.verdict_of_control(runs)
+    assert STUDY.part("control").verdict.startswith(f"{said()[1]}:")
+
+
+def test_a_control_differs_in_the_text_of_its_base_alone():
+    """And in what is accepted: the flag that lets a base without working solutions pass."""
+    for ours, theirs in zip(seeds("zero"), seeds("control"), strict=True):
+        configs = [one["config"] for one in (ours, theirs)]
+        for config in configs:
+            del config["rl"]["pass_samples"], config["rl"]["base_right"]
+        assert configs[0] == configs[1]
+        assert ours["seeds"] == theirs["seeds"]
+
+
+def test_engine_and_trainer_agree_at_every_step_of_the_records():
+    """In float32 they are equal to rounding; a router may flip where two affinities are equal."""
+    for path in sorted((STUDY.folder / "records").glob("*-seed*.json")):
+        curves = json.loads(path.read_text())["curves"]
+        assert len(curves["reward"]) == 45
+        assert max(curves["mismatch_k3"]) < 1e-9
+        assert min(curves["equal_routes"]) > 0.999
+
+
+def test_the_base_could_work_out_what_rl_makes_it_work_out():
+    """The page says that none is found: 64 samples of the base have a worked solution already."""
+    for made in seeds("zero"):
+        assert made["passes"][0]["worked_pass_64"] >= 0.95
+        assert made["passes"][-1]["worked_pass_1"] > 3 * made["passes"][0]["worked_pass_1"]
