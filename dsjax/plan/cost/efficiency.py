@@ -3,7 +3,8 @@
 `STACKS` are programs that runs were published with. What sets them apart is counted where it is
 known (the kernels' form of quantization, whether exchanges run beside products, multiprocessors
 given to them) and otherwise one factor, `reached`, fitted to one published run and used for all
-others of the same stack; dsjax.plan.evidence.calibration shows both kinds of row.
+others of the same stack; dsjax.plan.evidence.calibration shows both kinds of row. Where two sources
+of a share disagree, as of attention, the one that is taken was chosen with those rows in view.
 """
 
 from __future__ import annotations
