@@ -101,7 +101,7 @@ def test_pass_at_k_is_of_answers_and_of_worked_solutions():
     """
     found = exam.passes(made([1.0, 1.0, 0.0, 1.0]), 1.0)
     assert found == {"answer_pass_1": 0.75, "answer_pass_2": 1.0, "worked_pass_1": 0.25,
-                     "worked_pass_2": 0.5}
+                     "worked_pass_2": 0.5, "cons_1": 0.5, "cons_2": 0.5}
 
 
 def test_samples_are_lines_of_json(tmp_path):
