@@ -12,7 +12,6 @@ holds more than its shards and one chunk of 16 MB, and no host more than a few c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +183,11 @@ def use_base(run: RunConfig, with_weights: Callable[[Weights], T], *, say: Say =
 
 
 def identity(folder: Path | str) -> str:
-    """Sixteen hex digits of a folder's weights: of a run's newest manifest, a release's files."""
+    """Sixteen hex digits of a folder's weights: of a run's newest manifest, a release's tensors."""
     folder = Path(folder)
     refuse_empty(folder)
     if is_released(folder):
-        sizes = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors"))
-        return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+        return files.fingerprint(folder)
     newest = folder / store.CHECKPOINTS / names.name(max(names.steps(folder / store.CHECKPOINTS)))
     return hash_of(newest / MANIFEST)[:16]
 

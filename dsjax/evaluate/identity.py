@@ -21,8 +21,8 @@ UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 def of(folder: Path | str, model: Model) -> dict[str, Any]:
     """Name, config, tokenizer and parameters of a model, and the step of a run.
 
-    Parameters are those on the devices. Where experts are cached they stay in files, of which names
-    and sizes count.
+    Parameters are those on the devices. Where experts are cached they stay in files, which count by
+    `weights.identity`.
     """
     folder = Path(folder)
     config = disk.read_bytes(folder / "config.json", weights.REMEDY)
@@ -32,8 +32,7 @@ def of(folder: Path | str, model: Model) -> dict[str, Any]:
              "parameters": fingerprint(model.params)}
     if not weights.is_released(folder):
         return found | {"step": max(files.steps(folder / store.CHECKPOINTS), default=None)}
-    sizes = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors"))
-    return found | {"files": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]}
+    return found | {"files": weights.identity(folder)}
 
 
 def fingerprint(tree: Any) -> str:
