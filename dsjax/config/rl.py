@@ -36,8 +36,13 @@ class RLConfig:
     """File of the exam's problems; None holds a tenth of the task's out."""
     template: str = "plain"
     """Words around a file's question: plain, question, boxed or r1_zero."""
+    chat: bool = False
+    """Ask through the checkpoint's chat template, each question as a user's message."""
     rewards: str = "colon"
     """Rules with commas between them, one with another weight than 1 as language:0.5."""
+    preference: str | None = None
+    """Folder of a preference model, for a file's questions without an answer (dsjax.rl.preference);
+    None refuses such."""
     learning_rate: float = 1e-4
     """Rate of every step; R1 has 3e-6."""
     weight_decay: float = 0.0

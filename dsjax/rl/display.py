@@ -41,7 +41,7 @@ def values(made: Rollout, found: Known) -> dict[str, Any]:
     """Numbers of a rollout and of both sides' agreement, by name."""
     groups = [made.rewards[made.groups == group] for group in range(made.groups.max() + 1)]
     low, middle, high = np.asarray(found.mismatch.quantiles)
-    names = made.scored[0].parts
+    names = dict.fromkeys(name for one in made.scored for name in one.parts)
     told: dict[str, Any] = {
         "reward": made.rewards.mean(),
         "constant_groups": np.mean([np.ptp(group) == 0 for group in groups]),
@@ -52,7 +52,8 @@ def values(made: Rollout, found: Known) -> dict[str, Any]:
         "ratio_low": low, "ratio_median": middle, "ratio_high": high,
         "outside": found.mismatch.outside,
         "faults": sum(made.faults.values()),
-    } | {f"rule_{name}": np.mean([one.parts[name] for one in made.scored]) for name in names}
+    } | {f"rule_{name}": np.mean([one.parts[name] for one in made.scored if name in one.parts])
+         for name in names}
     if made.routes is not None:
         told["equal_routes"] = found.equal_routes
     if found.reference is not None:
@@ -100,11 +101,12 @@ class Watch:
             count = made.faults[name]
             due[f"fault {name}"] = (f"step {step}: the rule {name} failed on {count} of "
                                     f"{len(made.scored)} outputs, which earned 0 of it ({fault})")
-        for name in made.scored[0].parts:
+        names = [name.removeprefix("rule_") for name in told if name.startswith("rule_")]
+        for name in names:
             never = self.unearned.get(name, 0)
             never = never + 1 if told[f"rule_{name}"] == 0 and never >= 0 else -1
             self.unearned[name] = never
-            if never >= PATIENCE_FORMAT and len(made.scored[0].parts) > 1:
+            if never >= PATIENCE_FORMAT and len(names) > 1:
                 due[f"unearned {name}"] = (
                     f"step {step}: in {never} steps no output has earned anything of the rule "
                     f"{name}, which therefore teaches nothing; show the base some that do, or "

@@ -7,6 +7,7 @@ majority of k samples: what RL comes to, if it makes a habit sure and adds none,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +43,11 @@ class Exam:
 
 def take(engine: Engine, words: Tokenizer, problems: list[Problem], asked: Asked,
          seed: int) -> Exam:
-    """Ask each problem greedily and once at temperature 1."""
+    """Ask each problem, which rules judge, greedily and once at temperature 1."""
     greedy, sampled = (
-        rollout.roll_out(engine, words, problems, Asked(
-            1, asked.max_prompt_tokens, asked.max_new_tokens, asked.rewards, temperature),
-            (seed, 2**20)) for temperature in (0.0, 1.0))
+        rollout.roll_out(engine, words, problems, dataclasses.replace(
+            asked, samples=1, temperature=temperature), (seed, 2**20))
+        for temperature in (0.0, 1.0))
     most = sum(asked.rewards.values())
     right = np.isclose(sampled.rewards, most)
     is_long = np.array([not text.startswith(":") for text in sampled.texts])

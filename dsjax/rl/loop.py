@@ -34,7 +34,7 @@ from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.report import metrics
 from dsjax.report.display import Display, header, open_display
-from dsjax.rl import base, display, exam, rollout, state, update, weights
+from dsjax.rl import base, display, exam, opening, rollout, state, update, weights
 from dsjax.rl.exam import Exam
 from dsjax.rl.rollout import Asked, Rollout
 from dsjax.rl.state import RLState
@@ -44,7 +44,6 @@ from dsjax.rl.update import Known, Score
 from dsjax.rl.weights import Places
 from dsjax.runtime import backend as backends
 from dsjax.runtime import cpu, fit
-from dsjax.runtime import header as machine
 from dsjax.terminal import Console
 from dsjax.train import sharding
 from dsjax.train.folder import hold, resume
@@ -107,7 +106,7 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     if jax.process_count() > 1:
         raise UserError(f"rollouts are made in one process, and there are {jax.process_count()}; "
                         "start one for all devices")
-    _refuse(run)
+    opening.refuse(run)
     out, own = resume.folder(run), update.training_run(run)
     state.refuse_another(run, out)
     if (done := state.steps_taken(out)) >= run.rl.steps:
@@ -119,7 +118,7 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     backend = backends.for_run(own, places.trainer)
     disk.make_folder(out, "name another --output.folder")
     with disk.held(out, hold.REMEDY), Signals().listening() as signals:
-        header(_said(run, own, backend, places, out), f"dsjax rl {run.name}", console)
+        header(opening.said(run, own, backend, places, out), f"dsjax rl {run.name}", console)
         with contextlib.ExitStack() as last:
             session, found = _open(run, own, backend, places, out, last, console)
             with signals.writing(console), session.shown:
@@ -131,32 +130,6 @@ def reinforce(run: RunConfig, console: Console | None = None) -> Outcome:
     return Outcome(out, done, final is not None, found, final, signals.received)
 
 
-def _refuse(run: RunConfig) -> None:
-    """Refuse before any work what has no rules, no task, too few problems or no model."""
-    cfg = update.rl_of(run)
-    asked_of(cfg)
-    catalog.examined(cfg, run.seed)
-    task.questions(catalog.taught(cfg), cfg.level, (run.seed,), 0, 1)
-    if catalog.taught(cfg).rows and run.init_from is None:
-        raise UserError(f"{cfg.task} has questions and no text to pre-train a base on; name a "
-                        "model by --init-from")
-
-
-def _said(run: RunConfig, own: RunConfig, backend: Backend, places: Places,
-          out: Path) -> dict[str, str]:
-    cfg = update.rl_of(run)
-    return {
-        "questions": f"{cfg.task}, level {cfg.level}; rewards {cfg.rewards}",
-        "a step": f"{cfg.prompts} questions x {cfg.samples} outputs of at most "
-                  f"{cfg.max_new_tokens} tokens, {cfg.updates} update{'s' * (cfg.updates > 1)} at "
-                  f"{cfg.learning_rate:g}",
-        "objective": f"advantage {cfg.advantage}, mean by {cfg.aggregation}, KL {cfg.kl_weight:g}, "
-                     f"clip {cfg.clip_low:g} / {cfg.clip_high:g}, correction {cfg.correction}, "
-                     f"routes {'replayed' if cfg.replay_routes else 'chosen anew'}",
-    } | machine.describe(own, backend) | sharding.describe(own, backend, places.trainer) | {
-        "engine": str(places), "folder": str(out)}
-
-
 def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out: Path,
           last: contextlib.ExitStack, console: Console) -> tuple[Session, Exam | None]:
     """Start a run from its base, or restore it; the base's exam where one was taken."""
@@ -165,7 +138,7 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out:
     last.callback(saved.close)
     kept, found = resume.kept_config(out), None
     if kept is None:
-        words, params, engine, found = _base(run, own, places, out, console)
+        words, params, engine, asked, found = _base(run, own, places, out, console)
         begun = state.begin(own, params, places.trainer)
         run_to_json(run, out / "config.json")
         keep(words, out, console.print)
@@ -174,6 +147,7 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out:
         begun = state.restore(own, saved, console.print, places.trainer)
         run_to_json(run, out / "config.json")
         engine = weights.open_engine(own, begun.train.params, words, places)
+        asked = opening.asked_of(run, words, out)
     writer = metrics.open_writer(out / "metrics.jsonl", None if kept is None else begun.done,
                                  None, console.print)
     last.callback(writer.close)
@@ -181,7 +155,7 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out:
         run=own, cfg=cfg, out=out, words=words, places=places, engine=engine, state=begun,
         step_fn=sharding.compile_step(own, backend, places.trainer, update.token_loss(cfg)),
         score=update.compile_score(own, weights.score_backend(own, places), places.score),
-        task=catalog.taught(cfg), asked=asked_of(cfg), store=saved, writer=writer,
+        task=catalog.taught(cfg), asked=asked, store=saved, writer=writer,
         shown=open_display(run.name, cfg.steps, run.output.log_every, console))
     if found is not None:
         writer.write(0, "exam", display.of_exam(found))
@@ -189,21 +163,16 @@ def _open(run: RunConfig, own: RunConfig, backend: Backend, places: Places, out:
     return session, found
 
 
-def asked_of(cfg: RLConfig) -> Asked:
-    """Size of a config's rollouts, and their rules."""
-    return Asked(cfg.samples, cfg.max_prompt_tokens, cfg.max_new_tokens,
-                 rollout.rewards_of(cfg.rewards))
-
-
 def _base(run: RunConfig, own: RunConfig, places: Places, out: Path,
-          console: Console) -> tuple[Tokenizer, TransformerParams, Engine, Exam]:
-    """The weights to begin with, an engine of them, and their exam."""
+          console: Console) -> tuple[Tokenizer, TransformerParams, Engine, Asked, Exam]:
+    """The weights to begin with, an engine of them, what it is asked, and their exam."""
     engine = None
     folder = out / "base" if run.init_from is None else Path(run.init_from)
     for steps in base.lengths(run) if run.init_from is None else [0]:
         if run.init_from is None:
             base.train(run, folder, steps, console)
         words = tokenizer.load(folder / "tokenizer.json", end=run.data.end_token)
+        asked = opening.asked_of(run, words, out)
         mesh = places.trainer
         where = None if mesh is None else sharding.state_shardings(own, mesh).params
         params = folders.load(folder, "float32", where, say=console.print,
@@ -213,15 +182,16 @@ def _base(run: RunConfig, own: RunConfig, places: Places, out: Path,
             engine = weights.open_engine(own, params, words, places)
         else:
             weights.exchange(engine, params, own, places.engine)
-        found = _examined(engine, words, update.rl_of(run), run.seed)
+        found = _examined(engine, words, run, asked)
         console.print(base.remark(found))
         if run.init_from is not None or base.is_good(found, run):
-            return words, params, engine, found
+            return words, params, engine, asked, found
     raise base.refusal(found, run, steps)
 
 
-def _examined(engine: Engine, words: Tokenizer, cfg: RLConfig, seed: int) -> Exam:
-    return exam.take(engine, words, catalog.examined(cfg, seed), asked_of(cfg), seed + EXAM_SEED)
+def _examined(engine: Engine, words: Tokenizer, run: RunConfig, asked: Asked) -> Exam:
+    problems = catalog.examined(update.rl_of(run), run.seed)
+    return exam.take(engine, words, problems, asked, run.seed + EXAM_SEED)
 
 
 def _run(s: Session, signals: Signals) -> Exam | None:
@@ -319,7 +289,7 @@ def _report(s: Session, made: Rollout, told: dict[str, Any]) -> None:
 def _exam(s: Session) -> Exam:
     s.shown.doing("holding an exam")
     weights.exchange(s.engine, s.state.train.params, s.run, s.places.engine)
-    found = _examined(s.engine, s.words, s.cfg, s.run.seed)
+    found = _examined(s.engine, s.words, s.run, s.asked)
     s.shown.doing("")
     s.writer.write(s.state.done, "exam", display.of_exam(found))
     s.shown.note(f"step {s.state.done}: held out {found.greedy:.3f} greedy, {found.sampled:.3f} "

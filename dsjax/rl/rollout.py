@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,16 @@ from dsjax.errors import UserError
 from dsjax.infer.engine.engine import Engine
 from dsjax.infer.engine.request import Output
 from dsjax.infer.sample import Sampling
+from dsjax.rl.preference import Judging
 from dsjax.rl.rewards import rules
 from dsjax.rl.rewards.rules import Scored
+from dsjax.rl.rewards.sections import THINK
 from dsjax.rl.tasks.task import Problem
+from dsjax.serve.template import ChatTemplate, Prompt
+from dsjax.train.tuning import examples
+
+PREFERENCE = "preference"
+"""Name of the judge's reward among the rules'."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Asked:
     rewards: Mapping[str, float]
     temperature: float = 1.0
     """0 is greedy, for an exam; training samples at 1."""
+    chat: ChatTemplate | None = None
+    """Asks each question as a user's message."""
+    judge: Judging | None = None
+    """Reward of outputs to questions without an answer, which no rule judges."""
 
     @property
     def length(self) -> int:
@@ -116,11 +128,11 @@ def roll_out(engine: Engine, words: Tokenizer, problems: Sequence[Problem], aske
     each = [problem for problem in problems for _ in range(asked.samples)]
     prompts = {problem.prompt: _encoded(words, problem.prompt, asked) for problem in problems}
     began = time.perf_counter()
-    rows = _sampled(engine, words, [prompts[one.prompt] for one in each], asked, seed)
+    rows = _sampled(engine, words, [prompts[one.prompt].ids for one in each], asked, seed)
     seconds = time.perf_counter() - began
-    texts = [_text(words, row) for row in rows]
-    scored = rules.score_all(asked.rewards, [
-        (one.prompt, text, one.reference) for one, text in zip(each, texts, strict=True)])
+    texts = [THINK * prompts[one.prompt].is_thinking + _text(words, row)
+             for one, row in zip(each, rows, strict=True)]
+    scored = _scored(asked, each, texts)
     shape = len(rows), asked.length
     tokens, engine_logprobs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     mask, real = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -137,22 +149,48 @@ def roll_out(engine: Engine, words: Tokenizer, problems: Sequence[Problem], aske
         scored=tuple(scored), seconds=seconds)
 
 
-def _encoded(words: Tokenizer, prompt: str, asked: Asked) -> list[int]:
-    ids = words.encode(prompt)
-    if not 0 < len(ids) <= asked.max_prompt_tokens:
-        raise UserError(f"the question {prompt[:60]!r} has {len(ids)} tokens, and rows hold 1 to "
-                        f"{asked.max_prompt_tokens}; raise --rl.max-prompt-tokens")
-    return ids
+def _encoded(words: Tokenizer, question: str, asked: Asked) -> Prompt:
+    if asked.chat is None:
+        prompt = Prompt(words.encode(question), False)
+    else:
+        prompt = asked.chat.prompt([{"role": "user", "content": question}])
+    if not 0 < len(prompt.ids) <= asked.max_prompt_tokens:
+        around = "" if asked.chat is None else " with the chat template around it"
+        raise UserError(f"the question {question[:60]!r} has {len(prompt.ids)} tokens{around}, and "
+                        f"rows hold 1 to {asked.max_prompt_tokens}; raise --rl.max-prompt-tokens")
+    return prompt
+
+
+def _scored(asked: Asked, each: Sequence[Problem], texts: Sequence[str]) -> list[Scored]:
+    """Score outputs by rules, and by the judge where a question has no answer.
+
+    A reward of the judge's that is no number is 0, named and counted as a rule's is.
+    """
+    given = [(one.prompt, text, one.reference) for one, text in zip(each, texts, strict=True)]
+    if asked.judge is None:
+        return rules.score_all(asked.rewards, given)
+    ruled = iter(rules.score_all(asked.rewards, [row for row in given if row[2]]))
+    judged = iter(asked.judge([row[:2] for row in given if not row[2]]))
+    return [next(ruled) if reference else _of_judge(next(judged)) for *_, reference in given]
+
+
+def _of_judge(value: float) -> Scored:
+    if math.isfinite(value):
+        return Scored(value, {PREFERENCE: value}, {})
+    return Scored(0.0, {PREFERENCE: 0.0}, {PREFERENCE: f"it returned {value}"})
 
 
 def _sampled(engine: Engine, words: Tokenizer, prompts: Sequence[list[int]], asked: Asked,
              seed: tuple[int, ...]) -> list[_Row]:
     """Let the engine answer each prompt, as many at once as it takes."""
     rows, most = [_Row(prompt) for prompt in prompts], engine.slots + engine.setting.max_queue
+    ends = words.end_ids
+    if asked.chat is not None:  # an answer may be closed by another token than a document
+        ends = tuple(dict.fromkeys((*ends, examples.closing(asked.chat, words))))
     begun, ended = 0, 0
     while ended < len(rows):
         while begun < len(rows) and begun - ended < most:
-            sampling = Sampling(temperature=asked.temperature, stop_ids=words.end_ids,
+            sampling = Sampling(temperature=asked.temperature, stop_ids=ends,
                                 max_new_tokens=asked.max_new_tokens, seed=row_seed(*seed, begun))
             engine.add(rows[begun].prompt, sampling, rows[begun].take)
             begun += 1

@@ -34,5 +34,19 @@ STUDY = Study(
         flags=(REDRAW,),
         is_on_cpu=True,
         is_resumable=True,
+    ), Part(
+        name="stages",
+        command="python -m experiments.r1.run stages",
+        asks="the report's four stages from the same bases: cold start, reasoning RL, rejection "
+             "sampling and tuning, RL for all with a preference model; beside RL alone with as "
+             "many outputs",
+        cost="half an hour on two cores, bases included",
+        quick="a few steps of a smaller model, one seed, nothing beside it",
+        verdict=None,
+        records=("stages", "preference"),
+        arms="stages-seed*.json",
+        flags=(REDRAW,),
+        is_on_cpu=True,
+        is_resumable=True,
     )),
 )

@@ -66,40 +66,87 @@ def teach(asked: Asked, arm: str, seed: int, samples: int, flags: Sequence[str] 
         return json.loads(path.read_text())
     words = [sys.executable, "-m", "dsjax", "rl", CONFIG, "--seed", str(seed), "--output.folder",
              str(folder), "--rl.pass-samples", str(samples), *flags]
-    if asked.is_quick:
-        words += [f"--{name}={value}" for name, value in QUICK.items()]
+    words += [f"--{name}={value}" for name, value in small(asked).items()]
     if prepare is not None and not folder.exists():
         prepare(folder)
     print(f"{arm}, seed {seed}: {' '.join(['dsjax', *words[3:5]])} in {folder}", flush=True)
-    clock = folder.with_suffix(".clock")
-    _timed(words, clock)
+    seconds = folder.with_suffix(".clock")
+    _timed(words, seconds)
     made = {"claim": f"{CONFIG}: {arm}", "arm": arm, "seeds": [seed]} | told(folder)
-    made["clock"] = [json.loads(line) for line in clock.read_text().splitlines()]
+    made["clock"] = [json.loads(line) for line in seconds.read_text().splitlines()]
+    return keep(asked, made)
+
+
+def keep(asked: Asked, made: dict[str, Any]) -> dict[str, Any]:
+    """Write the record of an arm's seed, with its circumstances; returns it."""
     made["cores"] = os.cpu_count()
     if asked.is_quick:
         made["is_quick"] = True
     made |= record.environment(asked.command, asked.began)
+    path = asked.records / f"{made['arm']}-seed{made['seeds'][0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(made) + "\n")
-    print(f"{arm}, seed {seed} is recorded", flush=True)
+    write_whole(path, json.dumps(made, default=float) + "\n")
+    print(f"{made['arm']}, seed {made['seeds'][0]} is recorded", flush=True)
     return made
+
+
+def base(asked: Asked, seed: int) -> Path:
+    """Folder of the base that `zero` begins with; made as there, by one rollout of its command."""
+    found = child(asked, f"base-seed{seed}", "rl", CONFIG, {
+        "seed": seed, **small(asked), "rl.pass-samples": 16, "rl.steps": 1})
+    return found / "base"
+
+
+def child(asked: Asked, name: str, verb: str, of: str | Path, flags: dict[str, Any]) -> Path:
+    """Run `dsjax VERB OF` with flags to its end, once; returns its folder, which has the name.
+
+    A second call, or one after it was stopped, does what is left.
+    """
+    folder, done = asked.runs / name, asked.runs / f"{name}.done"
+    if not done.is_file():
+        flags = flags | {"output.folder": folder}
+        print(f"{name}: dsjax {verb}", flush=True)
+        _timed([sys.executable, "-m", "dsjax", verb, str(of),
+                *(f"--{key}={value}" for key, value in flags.items())],
+               asked.runs / f"{name}.clock")
+        done.touch()
+    return folder
+
+
+def small(asked: Asked) -> dict[str, Any]:
+    """Flags of `dsjax rl` in the quick form."""
+    return QUICK if asked.is_quick else {}
+
+
+def clock(asked: Asked, names: Sequence[str]) -> list[dict[str, float]]:
+    """Seconds of some children."""
+    return [json.loads(line) for name in names
+            for line in (asked.runs / f"{name}.clock").read_text().splitlines()]
+
+
+def curves(folder: Path) -> dict[str, Any]:
+    """Numbers of the steps, exams and passes of an RL run, from its folder."""
+    steps, exams, passes = (read_metrics(folder / "metrics.jsonl", kind)
+                            for kind in ("train", "exam", "pass"))
+    names = [name for name in (*CURVES, "rule_colon", "rule_preference") if name in steps[0]]
+    return {
+        "curves": {name: [event[name] for event in steps] for name in names},
+        "exams": [{name.removeprefix("exam_"): event[name] for name in event
+                   if name == "step" or name.startswith("exam_")} for event in exams],
+        "passes": [{name: event[name] for name in event if name not in ("kind", "time")}
+                   for event in passes]}
 
 
 def told(folder: Path) -> dict[str, Any]:
     """Numbers of a finished run, from its folder."""
-    events = {kind: read_metrics(folder / "metrics.jsonl", kind)
-              for kind in ("train", "exam", "pass")}
+    exams, passes = (read_metrics(folder / "metrics.jsonl", kind) for kind in ("exam", "pass"))
     run = dataclasses.replace(run_from_json(folder / "config.json"), init_from=None)
     return {
         "base_steps": max(files.steps(folder / "base" / "checkpoints")),
-        "curves": {name: [event[name] for event in events["train"]] for name in CURVES},
-        "exams": [{name.removeprefix("exam_"): event[name] for name in event
-                   if name == "step" or name.startswith("exam_")} for event in events["exam"]],
-        "passes": [{name: event[name] for name in event if name not in ("kind", "time")}
-                   for event in events["pass"]],
+        **curves(folder),
         "seconds_of_passes": round(sum(
-            after["time"] - max(exam["time"] for exam in events["exam"]
-                                if exam["step"] == after["step"]) for after in events["pass"]), 1),
+            after["time"] - max(exam["time"] for exam in exams if exam["step"] == after["step"])
+            for after in passes), 1),
         "config": arms.plain(run),
     }
 

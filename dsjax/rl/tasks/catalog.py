@@ -27,11 +27,22 @@ def find(name: str, template: str = "plain", split: Split | None = None) -> Task
 
 
 def taught(cfg: RLConfig) -> Task:
-    """The task of a config; all problems of a file are for training where another is the exam."""
-    return find(cfg.task, cfg.template, None if cfg.exam is None else "train")
+    """The task of a config; all problems of a file are for training where another is the exam.
+
+    Raises:
+        UserError: there is no such, or it has questions without an answer and nothing judges them.
+    """
+    found = find(cfg.task, cfg.template, None if cfg.exam is None else "train")
+    unjudged = [one for one in found.rows if not one.reference]
+    if unjudged and cfg.preference is None:
+        raise UserError(f"{len(unjudged)} questions of {found.source} have no answer "
+                        f"({unjudged[0].prompt[:40]!r} is one), and no rule judges them; name a "
+                        "preference model by --rl.preference, or take them out")
+    return found
 
 
 def examined(cfg: RLConfig, seed: int) -> list[Problem]:
     """Problems of a config's exams, held out of its task or of a file of their own."""
     asked = taught(cfg) if cfg.exam is None else find(cfg.exam, cfg.template, "held_out")
+    asked = files.judged_by_rules(asked)
     return task.exam(asked, cfg.level, cfg.eval_prompts, seed)

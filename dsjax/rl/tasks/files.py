@@ -1,13 +1,15 @@
 """Problems of a file: lines of JSON in GSM8K's form, MATH's, or with prompt and answer.
 
 A question is put into a template and becomes the prompt; the answer is what a rule compares with:
-behind GSM8K's last "####", in MATH's last box. A file is read whole and refused by line before any
-work. Training goes through its questions in a new order each epoch; a tenth is held out by a hash
-of the question, so that equal questions share a split, unless another file is the exam.
+behind GSM8K's last "####", in MATH's last box. With prompt and answer, an answer of null marks a
+question that no rule judges, for a preference model. A file is read whole and refused by line
+before any work. Training goes through its questions in a new order each epoch; a tenth is held out
+by a hash of the question, so that equal questions share a split, unless another file is the exam.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -64,13 +66,16 @@ def read(path: str, template: str, split: Split | None = None) -> Task:
 
 def _problem(row: Row, template: str) -> Problem:
     """A row's question, worked solution and answer."""
-    if "problem" in row or "solution" in row:
+    if "problem" in row or ("solution" in row and "prompt" not in row):
         question, worked = row.text("problem"), row.text("solution")
         answer = mathematics.boxed(worked) or (row.text("answer") if "answer" in row else None)
         where = "\\boxed answer in field 'solution', and no 'answer'"
     elif "prompt" in row:
         question, worked = row.text("prompt"), row.text("solution") if "solution" in row else ""
-        answer, where = row.text("answer"), "answer"
+        is_open = "answer" in row.fields and "answer" not in row  # null, as no rule judges it
+        answer, where = None if is_open else row.text("answer"), "answer"
+        if is_open:
+            return _made(template, question, worked, "")
     else:
         question, worked = row.text("question"), row.text("answer")
         answer = mathematics.marked_number(worked)
@@ -78,5 +83,28 @@ def _problem(row: Row, template: str) -> Problem:
     if answer is None or not answer.strip():
         raise UserError(f"{row.where} has no {where}, so that no output could be right; mend the "
                         "line or take it out")
-    return Problem(prompt=template.format(question=question), trace=worked, answer=answer.strip(),
-                   key=(" ".join(question.split()).lower(),), reference=answer.strip())
+    return _made(template, question, worked, answer.strip())
+
+
+def _made(template: str, question: str, worked: str, answer: str) -> Problem:
+    return Problem(prompt=template.format(question=question), trace=worked, answer=answer,
+                   key=(" ".join(question.split()).lower(),), reference=answer)
+
+
+def judged_by_rules(task: Task) -> Task:
+    """The same task without questions that have no answer, as exams have it.
+
+    Raises:
+        UserError: there is no other question.
+    """
+    kept = tuple(one for one in task.rows if one.reference)
+    if len(kept) == len(task.rows):
+        return task
+    if not kept:
+        raise UserError(f"no question of {task.source} has an answer, and an exam counts right "
+                        "ones; name another file for it by --rl.exam")
+
+    def draw(rng: np.random.Generator, level: int) -> Problem:
+        return kept[rng.integers(len(kept))]
+
+    return dataclasses.replace(task, rows=kept, draw=draw)

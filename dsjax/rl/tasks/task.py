@@ -141,14 +141,14 @@ def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
 
 
 def exam(task: Task, level: int, count: int, seed: int) -> list[Problem]:
-    """Return held-out problems that differ in their prompts.
+    """Return held-out problems that differ in their prompts; those of a file in a drawn order.
 
     Raises:
         UserError: the level has fewer.
     """
     found: dict[str, Problem] = {}
     repeats = 0
-    for problem in problems(task, level, "held_out", seed):
+    for problem in _of_file(task, seed) if task.rows else problems(task, level, "held_out", seed):
         repeats = repeats + 1 if problem.prompt in found else 0
         found.setdefault(problem.prompt, problem)
         if len(found) == count:
@@ -157,6 +157,13 @@ def exam(task: Task, level: int, count: int, seed: int) -> list[Problem]:
             break
     raise UserError(f"level {level} of {task.name} has {len(found)} held-out problems, and {count} "
                     "are asked for; ask for fewer or choose a higher level")
+
+
+def _of_file(task: Task, seed: int) -> Iterator[Problem]:
+    """Held-out rows, each once: to draw them until all have come would miss some."""
+    held = [one for one in task.rows if is_held_out(task, one.key)]
+    for at in np.random.default_rng([seed, len(held)]).permutation(len(held)):
+        yield held[at]
 
 
 def documents(task: Task, level: int, long_share: float, seed: int) -> Iterator[str]:

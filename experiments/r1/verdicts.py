@@ -1,0 +1,92 @@
+"""Tables and verdicts of what stands beside `zero`; the rules stand in the README, written before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+STAGE_COLUMNS = ("seed", "base", "cold start", "reasoning RL", "second tuning", "RL for all",
+                 "RL alone", "worked, four stages", "worked, RL alone", "outputs to .95",
+                 "RL alone's", "right of samples", "CPU minutes")
+JUDGE_COLUMNS = ("seed", "pairs agreed", "at most", "liked before", "liked after")
+BETTER = 0.005
+"""Sampled accuracy by which one is called better than the other."""
+WELL = 0.95
+
+
+def accuracies(made: dict[str, Any]) -> list[float]:
+    """Sampled accuracy after each stage: cold start, reasoning RL, second tuning, RL for all."""
+    return [made[part]["passes"][at]["answer_pass_1"]
+            for part in ("reasoning", "for_all") for at in (0, -1)]
+
+
+def by_outputs(made: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """(thousands of outputs drawn, sampled accuracy, length) of each exam on the way."""
+    if "reasoning" not in made:
+        rows = _rows(made["config"]["rl"]["prompts"], made["config"]["rl"]["samples"])
+        return [(one["step"] * rows, one["sampled"], one["length"]) for one in made["exams"]]
+    of = made["sizes"]
+    rows = _rows(32, 8)
+    first = of["steps"] * rows + of["sampled"] * of["samples"] / 1000
+    return [(start + one["step"] * rows, one["sampled"], one["length"])
+            for part, start in (("reasoning", 0.0), ("for_all", first))
+            for one in made[part]["exams"]]
+
+
+def _rows(prompts: int, samples: int) -> float:
+    return prompts * samples / 1000
+
+
+def outputs_to(made: dict[str, Any]) -> float:
+    """Thousands of outputs drawn when an exam first finds sampled accuracy of .95; inf if none."""
+    return next((at for at, sampled, _ in by_outputs(made) if sampled >= WELL), float("inf"))
+
+
+def stage_rows(runs: Sequence[dict[str, Any]],
+               alone: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Rows of the stages' table; what RL alone came to is empty where it was not run."""
+    made = []
+    for at, run in enumerate(runs):
+        beside = alone[at]["passes"][-1] if alone else None
+        made.append([
+            run["seeds"][0], _share(run["base"]["passes"][0]["answer_pass_1"]),
+            *map(_share, accuracies(run)), _share(beside["answer_pass_1"]) if beside else "",
+            _share(run["for_all"]["passes"][-1]["worked_pass_1"]),
+            _share(beside["worked_pass_1"]) if beside else "", _outputs(outputs_to(run)),
+            _outputs(outputs_to(alone[at])) if alone else "", _share(run["right_samples"]),
+            f"{cpu_minutes(run):.1f}"])
+    return made
+
+
+def of_stages(runs: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> str:
+    """Verdict on SFT + RL against RL alone at equal outputs."""
+    gains = [accuracies(run)[-1] - other["passes"][-1]["answer_pass_1"]
+             for run, other in zip(runs, alone, strict=True)]
+    return by_gain(gains, BETTER)
+
+
+def by_gain(gains: Sequence[float], least: float) -> str:
+    """supports where each gain is at least so large, contradicts where each is at most minus it."""
+    if all(gain >= least for gain in gains):
+        return "supports"
+    return "contradicts" if all(gain <= -least for gain in gains) else "inconclusive"
+
+
+def judge_rows(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Rows of the preference model's table."""
+    return [[run["seeds"][0], _share(run["agreement"]), _share(run["possible"]),
+             *(f"{one:.2f}" for one in run["liked"])] for run in runs]
+
+
+def cpu_minutes(made: dict[str, Any]) -> float:
+    """Minutes of the processor that a record's commands took."""
+    return sum(one["cpu"] for one in made["clock"]) / 60
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _outputs(thousands: float) -> str:
+    return f"{1000 * thousands:,.0f}" if thousands < float("inf") else "never"
