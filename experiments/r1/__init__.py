@@ -48,5 +48,18 @@ STUDY = Study(
         flags=(REDRAW,),
         is_on_cpu=True,
         is_resumable=True,
+    ), Part(
+        name="distil",
+        command="python -m experiments.r1.run distil",
+        asks="a dense and a mixture student of a tenth of the size: RL of their own, or tuning on "
+             "the taught model's right outputs to as many questions; after `stages`",
+        cost="half an hour on two cores",
+        quick="a few steps of smaller students, one seed, taught by a base",
+        verdict=None,
+        records=("distil",),
+        arms="distil-*-seed*.json",
+        flags=(REDRAW,),
+        is_on_cpu=True,
+        is_resumable=True,
     )),
 )

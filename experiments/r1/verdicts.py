@@ -10,8 +10,12 @@ STAGE_COLUMNS = ("seed", "base", "cold start", "reasoning RL", "second tuning", 
                  "RL alone", "worked, four stages", "worked, RL alone", "outputs to .95",
                  "RL alone's", "right of samples", "CPU minutes")
 JUDGE_COLUMNS = ("seed", "pairs agreed", "at most", "liked before", "liked after")
+STUDENT_COLUMNS = ("student", "seed", "parameters", "base", "base works", "working right", "RL",
+                   "RL works", "distilled", "distilled works", "examples", "CPU minutes")
 BETTER = 0.005
 """Sampled accuracy by which one is called better than the other."""
+MUCH = 0.05
+"""The same for students."""
 WELL = 0.95
 
 
@@ -77,6 +81,28 @@ def judge_rows(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
     """Rows of the preference model's table."""
     return [[run["seeds"][0], _share(run["agreement"]), _share(run["possible"]),
              *(f"{one:.2f}" for one in run["liked"])] for run in runs]
+
+
+def student_rows(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """Rows of the students' table."""
+    made = []
+    for run in runs:
+        (first, *_, last), after = run["alone"]["exams"], run["distilled"]["exam"]
+        before, own = (one["answer_pass_1"] for one in (run["alone"]["passes"][0],
+                                                        run["alone"]["passes"][-1]))
+        right = first["right_long"]
+        made.append([
+            run["student"], run["seeds"][0], f"{run['parameters']:,}", _share(before),
+            _share(first["long"]), "" if right is None else _share(right), _share(own),
+            _share(last["long"]), _share(run["distilled"]["pass"]["answer_pass_1"]),
+            _share(after["long"]), run["examples"], f"{cpu_minutes(run):.1f}"])
+    return made
+
+
+def of_students(runs: Sequence[dict[str, Any]]) -> str:
+    """Verdict on distillation against RL on a small model, both students and all seeds."""
+    return by_gain([run["distilled"]["pass"]["answer_pass_1"]
+                    - run["alone"]["passes"][-1]["answer_pass_1"] for run in runs], MUCH)
 
 
 def cpu_minutes(made: dict[str, Any]) -> float:
