@@ -1,6 +1,6 @@
 """R1-Zero's observation at the size of a laptop, and the control that tells what it is."""
 
-from experiments.common.study import REDRAW, Part, Study
+from experiments.common.study import REDRAW, Flag, Part, Study
 
 STUDY = Study(
     name="r1",
@@ -59,6 +59,21 @@ STUDY = Study(
         records=("distil",),
         arms="distil-*-seed*.json",
         flags=(REDRAW,),
+        is_on_cpu=True,
+        is_resumable=True,
+    ), Part(
+        name="trl",
+        command="python -m experiments.r1.run trl",
+        asks="the same GRPO by trl of the exported base on the same questions: rewards and seconds "
+             "of a step",
+        cost="half an hour on two cores, and a Python with torch and trl",
+        quick="two steps of a smaller model, one seed; trl's only where --peer-python is given",
+        verdict=None,
+        records=("trl",),
+        arms="trl-seed*.json",
+        flags=(REDRAW, Flag("--peer-python", "a Python with torch and trl; peer_trl.py says "
+                            "which")),
+        module="parity",
         is_on_cpu=True,
         is_resumable=True,
     )),

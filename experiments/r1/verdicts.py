@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ STAGE_COLUMNS = ("seed", "base", "cold start", "reasoning RL", "second tuning", 
 JUDGE_COLUMNS = ("seed", "pairs agreed", "at most", "liked before", "liked after")
 STUDENT_COLUMNS = ("student", "seed", "parameters", "base", "base works", "working right", "RL",
                    "RL works", "distilled", "distilled works", "examples", "CPU minutes")
+PEER_COLUMNS = ("seed", "dsjax, all steps", "dsjax, last ten", "trl, all steps", "trl, last ten",
+                "dsjax s a step", "trl s a step", "ratio")
+FASTER = 2.0
+"""Factor by which a step of trl's is to take longer."""
 BETTER = 0.005
 """Sampled accuracy by which one is called better than the other."""
 MUCH = 0.05
@@ -103,6 +108,49 @@ def of_students(runs: Sequence[dict[str, Any]]) -> str:
     """Verdict on distillation against RL on a small model, both students and all seeds."""
     return by_gain([run["distilled"]["pass"]["answer_pass_1"]
                     - run["alone"]["passes"][-1]["answer_pass_1"] for run in runs], MUCH)
+
+
+def seconds(made: dict[str, Any]) -> tuple[float, float]:
+    """Median seconds of a step by dsjax and by trl, of the same first steps but one."""
+    count = len(made["ours"]["seconds"])
+    return (statistics.median(made["ours"]["seconds"][1:]),
+            statistics.median(made["seconds"][1:count]))
+
+
+def of_curve(rewards: Sequence[float]) -> tuple[float, float]:
+    """Mean reward of all steps, and of the last ten."""
+    return statistics.fmean(rewards), statistics.fmean(rewards[-10:])
+
+
+def peer_rows(runs: Sequence[dict[str, Any]],
+              beside: Sequence[Sequence[float]]) -> list[list[Any]]:
+    """Rows of the table beside trl."""
+    made = []
+    for run, own in zip(runs, beside, strict=True):
+        ours, theirs = seconds(run)
+        made.append([run["seeds"][0], *map(_share, of_curve(own)), *map(
+            _share, of_curve(run["rewards"])), f"{ours:.2f}", f"{theirs:.2f}",
+            f"{theirs / ours:.2f}"])
+    return made
+
+
+def of_peer(runs: Sequence[dict[str, Any]], beside: Sequence[Sequence[float]]) -> str:
+    """Verdict on equal rewards and half the time.
+
+    Equal within the seeds' noise: by either mean the libraries' averages over seeds differ by no
+    more than the larger distance between two seeds of one of them.
+    """
+    curves = [[of_curve(one) for one in own] for own in (
+        beside, [run["rewards"] for run in runs])]
+    is_equal = True
+    for at in range(2):
+        ours, theirs = ([one[at] for one in of] for of in curves)
+        noise = max(max(of) - min(of) for of in (ours, theirs))
+        is_equal &= abs(statistics.fmean(ours) - statistics.fmean(theirs)) <= noise
+    ratios = [theirs / ours for ours, theirs in map(seconds, runs)]
+    if is_equal and min(ratios) >= FASTER:
+        return "supports"
+    return "contradicts" if not is_equal and max(ratios) < FASTER else "inconclusive"
 
 
 def cpu_minutes(made: dict[str, Any]) -> float:
