@@ -4,7 +4,7 @@ As r1_zero, with R1's differences: the model has been tuned on long worked solut
 epochs, rate 5e-5 to 5e-6 by cosine, batch 128, context 32,768: `dsjax sft`), and language
 consistency is added to accuracy and format. The report's second reinforcement learning is this at
 temperature 0.7 for 1,700 updates, with rewards of preference models on general questions in the
-last 400; neither is part of this config.
+last 400 (`--rl.preference`); neither is part of this config.
 
     dsjax compile r1 --on h200:256x8
 

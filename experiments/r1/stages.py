@@ -1,8 +1,9 @@
 """R1's four stages: cold start, reasoning RL, rejection sampling and tuning, RL for all.
 
-From the bases of `zero`, by the commands that a user types, with as many outputs drawn as there:
-those of both RL stages and of rejection sampling together. Each stage begins with what the one
-before left, but for the second tuning, which begins with the base, as the report's does.
+From the bases of `zero`, by the commands that a user types. Both RL stages and rejection sampling
+together draw as many outputs as 20 of its rollouts, after which it has an exam. Each stage begins
+with what the one before left, but for the second tuning, which begins with the base, as the
+report's does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from experiments.common import plot
 from experiments.common.command import Asked
 from experiments.r1 import replies, samples, teach, verdicts, zero
 
-PASSES = 8
+PASSES = 4
 """Samples of each held-out question after each stage."""
 APART = 1000
 """Distance of the seeds of different questions."""
@@ -38,9 +39,9 @@ class Sizes:
 
     cold: int = 300
     """Worked solutions of the cold start."""
-    steps: int = 20
+    steps: int = 8
     """Rollouts of either RL."""
-    sampled: int = 320
+    sampled: int = 256
     """Questions of rejection sampling, of `samples` outputs each."""
     samples: int = 4
     open: int = 150
@@ -50,7 +51,7 @@ class Sizes:
     open_share: float = 0.25
     """Of the questions of RL for all."""
     open_exam: int = 64
-    judge_steps: int = 80
+    judge_steps: int = 60
 
 
 QUICK = Sizes(cold=12, steps=2, sampled=4, samples=4, open=6, pairs=12, held_pairs=8, open_exam=4,
@@ -83,7 +84,7 @@ def taught(asked: Asked, seed: int) -> dict[str, Any]:
     base = teach.base(asked, seed)
     cold = tuned(asked, f"cold-seed{seed}", base, seed, cold_start(run, of))
     shared = teach.small(asked) | {"seed": seed, "rl.pass-samples": PASSES, "rl.steps": of.steps,
-                                   "rl.eval-every": 10}
+                                   "rl.eval-every": 0}
     reason = teach.child(asked, f"reason-seed{seed}", "rl", teach.CONFIG,
                          shared | {"init-from": cold})
     sampled = rejection(asked, run, reason, of)

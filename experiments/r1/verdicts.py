@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 STAGE_COLUMNS = ("seed", "base", "cold start", "reasoning RL", "second tuning", "RL for all",
-                 "RL alone", "worked, four stages", "worked, RL alone", "outputs to .95",
-                 "RL alone's", "right of samples", "CPU minutes")
+                 "RL alone, 20 rollouts", "RL alone, 45", "worked, four stages",
+                 "worked, RL alone, 45", "length", "right of samples", "CPU minutes")
 JUDGE_COLUMNS = ("seed", "pairs agreed", "at most", "liked before", "liked after")
 STUDENT_COLUMNS = ("student", "seed", "parameters", "base", "base works", "working right", "RL",
                    "RL works", "distilled", "distilled works", "examples", "CPU minutes")
@@ -17,11 +17,8 @@ PEER_COLUMNS = ("seed", "dsjax, all steps", "dsjax, last ten", "trl, all steps",
                 "dsjax s a step", "trl s a step", "ratio")
 FASTER = 2.0
 """Factor by which a step of trl's is to take longer."""
-BETTER = 0.005
+BETTER = 0.05
 """Sampled accuracy by which one is called better than the other."""
-MUCH = 0.05
-"""The same for students."""
-WELL = 0.95
 
 
 def accuracies(made: dict[str, Any]) -> list[float]:
@@ -47,9 +44,10 @@ def _rows(prompts: int, samples: int) -> float:
     return prompts * samples / 1000
 
 
-def outputs_to(made: dict[str, Any]) -> float:
-    """Thousands of outputs drawn when an exam first finds sampled accuracy of .95; inf if none."""
-    return next((at for at, sampled, _ in by_outputs(made) if sampled >= WELL), float("inf"))
+def at_equal_outputs(made: dict[str, Any], alone: dict[str, Any]) -> float:
+    """Sampled accuracy of RL alone at the exam after as many outputs as the stages have drawn."""
+    drawn = by_outputs(made)[-1][0]
+    return next(sampled for at, sampled, _ in by_outputs(alone) if abs(at - drawn) < 1e-6)
 
 
 def stage_rows(runs: Sequence[dict[str, Any]],
@@ -60,19 +58,20 @@ def stage_rows(runs: Sequence[dict[str, Any]],
         beside = alone[at]["passes"][-1] if alone else None
         made.append([
             run["seeds"][0], _share(run["base"]["passes"][0]["answer_pass_1"]),
-            *map(_share, accuracies(run)), _share(beside["answer_pass_1"]) if beside else "",
+            *map(_share, accuracies(run)),
+            _share(at_equal_outputs(run, alone[at])) if alone else "",
+            _share(beside["answer_pass_1"]) if beside else "",
             _share(run["for_all"]["passes"][-1]["worked_pass_1"]),
-            _share(beside["worked_pass_1"]) if beside else "", _outputs(outputs_to(run)),
-            _outputs(outputs_to(alone[at])) if alone else "", _share(run["right_samples"]),
+            _share(beside["worked_pass_1"]) if beside else "",
+            f"{run['for_all']['exams'][-1]['length']:.1f}", _share(run["right_samples"]),
             f"{cpu_minutes(run):.1f}"])
     return made
 
 
 def of_stages(runs: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> str:
     """Verdict on SFT + RL against RL alone at equal outputs."""
-    gains = [accuracies(run)[-1] - other["passes"][-1]["answer_pass_1"]
-             for run, other in zip(runs, alone, strict=True)]
-    return by_gain(gains, BETTER)
+    return by_gain([accuracies(run)[-1] - at_equal_outputs(run, other)
+                    for run, other in zip(runs, alone, strict=True)], BETTER)
 
 
 def by_gain(gains: Sequence[float], least: float) -> str:
@@ -107,7 +106,7 @@ def student_rows(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
 def of_students(runs: Sequence[dict[str, Any]]) -> str:
     """Verdict on distillation against RL on a small model, both students and all seeds."""
     return by_gain([run["distilled"]["pass"]["answer_pass_1"]
-                    - run["alone"]["passes"][-1]["answer_pass_1"] for run in runs], MUCH)
+                    - run["alone"]["passes"][-1]["answer_pass_1"] for run in runs], BETTER)
 
 
 def seconds(made: dict[str, Any]) -> tuple[float, float]:
@@ -160,7 +159,3 @@ def cpu_minutes(made: dict[str, Any]) -> float:
 
 def _share(value: float) -> str:
     return f"{value:.3f}"
-
-
-def _outputs(thousands: float) -> str:
-    return f"{1000 * thousands:,.0f}" if thousands < float("inf") else "never"

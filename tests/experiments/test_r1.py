@@ -196,9 +196,12 @@ def test_a_control_differs_in_the_text_of_its_base_alone():
 
 def test_engine_and_trainer_agree_at_every_step_of_the_records():
     """In float32 they are equal to rounding; a router may flip where two affinities are equal."""
-    for path in sorted((STUDY.folder / "records").glob("*-seed*.json")):
-        curves = json.loads(path.read_text())["curves"]
-        assert len(curves["reward"]) == 45
+    runs = [one["curves"] for arm in ("zero", "control") for one in seeds(arm)]
+    assert {len(curves["reward"]) for curves in runs} == {45}
+    for path in (STUDY.folder / "records").glob("stages-seed*.json"):
+        made = json.loads(path.read_text())
+        runs += [made[part]["curves"] for part in ("reasoning", "for_all")]
+    for curves in runs:
         assert max(curves["mismatch_k3"]) < 1e-9
         assert min(curves["equal_routes"]) > 0.999
 

@@ -67,6 +67,25 @@ def test_an_epoch_has_each_question_once_and_the_next_another_order(tmp_path):
     assert seen[:count] != [one.prompt for one in questions(task, 8, (4,), 0, count)]
 
 
+def test_an_exam_may_have_all_questions_of_a_file(tmp_path):
+    """Each once; drawn until all have come, the last of 300 would be missed by 1 seed in 28."""
+    path = written(tmp_path, [{"prompt": f"{n}=", "answer": str(n)} for n in range(300)])
+    task = catalog.find(path, split="held_out")
+    for seed in range(60):
+        assert len({one.prompt for one in exam(task, 8, 300, seed)}) == 300
+    assert [one.prompt for one in exam(task, 8, 9, 0)] == [
+        one.prompt for one in exam(task, 8, 9, 0)]
+    assert exam(task, 8, 9, 0) != exam(task, 8, 9, 1)
+    with pytest.raises(UserError, match=r"has 300 held-out problems, and 301"):
+        exam(task, 8, 301, 0)
+
+
+def test_a_line_with_prompt_answer_and_solution_is_no_problem_of_math(tmp_path):
+    task = catalog.find(written(tmp_path, [PLAIN | {"solution": "two and two"}]), split="train")
+    (one,) = questions(task, 8, (0,), 0, 1)
+    assert (one.prompt, one.trace, one.answer) == ("2+2=", "two and two", "4")
+
+
 def test_equal_questions_share_a_split(tmp_path):
     rows = [{"prompt": f" What  is {n}?", "answer": str(n)} for n in range(50)]
     rows += [{"prompt": f"what is {n}?", "answer": str(n)} for n in range(50)]
