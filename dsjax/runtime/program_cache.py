@@ -19,9 +19,10 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 import time
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 LIMIT = 2 << 30
@@ -37,7 +38,10 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def keep(is_kept: bool, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Tell JAX, before it is imported, where to keep programs, or to keep none."""
+    """Tell JAX where to keep programs, or to keep none, also where it is imported already.
+
+    `dsjax sft` reads its folder to know its flags, and with it comes JAX.
+    """
     # A file that another process is writing, or a full disk: the program is compiled, no more.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     if not is_kept:
@@ -50,6 +54,22 @@ def keep(is_kept: bool, environ: MutableMapping[str, str] = os.environ) -> None:
                 environ.setdefault(name, value)
             with contextlib.suppress(OSError):  # another process tidies too, or the disk is gone
                 tidy(folder.parent)
+    if environ is os.environ and "jax" in sys.modules:
+        _tell(environ)
+
+
+def _tell(environ: Mapping[str, str]) -> None:
+    """Set what JAX has read of the environment when it was imported, before these were in it."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache",
+                      environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false")
+    if VARIABLE in environ:
+        jax.config.update("jax_compilation_cache_dir", environ[VARIABLE])
+        jax.config.update("jax_compilation_cache_max_size",
+                          int(environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float(
+            environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")))
 
 
 def choose(environ: MutableMapping[str, str] = os.environ) -> tuple[Path | None, str]:
