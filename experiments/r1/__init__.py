@@ -62,8 +62,8 @@ STUDY = Study(
         is_on_cpu=True,
         is_resumable=True,
     ), Part(
-        name="trl",
-        command="python -m experiments.r1.run trl",
+        name="parity",
+        command="python -m experiments.r1.run parity",
         asks="the same GRPO by trl of the exported base on the same questions: rewards and seconds "
              "of a step",
         cost="half an hour on two cores, and a Python with torch and trl",
@@ -73,7 +73,6 @@ STUDY = Study(
         arms="trl-seed*.json",
         flags=(REDRAW, Flag("--peer-python", "a Python with torch and trl; peer_trl.py says "
                             "which")),
-        module="parity",
         is_on_cpu=True,
         is_resumable=True,
     )),

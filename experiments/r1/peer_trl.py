@@ -26,7 +26,11 @@ def main() -> None:
     for name in ("seed", "steps", "prompts", "samples", "max-new-tokens"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
-    print(json.dumps(train(parser.parse_args())), flush=True)
+    parser.add_argument("--quick", action="store_true", help="two steps of four questions")
+    args = parser.parse_args()
+    if args.quick:
+        args.steps, args.prompts, args.samples = 2, 4, 4
+    print(json.dumps(train(args)), flush=True)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +45,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     words = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), eos_token=args.end, pad_token=args.end,
         padding_side="left")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa",
+        experts_implementation="grouped_mm")
     rows = [json.loads(line) for line in Path(args.questions).read_text().splitlines()]
     rewards: list[float] = []
     lengths: list[float] = []
