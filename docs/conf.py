@@ -18,7 +18,7 @@ PARTS = {
     "Code": "docs/contributing tests/README dsjax/data/corpus/ATTRIBUTION",
 }
 """The list beside every page, without the reference: it would be 300 lines on each of 350."""
-LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)([^)]*)\)")
+LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)[^)]*\)")
 
 project, root_doc = "dsjax", "README"
 release = re.findall(r'__version__ = "(.+)"', (ROOT / "dsjax/__init__.py").read_text())[0]
@@ -33,11 +33,13 @@ autoapi_options = ["members", "show-module-summary", "undoc-members"]
 autoapi_own_page_level = "module"
 suppress_warnings = [
     "autoapi.python_import_resolution",  # names of `A, B = ...`
+    "ref.python",  # types of one name in several modules: the first is taken
     "toc.not_included",  # the reference is reached by links
 ]
 html_theme, html_title = "furo", f"dsjax {release}"
 html_show_copyright = html_copy_source = False
 pygments_style = "friendly"
+html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}
 
 
 def place_links(app: Any, name: str, source: list[str]) -> None:
@@ -47,15 +49,15 @@ def place_links(app: Any, name: str, source: list[str]) -> None:
         return
 
     def place(link: re.Match[str]) -> str:
-        target = (page.parent / link[1]).resolve()
+        target = (page.parent / link[2]).resolve()
         inside = target.relative_to(ROOT)
         if target.is_dir() and (target / "README.md").is_file():
-            return f"](/{inside}/README.md)"
+            return f"[{link[1]}](/{inside}/README.md)"
         if inside.parts[0] not in ("dsjax", "configs"):
-            return "](#top)" if target.is_dir() else link[0]
+            return link[1] if target.is_dir() else link[0]  # the site has no such page
         if target.suffix == ".py" or (target / "__init__.py").is_file():
             module = inside.parent if inside.name == "__init__.py" else inside.with_suffix("")
-            return f"](/api/{module}/index.rst)"
+            return f"[{link[1]}](/api/{module}/index.rst)"
         return link[0]
 
     source[0] = LINK.sub(place, source[0])
