@@ -38,7 +38,7 @@ suppress_warnings = [
 ]
 html_theme, html_title = "furo", f"dsjax {release}"
 html_show_copyright = html_copy_source = False
-pygments_style = "friendly"
+pygments_style, highlight_language = "friendly", "text"
 html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}
 
 
