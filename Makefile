@@ -13,7 +13,7 @@ TESTS = DSJAX_TESTS_COMPILE=$(COMPILE) $(PY) -m pytest -n $(WORKERS) --dist load
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all check lint types bench lock clean
+.PHONY: help demo test test-fast test-all check lint types bench docs lock clean
 
 help:
 	@echo "make demo       train a small DeepSeek-V3 on Shakespeare and let it speak (5 minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-all   every combination of what make test samples, too"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      training and decoding speed of this machine"
+	@echo "make docs       pages and reference as a site in build/site, links checked"
 	@echo "make lock       pin the newest dependencies in requirements.lock (needs uv)"
 	@echo "make clean      remove .venv and the caches"
 	@echo "PYTHON=python3.12 picks the Python that .venv is made with."
@@ -50,6 +51,16 @@ types: .venv/ready
 bench: .venv/ready
 	$(PY) -m dsjax bench train --shape tiny
 	$(PY) -m dsjax bench decode --shape tiny
+
+# Warnings are errors, and a link that leads nowhere is one.
+docs: .venv/docs
+	$(PY) -m sphinx -W --keep-going -q -b html -c docs . build/site
+	@cp build/site/README.html build/site/index.html
+	@echo "build/site/index.html"
+
+.venv/docs: .venv/ready pyproject.toml
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[docs]"
+	@touch $@
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; old = sys.version_info < (3, 11); sys.exit(old and "dsjax needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name a newer one, as in make PYTHON=python3.12" % sys.version_info[:2] or 0)'

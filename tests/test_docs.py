@@ -1,8 +1,11 @@
 """Python on a page runs as it stands, and the tests that tests/README.md names are there."""
 
 import dataclasses
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -57,6 +60,27 @@ def test_the_readme_ends_the_demo_as_its_record_does():
     made = json.loads((ROOT / "experiments/demo/records/demo.json").read_text())["summary"]
     assert f"held out: {made['bits_per_byte']:.2f} bits per byte" in shown
     assert f"{made['five_gram']:.2f} bits per byte on the same blocks" in shown
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(importlib.util.find_spec("autoapi") is None, reason="needs the docs extra")
+def test_the_site_builds_with_every_link_of_every_page(tmp_path):
+    """A link or heading that is not there is a warning, and so an error."""
+    made = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "-c", "docs", "-d",
+         tmp_path / "trees", ".", tmp_path / "site"], cwd=ROOT, capture_output=True, text=True,
+        timeout=900)
+    assert made.returncode == 0, made.stderr
+    first = (tmp_path / "site/README.html").read_text()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        listed = f'toctree-l1"><a class="reference internal" href="docs/{page.stem}.html"'
+        assert listed in first, page
+    tour = (tmp_path / "site/docs/tour.html").read_text()
+    assert 'href="../api/dsjax/layers/mla/index.html"' in tour, "code leads to the reference"
+    reference = (tmp_path / "site/api/dsjax/layers/mla/index.html").read_text()
+    assert "mla_absorbed" in reference
+    assert "The absorbed form, for decoding." in reference
+    assert "absorb" in (tmp_path / "site/searchindex.js").read_text()
 
 
 def test_the_tests_that_hold_each_kind_of_fault_are_there():
