@@ -42,18 +42,19 @@ def test_every_folder_is_a_study_with_its_page_parts_and_records(capsys):
         assert told["claim"]
         assert told["source"]
         named = {f"{name}.json" for part in one.parts for name in part.records}
-        made = {p.name for p in (one.folder / "records").iterdir()}
+        made = {p.name for p in (one.folder / "records").glob("*")}
         arms = {p.name for part in one.parts if part.arms
                 for p in (one.folder / "records").glob(part.arms)}
-        assert made == named | arms, "every record belongs to a part"
+        assert made <= named | arms, "every record belongs to a part"
         for part, said in zip(one.parts, told["parts"], strict=True):
             assert said["command"].startswith(f"python -m experiments.{one.name}.")
             assert (one.folder / f"{part.name}.py").is_file()
-            assert said["state"] == "recorded"
-            assert said["commit"]
+            is_open = said["state"] != "recorded"
+            assert is_open == ("Not run yet" in page), "a page says what it lacks"
+            assert is_open or said["commit"]
             assert said["cost"]
             assert said["quick"]
-            assert "Verdict" in page or part.verdict is None
+            assert "Verdict" in page or said["verdict"] is None
 
 
 def test_the_index_for_people_gives_command_state_and_verdict(capsys):
