@@ -75,10 +75,10 @@ def trials() -> list[Trial]:
         return dataclasses.replace(of, loss=dataclasses.replace(of.loss, **changed))
 
     return [
+        Trial(FREE, "the bias, 0.01 a step", with_loss(run, bias_speed=SPEEDS[FREE])),
         Trial("none", "no balancing", with_loss(fixed, bias_speed=0.0)),
         Trial("loss", f"V2's expert-level loss in each row, {ALPHA}",
               with_loss(fixed, bias_speed=0.0, expert_balance=ALPHA)),
-        Trial(FREE, "the bias, 0.01 a step", with_loss(run, bias_speed=SPEEDS[FREE])),
         Trial("batch-loss", f"the same loss over the batch, {ALPHA}",
               with_loss(fixed, bias_speed=0.0), batchwise),
         *(Trial(name, f"the bias, {speed} a step", with_loss(run, bias_speed=speed))

@@ -37,7 +37,7 @@ def whole(is_quick: bool = False) -> RunConfig:
                       optimizer={"moments": "bfloat16", "ema_decay": 0.0})
     if is_quick:
         run = with_fields(run, model={"layers": 2, "mtp_depth": 0},
-                          train={"batch_size": 2, "seq_len": 32})
+                          train={"batch_size": 2, "seq_len": 32}, precision={"matmul": "fp32"})
     return run
 
 

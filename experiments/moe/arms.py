@@ -34,11 +34,11 @@ def trials() -> list[Trial]:
     """Every arm."""
     run = config.config("moe")
     dense = dataclasses.replace(run.model, moe=None, dense_layers=run.model.layers)
-    made = [Trial("dense", "a dense feed-forward of 160",
-                  dataclasses.replace(run, model=dense))]
-    return made + [
+    made = [
         Trial(name, words, dataclasses.replace(run, model=dataclasses.replace(run.model, moe=moe)))
         for name, (words, moe) in KINDS.items()]
+    return [*made, Trial("dense", "a dense feed-forward of 160",
+                         dataclasses.replace(run, model=dense))]
 
 
 COLUMNS = ("arm", "feed-forward", "parameters", "FLOPs a token", "held-out nats", "against fine",

@@ -13,6 +13,7 @@ from dsjax.config.run import OptimizerConfig, OutputConfig, RunConfig, TrainConf
 from dsjax.config.schedule import LearningRate
 
 STEPS = 300
+RATE = LearningRate(peak=4e-3, low=4e-4, warmup_steps=0.05, constant_steps=0.45, cosine_steps=0.5)
 MLA = MLAConfig(heads=4, kv_rank=29, nope_dim=16, rope_dim=8, value_dim=16)
 """16,320 parameters a layer, of which MHA of four heads of 16 has 16,384."""
 MOE = MoEConfig(experts=16, experts_per_token=4, expert_dim=32, shared_experts=1)
@@ -25,8 +26,7 @@ def config(name: str, steps: int = STEPS) -> RunConfig:
         model=ModelConfig(vocab=512, d_model=64, layers=4, dense_layers=1, dense_dim=160,
                           attention=MLA, moe=MOE, init_std=0.06),
         train=TrainConfig(steps=steps, batch_size=8, seq_len=128),
-        learning_rate=LearningRate(peak=4e-3, low=4e-4, warmup_steps=0.05, constant_steps=0.45,
-                                   cosine_steps=0.5),
+        learning_rate=RATE,
         loss=LossConfig(balance=0.0, bias_speed=0.01),
         optimizer=OptimizerConfig(),
         output=OutputConfig(eval_every=60, eval_batches=24),

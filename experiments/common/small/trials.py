@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsjax.config.run import DataConfig, RunConfig, TrainConfig
+from dsjax.config.run import DataConfig, OutputConfig, RunConfig, TrainConfig
 from dsjax.data import curriculum, sources
 from dsjax.data.loader import RowStream, heldout_batches
 from dsjax.disk import write_whole
@@ -37,6 +37,7 @@ from dsjax.train.corpus import Corpus
 from dsjax.train.step import Gradients, gradients
 from experiments.common import arms, command, record
 from experiments.common.command import Asked
+from experiments.common.small import config
 
 SEEDS = (0, 1, 2)
 LAST = 0.25
@@ -73,7 +74,10 @@ def nothing(of: Trained) -> dict[str, Any]:
 
 
 def quick(of: Sequence[Trial], steps: int = 3) -> list[Trial]:
-    """The first arm for a few steps of two short rows of one play: its numbers mean nothing."""
+    """The first arm for a few steps of two short rows of one play: its numbers mean nothing.
+
+    Its rate is that of all studies, so that those whose first arm is the same share a program.
+    """
     run, play = of[0].run, command.QUICK / "play.txt"
     if not play.is_file():
         play.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,8 @@ def quick(of: Sequence[Trial], steps: int = 3) -> list[Trial]:
     train = TrainConfig(steps=steps, batch_size=2, seq_len=32)
     output = dataclasses.replace(run.output, eval_every=2, eval_batches=2)
     return [dataclasses.replace(of[0], run=dataclasses.replace(
-        run, train=train, output=output, data=DataConfig(train=str(play))))]
+        run, train=train, output=output, data=DataConfig(train=str(play)),
+        learning_rate=config.RATE))]
 
 
 def train_all(of: Sequence[Trial], asked: Asked, measure: Measure = nothing) -> list[dict]:
@@ -89,10 +94,10 @@ def train_all(of: Sequence[Trial], asked: Asked, measure: Measure = nothing) -> 
     seeds = SEEDS[:1] if asked.is_quick else SEEDS
     found = []
     for number, trial in enumerate(of, 1):
-        path, config = asked.records / f"arm-{trial.name}.json", arms.plain(trial.run)
+        path, plain = asked.records / f"arm-{trial.name}.json", arms.plain(trial.run)
         if path.is_file():
             kept = json.loads(path.read_text())
-            if (said := arms.changed(kept["config"], config, "run")) is not None:
+            if (said := arms.changed(kept["config"], plain, "run")) is not None:
                 raise ValueError(f"{path} records {said}; remove it to measure anew")
             found.append(kept)
             continue
@@ -100,7 +105,7 @@ def train_all(of: Sequence[Trial], asked: Asked, measure: Measure = nothing) -> 
         made = {"claim": trial.change, "arm": trial.name, "seeds": list(seeds),
                 "parameters": count.count(trial.run.model, trial.run.train.seq_len).params_total,
                 "flops_a_token": count.training_flops(trial.run.model, trial.run.train.seq_len),
-                "of_seeds": of_seeds, "config": config}
+                "of_seeds": of_seeds, "config": plain}
         made |= record.environment(asked.command, asked.began)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(made) + "\n")
@@ -138,8 +143,12 @@ _programs: dict[str, tuple[Any, Any, Any]] = {}
 
 def _compiled(trial: Trial) -> tuple[Any, Any, Any]:
     """The jitted start, step and held-out step of an arm; the last one's are kept."""
-    run = dataclasses.replace(trial.run, name="any", seed=0)
-    key = f"{run}{trial.differentiate}"
+    run = trial.run
+    made_of = dataclasses.replace(
+        run, name="any", data=DataConfig(), output=OutputConfig(),
+        optimizer=dataclasses.replace(run.optimizer, ema_decay=0.0),
+        train=TrainConfig(steps=run.train.steps))
+    key = f"{made_of}{trial.differentiate}"
     if key not in _programs:
         _programs.clear()
         backend = backends.for_run(run)
