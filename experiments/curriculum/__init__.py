@@ -25,7 +25,8 @@ STUDY = Study(
     claims=(
         Claim("loss", "short rows first cost no loss at equal tokens", "V3 sec. 4.3", "arms",
               "arms"),
-        Claim("late", "nor at late positions", "V3 sec. 4.3", "arms", "arms"),
-        Claim("time", "and less time", "V3 sec. 4.3", "arms", "arms"),
+        Claim("late", "short rows first cost nothing late in a long row", "V3 sec. 4.3",
+              "arms", "arms"),
+        Claim("time", "short rows first take less time", "V3 sec. 4.3", "arms", "arms"),
     ),
 )

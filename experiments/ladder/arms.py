@@ -8,6 +8,7 @@ model, not a measurement; FLOPs alone, tokens and CPU seconds stand beside it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -119,27 +120,27 @@ def judge(found: Found) -> Verdicts:
     last = list(found)[-1]
     by_name = {trial.name: trial for trial in trials()}
     dense, mine = (needed(found, name)["work"] for name in ("dense", last))
-    ratios = verdicts.paired(list(np.log(mine)), list(np.log(dense)))
-    times = float(np.exp(-ratios.mean))
     read = {name: served(by_name[name])["read"] for name in ("dense", last)}
     fewer = read["dense"] / read[last]
-    is_reached = bool(np.isfinite(mine).all())
-    told = verdicts.INCONCLUSIVE
-    if is_reached:
-        told = (verdicts.CONTRADICTS if np.exp(-ratios.low) < TOLD else
-                verdicts.SUPPORTS if np.exp(-ratios.high) >= TOLD else told)
+    serving = said(verdicts.SUPPORTS if fewer > 1 else verdicts.CONTRADICTS,
+                   f"{fewer:.1f} times fewer bytes at a context of {CONTEXT:,}")
+    if not np.isfinite(mine).all():
+        missed = said(verdicts.CONTRADICTS, "the dense model's loss was not reached")
+        return {"training": missed, "serving": serving, "times": missed}
+    ratios = verdicts.paired(*([math.log(one) for one in work] for work in (mine, dense)))
+    times, least, most = (math.exp(-one) for one in (ratios.mean, ratios.high, ratios.low))
+    told = (verdicts.CONTRADICTS if most < TOLD else
+            verdicts.SUPPORTS if least >= TOLD else verdicts.INCONCLUSIVE)
     return {
-        "training": said(verdicts.lower(ratios) if is_reached else verdicts.CONTRADICTS,
-                         f"{times:.1f} times less work of float32's width"
-                         if is_reached else "the loss was not reached"),
-        "serving": said(verdicts.SUPPORTS if fewer > 1 else verdicts.CONTRADICTS,
-                        f"{fewer:.1f} times fewer bytes at a context of {CONTEXT:,}"),
+        "training": said(verdicts.lower(ratios),
+                         f"{times:.1f} times less work of float32's width"),
+        "serving": serving,
         "times": said(told, f"{times:.1f} times here"),
     }
 
 
 def draw(found: Found, path: Path) -> None:
-    """What each rung needs, relative to the dense model."""
+    """Needs of each rung, relative to the dense model."""
     by_name, names = {trial.name: trial for trial in trials()}, list(found)
     lines = {what: [float(np.mean(needed(found, name)[key])) for name in names]
              for what, key in (("tokens to its loss", "tokens"), ("FLOPs to its loss", "flops"),

@@ -1,4 +1,4 @@
-"""What does each of V3's savings of memory save, and do they come to 75 % together?"""
+"""Bytes that each of V3's savings of memory saves, and whether they come to 75 % together."""
 
 from experiments.common.study import Claim, Part, Study
 

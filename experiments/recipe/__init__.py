@@ -1,4 +1,4 @@
-"""What does each part of V3's training schedule add to the others?"""
+"""Gains of each part of V3's training schedule beside the others."""
 
 from experiments.common.study import REDRAW, Claim, Part, Study
 

@@ -27,7 +27,7 @@ Verdicts = dict[str, dict[str, str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study does with its arms' records.
+    """Parts of a study that read its arms' records.
 
     table: columns and rows; judge: verdicts, called where all arms are there; draw: the figure.
     """

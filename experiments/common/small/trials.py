@@ -65,7 +65,7 @@ class Trained:
 
 
 Measure = Callable[[Trained], dict[str, Any]]
-"""What a study asks of every trained run: named numbers for its record."""
+"""Question of a study to every trained run: named numbers for its record."""
 
 
 def nothing(of: Trained) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def train_all(of: Sequence[Trial], asked: Asked, measure: Measure = nothing) -> 
 
 def _seeds(trial: Trial, seeds: Sequence[int], asked: Asked,
            measure: Measure) -> list[dict[str, Any]]:
-    """What each seed gave; those that were done before are read."""
+    """Results of the seeds; those that were done before are read."""
     programs = None
     found = []
     for seed in seeds:
@@ -146,7 +146,7 @@ def _compiled(trial: Trial) -> tuple[Any, Any, Any]:
     run = trial.run
     made_of = dataclasses.replace(
         run, name="any", data=DataConfig(), output=OutputConfig(),
-        optimizer=dataclasses.replace(run.optimizer, ema_decay=0.0),
+        optimizer=dataclasses.replace(run.optimizer, ema_decay=0.0, ema_every=1),
         train=TrainConfig(steps=run.train.steps))
     key = f"{made_of}{trial.differentiate}"
     if key not in _programs:
