@@ -17,7 +17,7 @@ import pytest
 from dsjax.errors import UserError
 from dsjax.runtime import hardware
 from experiments import __main__ as front
-from experiments.common import command, index, record, study
+from experiments.common import claims, command, index, record, study
 from experiments.common.record import ROOT, Tree
 from experiments.common.study import Flag, Part, Study
 
@@ -130,6 +130,7 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "QUICK", tmp_path / "runs" / "quick")
     monkeypatch.setattr(record, "tree", lambda: Tree("abc", ()))
     monkeypatch.setattr(record, "fill_pages", lambda: None)
+    monkeypatch.setattr(claims, "fill_pages", lambda: None)
     part = Part("part", "python -m experiments.fake.run", "what is", "no time", "less", None,
                 ("one",), arms="*-seed*.json", flags=(Flag("--size", "of it", int, 3),),
                 is_resumable=True)
