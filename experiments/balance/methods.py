@@ -146,12 +146,15 @@ def draw(found: Found, path: Path) -> None:
     names = list(found)
     with plot.figure(path, width=8.6, height=2.9, panels=4, columns=2) as axes:
         drawn.dots(axes[0, 0], found, names, "max_violation", "MaxVio over the last quarter")
-        axes[0, 0].set_title("What balances")
+        axes[0, 0].set_title(f"{mean(found['none'], 'max_violation'):.1f} without balancing, "
+                             f"{mean(found[FREE], 'max_violation'):.2f} with the bias")
         drawn.dots(axes[0, 1], found, names, "nats", "held-out nats a token")
-        axes[0, 1].set_title("What it costs")
+        axes[0, 1].set_title(f"Bias: {against(found, FREE, 'loss').mean:+.3f} nats against "
+                             "the loss")
         for at, name in ((axes[1, 0], "loss"), (axes[1, 1], FREE)):
             heat = np.array(found[name]["of_seeds"][0]["by_kind"][-1])
             image = at.imshow(heat, cmap="Blues", vmin=0, vmax=3, aspect="auto")
+            at.grid(visible=False)
             at.set_yticks(range(len(kinds.KINDS)), list(kinds.KINDS))
             at.set_xlabel("expert of the last layer, seed 0")
             at.set_title({"loss": "V2's loss", FREE: "The bias"}[name]

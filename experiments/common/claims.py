@@ -1,9 +1,10 @@
 """The table of all claims: each with its source, verdict, number and record, from STUDYs alone.
 
-A page shows it between `<!-- claims -->` and `<!-- /claims -->`, and how many claims have which
-verdict between `<!-- claims:count -->` and `<!-- /claims:count -->`. Both are written anew by
-`python -m experiments.common.claims`, and a test fails while a page differs. A claim whose part
-has no record yet is open.
+A page shows it between `<!-- claims -->` and `<!-- /claims -->`, how many claims have which verdict
+between `<!-- claims:count -->` and `<!-- /claims:count -->`, and a part's figure, table and verdicts
+between `<!-- answer:STUDY PART -->` and `<!-- /answer -->`. All are made anew when a study ends and
+by `python -m experiments.common.claims`, and a test fails while a page differs. A claim whose
+part has no record yet is open, and its page says so.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any
 
 from dsjax.disk import write_whole
 from experiments.common import record
-from experiments.common.study import Claim, Study, studies
+from experiments.common.study import Claim, Part, Study, studies
 
 OPEN = "open"
 WORDS = ("supports", "contradicts", "inconclusive", "cannot speak", OPEN)
 NUMBER = re.compile(r"\{(\w+): ([^{}]+?) / ([^{}]+?)\}")
 BLOCK = re.compile(r"(<!-- claims -->\n).*?(<!-- /claims -->)", re.DOTALL)
+ANSWER = re.compile(r"(<!-- answer:(?P<study>\w+) (?P<part>\w+) -->\n).*?(<!-- /answer -->)",
+                    re.DOTALL)
 COUNT = re.compile(r"(<!-- claims:count -->).*?(<!-- /claims:count -->)", re.DOTALL)
 
 
@@ -85,8 +88,24 @@ def count(of: Sequence[Row]) -> str:
         f"{found[word]} {said.get(word, word)}" for word in WORDS if found[word])
 
 
+def answer(study: Study, part: Part) -> str:
+    """Figure, table and verdicts of a part, as its study's page shows them."""
+    path = study.folder / "records" / f"{part.records[0]}.json"
+    if not path.is_file():
+        return "Not run yet."
+    found, made = json.loads(path.read_text()), []
+    if part.arms and (study.folder / "figure.svg").is_file():
+        made = [f"![{part.asks}](figure.svg)", ""]
+    made += [record.table(found), "", "Verdicts, by the rules above:", ""]
+    return "\n".join([*made, *(f"- *{key}*: {one['verdict']}; {one['number']}."
+                               for key, one in found["verdicts"].items())])
+
+
 def fill(text: str, of: Sequence[Row]) -> str:
-    """Write table and count into their places in a page."""
+    """Write table, count and answers into their places in a page."""
+    by_name = {study.name: study for study in studies()} if ANSWER.search(text) else {}
+    text = ANSWER.sub(lambda m: m[1] + answer(
+        by_name[m["study"]], by_name[m["study"]].part(m["part"])) + f"\n{m[4]}", text)
     text = BLOCK.sub(lambda m: f"{m[1]}{table(of)}\n{m[2]}", text)
     return COUNT.sub(lambda m: f"{m[1]}{count(of)}{m[2]}", text)
 

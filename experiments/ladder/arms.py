@@ -152,7 +152,8 @@ def draw(found: Found, path: Path) -> None:
         for color, (what, one) in zip(plot.COLORS, lines.items(), strict=False):
             axes.plot(range(len(names)), np.array(one) / one[0], "o-", color=color, label=what)
         axes.axhline(1, color=plot.COLORS[2], lw=0.8)
-        axes.set_yscale("log")
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:.2g}")
         axes.set_xticks(range(len(names)), [names[0], *(f"+ {name}" for name in names[1:])])
         axes.set_ylabel("relative to the dense float32 model")
         axes.set_title(f"All ideas reach the dense model's loss with {end:.2f} of its work")

@@ -79,10 +79,10 @@ def draw(found: Found, path: Path) -> None:
         axes[0].margins(0.15)
         axes[0].set_xlabel("cached numbers a token, all layers")
         axes[0].set_ylabel("held-out nats a token")
-        axes[0].set_title(f"MLA {best:+.3f} nats against MHA, at {numbers('MLA')} of "
-                          f"{numbers('MHA')} numbers")
+        axes[0].set_title(f"MLA: {best:+.3f} nats at {numbers('MLA') / numbers('MHA'):.0%} of "
+                          "MHA's cache")
         drawn.curves(axes[1], found, list(found))
-        axes[1].set_title("Equal parameters and tokens, three seeds")
+        axes[1].set_title("Equal parameters, three seeds")
 
 
 ANSWER = Answer("arms", "held-out loss and cache of four attentions of equal parameters", table,

@@ -77,7 +77,7 @@ def draw(found: Found, path: Path) -> None:
     share, cost = accepted(found["one"], 0) or 0.0, against(found, "one", "none").mean
     with plot.figure(path, width=8.6, height=3.1, panels=2) as axes:
         drawn.dots(axes[0], found, list(found), "nats", "held-out nats of the next token")
-        axes[0].set_title(f"A second token moves the first's loss by {cost:+.3f}")
+        axes[0].set_title(f"A second token: {cost:+.3f} nats on the first")
         for color, name in zip(plot.COLORS[1:], list(found)[1:], strict=False):
             depths = len(found[name]["of_seeds"][0]["acceptance"])
             for run in found[name]["of_seeds"]:

@@ -76,6 +76,20 @@ def test_a_claim_is_open_until_its_record_is_there(fake):
     assert claims.fill(page, [dataclasses.replace(ruled, number="-0.1 nats"), fixed]) != filled
 
 
+def test_a_page_shows_the_answer_of_a_part_once_it_is_there(fake, monkeypatch):
+    monkeypatch.setattr(claims, "studies", lambda: [fake])
+    page = "<!-- answer:fake part -->\nold\n<!-- /answer -->\n"
+    assert claims.fill(page, []) == page.replace("old", "Not run yet.")
+    (fake.folder / "records").mkdir(parents=True)
+    made = {"columns": ["arm", "nats"], "rows": [["fine", "3.5"]], "is_clean": True, "verdicts": {
+        "less": {"verdict": "contradicts", "number": "+0.1 nats"}}} | record.environment("run")
+    (fake.folder / "records" / "one.json").write_text(json.dumps(made))
+    shown = claims.fill(page, [])
+    assert "| fine | 3.5 |" in shown
+    assert "- *less*: contradicts; +0.1 nats." in shown
+    assert claims.fill(shown, []) == shown
+
+
 def test_the_index_shows_the_verdict_of_a_rule(fake):
     assert study.verdict(fake, fake.parts[0]) is None
     (fake.folder / "records").mkdir(parents=True)

@@ -19,6 +19,7 @@ def dots(axes: Any, found: Found, names: Sequence[str], what: str, unit: str) ->
         axes.plot([mean(found[name], what)] * 2, [at - 0.3, at + 0.3], color=COLORS[1], lw=2)
     axes.set_yticks(range(len(names)), list(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(unit)
 
 
