@@ -1,10 +1,10 @@
 """The table of all claims: each with its source, verdict, number and record, from STUDYs alone.
 
 A page shows it between `<!-- claims -->` and `<!-- /claims -->`, how many claims have which verdict
-between `<!-- claims:count -->` and `<!-- /claims:count -->`, and a part's figure, table and verdicts
-between `<!-- answer:STUDY PART -->` and `<!-- /answer -->`. All are made anew when a study ends and
-by `python -m experiments.common.claims`, and a test fails while a page differs. A claim whose
-part has no record yet is open, and its page says so.
+between `<!-- claims:count -->` and `<!-- /claims:count -->`, and a part's figure, table and
+verdicts between `<!-- answer:STUDY PART -->` and `<!-- /answer -->`. All are made anew when a study
+ends and by `python -m experiments.common.claims`, and a test fails while a page differs. A claim
+whose part has no record yet is open, and its page says so.
 """
 
 from __future__ import annotations
