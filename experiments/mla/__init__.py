@@ -10,7 +10,7 @@ STUDY = Study(
     parts=(
         Part(
             name="arms",
-            command="python -m experiments.mla.run",
+            command="python -m experiments.mla.run arms",
             asks="held-out loss and cache of MHA, GQA, MQA and MLA of equal parameters",
             cost="12 CPU minutes",
             quick="one arm of three steps, in half a minute",
