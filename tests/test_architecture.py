@@ -246,7 +246,7 @@ def test_every_command_that_is_written_down_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-OF_EXPERIMENTS = {"--quick", "--dirty", "--peer-python"}
+OF_EXPERIMENTS = {"--quick", "--dirty", "--background", "--peer-python"}
 
 
 @functools.cache

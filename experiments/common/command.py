@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dsjax.errors import UserError, printable
-from experiments.common import index, record
+from experiments.common import claims, index, record
 from experiments.common.record import Tree
 from experiments.common.study import RUNS, Flag, Part, Study
 
@@ -155,6 +155,7 @@ def _one(study: Study, part: Part, given: dict[str, Any], words: Sequence[str]) 
         print(f"\nNo record of the experiment was touched; what this made is in {folder}")
     else:
         record.fill_pages()
+        claims.fill_pages()
     return status or 0
 
 

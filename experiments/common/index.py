@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from experiments.common.study import State, Study, state
+from experiments.common.study import State, Study, state, verdict
 
 WIDTH = 100
 
@@ -25,7 +25,8 @@ def lines(study: Study) -> list[str]:
         found = state(study, part)
         made += ["", f"  {part.command}"]
         for name, text in (("asks", part.asks), ("cost", part.cost), ("state", said(found)),
-                           ("verdict", part.verdict), ("running", "; ".join(found.running))):
+                           ("verdict", verdict(study, part)),
+                           ("running", "; ".join(found.running))):
             if text:
                 made += textwrap.wrap(text, WIDTH, initial_indent=f"    {name:<8} ",
                                       subsequent_indent=" " * 13)
@@ -39,9 +40,10 @@ def plain(study: Study) -> dict[str, Any]:
         found = state(study, part)
         parts.append({
             "name": part.name, "asks": part.asks, "command": part.command, "cost": part.cost,
-            "quick": part.quick, "verdict": part.verdict, "state": found.state,
+            "quick": part.quick, "verdict": verdict(study, part), "state": found.state,
             "commit": found.commit, "date": found.date, "is_clean": found.is_clean,
             "running": list(found.running),
         })
     return {"name": study.name, "claim": study.claim, "source": study.source,
-            "page": f"experiments/{study.name}/README.md", "parts": parts}
+            "page": f"experiments/{study.name}/README.md", "parts": parts,
+            "claims": [one.says for one in study.claims]}

@@ -66,10 +66,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A row of docs/claims.md: a sentence of the reports, where it stands, and what answers it.
+
+    key: by which a part's record names its verdict and number in `verdicts`. Where a verdict stands
+    here instead, `number` is its text, with numbers of records as `{RECORD: ROW / COLUMN}`.
+    """
+
+    key: str
+    says: str
+    source: str
+    part: str
+    record: str
+    verdict: str | None = None
+    number: str = ""
+
+
+@dataclass(frozen=True)
 class Study:
     """An experiment: the claim it tests, where the reports make it, and its parts.
 
-    name: of its folder. whole: parts that `run` runs where none is named; all, if empty.
+    name: of its folder. whole: parts that `run` runs where none is named; all, if empty. claims:
+    its rows of docs/claims.md.
     """
 
     name: str
@@ -77,6 +95,7 @@ class Study:
     source: str
     parts: tuple[Part, ...]
     whole: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -123,6 +142,18 @@ def state(study: Study, part: Part) -> State:
     newest = max(found, key=lambda record: record["date"])
     return State("recorded" if len(there) == len(paths) else "partly", newest["commit"],
                  newest["date"], all(r["is_clean"] for r in found), running)
+
+
+def verdict(study: Study, part: Part) -> str | None:
+    """The verdict of a part: as it says, or as its rule made of its records; None before."""
+    if part.verdict is not None:
+        return part.verdict
+    found: dict[str, Any] = {}
+    for name in part.records:
+        path = study.folder / "records" / f"{name}.json"
+        if path.is_file():
+            found |= json.loads(path.read_text()).get("verdicts", {})
+    return "; ".join(f"{key}: {one['verdict']}" for key, one in found.items()) or None
 
 
 def _running(runs: Path) -> Iterator[str]:

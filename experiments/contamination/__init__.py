@@ -1,6 +1,6 @@
 """Items of tasks in training corpora: how many, how fast they are found, and what they do."""
 
-from experiments.common.study import Flag, Part, Study
+from experiments.common.study import Claim, Flag, Part, Study
 
 AGAINST = Flag("--against", "files of tasks, as JSONL in their public form", is_many=True)
 
@@ -53,4 +53,14 @@ STUDY = Study(
         is_resumable=True,
         is_tuned=True,
     )),
+    claims=(
+        Claim("recall", "an audit of training text finds copies of a task",
+              "articles of January 2025", "recall", "recall", "supports",
+              "verbatim {recall: verbatim 20 to 120 / either}, edited {recall: 5 % "
+              "swapped, 5 % dropped 20 to 120 / either}"),
+        Claim("worth", "a copy is worth more the more often it was read",
+              "articles of January 2025", "memory", "memory", "supports",
+              "{memory: 16 / fewer than unread} nats after 16 readings, {memory: 1 96 "
+              "/ fewer than unread} after one"),
+    ),
 )

@@ -1,6 +1,6 @@
 """A cache of routed experts on the device: how often it is right, and what that is worth."""
 
-from experiments.common.study import Flag, Part, Study
+from experiments.common.study import Claim, Flag, Part, Study
 
 STUDY = Study(
     name="experts_cache",
@@ -25,5 +25,11 @@ STUDY = Study(
             ),
             is_timed=True,
         ),
+    ),
+    claims=(
+        Claim("fits", "a mixture larger than the machine's memory answers a prompt",
+              "none of the reports", "large", "large", "supports",
+              "{large: routed experts / --experts-cache 2GB} of experts in a process "
+              "of {large: most memory of / --experts-cache 2GB}"),
     ),
 )

@@ -1,6 +1,6 @@
 """Does FP8 training follow BF16 training, and what does each of its ingredients buy?"""
 
-from experiments.common.study import REDRAW, Flag, Part, Study
+from experiments.common.study import REDRAW, Claim, Flag, Part, Study
 
 PACKAGE = "python -m experiments.fp8_vs_bf16"
 STUDY = Study(
@@ -55,4 +55,19 @@ STUDY = Study(
         ),
     ),
     whole=("training",),
+    claims=(
+        Claim("training", "FP8 training stays within 0.25 % of bfloat16's loss",
+              "V3 sec. 3.3", "training", "training", "inconclusive",
+              "largest {training: small 2,048 FP8 / largest} at `small`, {training: "
+              "tiny 2,048 FP8 / largest} at `tiny`, averaged over seeds {training: "
+              "tiny 2,048 FP8 / largest, seeds averaged}"),
+        Claim("bytes", "8-bit operands and caches take a quarter of float32's bytes",
+              "V3 sec. 3.3.3", "bytes", "bytes", "supports",
+              "MiB at `small`: weights {bytes: small weights / FP8}, caches {bytes: "
+              "small cached / FP8}"),
+        Claim("accumulation", "without promotion a sum over K = 4,096 is wrong by nearly 2 %",
+              "V3 sec. 3.3.2", "accumulation", "accumulation", "supports",
+              "{accumulation: never / normal: largest error}; promoted every 128 "
+              "{accumulation: 128 / normal: largest error}"),
+    ),
 )

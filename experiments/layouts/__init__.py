@@ -1,6 +1,6 @@
 """Every number of a step on every layout, compared with one device's."""
 
-from experiments.common.study import Part, Study
+from experiments.common.study import Claim, Part, Study
 
 STUDY = Study(
     name="layouts",
@@ -16,4 +16,9 @@ STUDY = Study(
         verdict="supports",
         records=("layouts", "links"),
     ),),
+    claims=(
+        Claim("same", "a step's numbers do not depend on the devices",
+              "V3 sec. 3.2, taken for granted", "steps", "layouts", "supports",
+              "gradients within {layouts: * / gradients}"),
+    ),
 )

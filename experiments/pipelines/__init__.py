@@ -1,6 +1,6 @@
 """Pipeline schedules: what the report claims, what one executor does."""
 
-from experiments.common.study import REDRAW, Part, Study
+from experiments.common.study import REDRAW, Claim, Part, Study
 
 RUN = "python -m experiments.pipelines.run"
 STUDY = Study(
@@ -67,5 +67,15 @@ STUDY = Study(
             is_on_cpu=True,
             records=("ahead", "pairs"),
         ),
+    ),
+    claims=(
+        Claim("bubble", "DualPipe's bubble and activations are Table 2's",
+              "V3 sec. 3.2.1, Table 2", "schedules", "schedules", "supports",
+              "bubble {schedules: dualpipe 8 / simulated}, formula {schedules: "
+              "dualpipe 8 / its value}; activations {schedules: dualpipe 8 / "
+              "activations (formula)}"),
+        Claim("curve", "a pipeline trains as one device does",
+              "V3 sec. 3.2.1, taken for granted", "curves", "curves", "supports",
+              "losses apart by {curves: calm DualPipe / in 60} in 60 steps"),
     ),
 )

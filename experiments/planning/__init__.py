@@ -1,6 +1,6 @@
 """Predictions of runs that others have published, and of V3's own layout."""
 
-from experiments.common.study import Part, Study
+from experiments.common.study import Claim, Part, Study
 
 STUDY = Study(
     name="planning",
@@ -34,4 +34,13 @@ STUDY = Study(
         verdict="cannot speak for 45: the product is 36 in training and depends on the baseline",
         records=("claims", "served"),
     )),
+    claims=(
+        Claim("times", "45 times as efficient, all ideas together",
+              "articles of January 2025", "claims", "claims", "cannot speak",
+              "{claims: together / training} times in training, by a baseline that is "
+              "chosen"),
+        Claim("time", "a step's time follows from counts and data sheets",
+              "V3 sec. 3.2, 4.2 and Table 1", "published", "published", "supports",
+              "median error {published: median size / error} over published runs"),
+    ),
 )

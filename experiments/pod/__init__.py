@@ -1,6 +1,6 @@
 """V3's training step compiled for a pod: its memory, and the exchanges it hides."""
 
-from experiments.common.study import Flag, Part, Study
+from experiments.common.study import Claim, Flag, Part, Study
 
 STUDY = Study(
     name="pod",
@@ -18,4 +18,10 @@ STUDY = Study(
         flags=(Flag("case", "compile only these, and keep what the tables have of the others; as "
                     "in 'v5p bf16'", is_many=True),),
     ),),
+    claims=(
+        Claim("fits", "V3 trains on 2,048 devices of 80 GB",
+              "V3 sec. 3.1", "compiled", "pods", "inconclusive",
+              "{pods: h200 fp8 / together} GB compiled for an H200, which has {pods: "
+              "h200 fp8 / a device has}"),
+    ),
 )

@@ -1,6 +1,6 @@
 """R1-Zero's observation at the size of a laptop, and the control that tells what it is."""
 
-from experiments.common.study import REDRAW, Flag, Part, Study
+from experiments.common.study import REDRAW, Claim, Flag, Part, Study
 
 STUDY = Study(
     name="r1",
@@ -76,4 +76,15 @@ STUDY = Study(
         is_on_cpu=True,
         is_resumable=True,
     )),
+    claims=(
+        Claim("zero", "RL on answers alone makes a base work problems out",
+              "R1 sec. 2.2, fig. 3", "zero", "zero", "supports",
+              "right samples from at most {zero: most / base sampled} to at least "
+              "{zero: least / RL sampled}, tokens from {zero: most / base length} to "
+              "{zero: least / RL length}"),
+        Claim("control", "outputs do not grow longer where working does not pay",
+              "R1 sec. 2.2, fig. 3", "control", "control", "supports",
+              "right samples {control: most / base sampled} before, {control: most / "
+              "RL sampled} after"),
+    ),
 )

@@ -1,6 +1,6 @@
 """Many clients of every kind at one server, and what is left when they are gone."""
 
-from experiments.common.study import Flag, Part, Study
+from experiments.common.study import Claim, Flag, Part, Study
 
 STUDY = Study(
     name="serve",
@@ -44,4 +44,9 @@ STUDY = Study(
         devices=8,
         is_on_cpu=True,
     )),
+    claims=(
+        Claim("clients", "a seed gives one text whoever else is served",
+              "none of the reports", "clients", "clients", "supports",
+              "{clients: of them / number} forms had two texts"),
+    ),
 )

@@ -1,6 +1,6 @@
 """Memory of tuning a 16B model: counted by part, and measured in proportion."""
 
-from experiments.common.study import Part, Study
+from experiments.common.study import Claim, Part, Study
 
 STUDY = Study(
     name="sft",
@@ -26,4 +26,10 @@ STUDY = Study(
         records=("cap",),
         is_on_cpu=True,
     ),),
+    claims=(
+        Claim("card", "adapters beside 8-bit weights tune 16B on 24 GB",
+              "arXiv 2106.09685; V3 sec. 3.3.2", "memory", "memory", "supports",
+              "{memory: moonlight_16b_a3b adapters of rank 16, base in FP8 / in all, "
+              "GB} GB by count"),
+    ),
 )

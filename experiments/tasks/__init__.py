@@ -1,6 +1,6 @@
 """Scores of small trained models on public tasks, beside what luck gives."""
 
-from experiments.common.study import Flag, Part, Study
+from experiments.common.study import Claim, Flag, Part, Study
 
 DATA = Flag("--data", "folder of the tasks' files (docs/evaluation.md names them)", str,
             "data/eval")
@@ -38,4 +38,9 @@ STUDY = Study(
         is_on_cpu=True,
         is_tuned=True,
     )),
+    claims=(
+        Claim("chance", "ten million parameters sit at chance on MMLU",
+              "none of the reports", "scores", "scores", "supports",
+              "{scores: demo mmlu / value}, chance {scores: demo mmlu / chance}"),
+    ),
 )

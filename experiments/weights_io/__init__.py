@@ -1,6 +1,6 @@
 """Memory and time of reading and writing checkpoints."""
 
-from experiments.common.study import Flag, Part, Study
+from experiments.common.study import Claim, Flag, Part, Study
 
 STUDY = Study(
     name="weights_io",
@@ -19,4 +19,10 @@ STUDY = Study(
         flags=(Flag("--folder", "where some 20 GB fit, and what is measured stays, so that an "
                     "interrupted run goes on; default is a temporary one"),),
     ),),
+    claims=(
+        Claim("memory", "converting takes little more memory than its largest tensor",
+              "none of the reports", "conversions", "memory", "supports",
+              "{memory: hf-to-dsjax 0 / peak GB} GB, bound {memory: hf-to-dsjax 0 / "
+              "bound GB}"),
+    ),
 )
