@@ -13,16 +13,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig
+from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers import remat
 from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.numerics.precision import Matrix, value
 from dsjax.ops import experts_few
 from dsjax.ops.expert_mlp import ExpertMLP, batched
 from dsjax.parallel import mesh_backend, overlap
-from dsjax.runtime import precision
+from dsjax.runtime import attention, precision
 
 FORWARD = MachineConfig()
 """For programs without a gradient: nothing is made again, as nothing waits."""
@@ -42,13 +43,14 @@ def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelC
     products = precision.precision_of(numerics.matmul, machine, device)
     backend = dataclasses.replace(single(products, jnp.dtype(numerics.activations)),
                                   remat=remat.policy(machine.remat), unroll=machine.unroll)
+    backend = attention.on(backend, machine, device)
     return backend if layout is None else over(backend, model, layout, mesh)
 
 
 def for_run(run: RunConfig, mesh: Mesh | None = None, device: jax.Device | None = None) -> Backend:
     """The backend of a run, on its mesh where it has one."""
-    return backend_for(run.model, run.precision, run.parallel, mesh, machine=run.machine,
-                       device=device)
+    return backend_for(run.model, run.precision, run.parallel, mesh,
+                       machine=attention.of_rows(run), device=device)
 
 
 def over(backend: Backend, model: ModelConfig, layout: ParallelConfig,
