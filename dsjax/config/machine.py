@@ -27,10 +27,13 @@ class MachineConfig:
     """Documents a row may have for the kernel to take a batch, where rows are not of one each; a
     batch with more goes to the blocks. Softmax sums for the backward pass take as many times the
     memory of one document's."""
-    unroll: int = 1
-    """Layers written out per scan iteration: longer compile, fewer copies."""
+    unroll: int | None = None
+    """Layers written out per scan iteration: longer compile, fewer copies. None: every layer of a
+    model of at most 32 that trains on one GPU, otherwise 1."""
 
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing."""
         well_typed(self)
-        counted("MachineConfig", unroll=self.unroll, documents=self.documents)
+        counted("MachineConfig", documents=self.documents)
+        if self.unroll is not None:
+            counted("MachineConfig", unroll=self.unroll)

@@ -116,11 +116,11 @@ def _described(folder: Path) -> _Folder:
     if weights.is_released(folder):
         context: Any = disk.read_object(path, weights.REMEDY).get("max_position_embeddings")
         return _Folder(weights.model(folder), context if isinstance(context, int) else DEFAULT,
-                       PrecisionConfig(), MachineConfig())
+                       PrecisionConfig(), MachineConfig(unroll=1))
     run = run_from_json(path)
     return _Folder(run.model, run.train.seq_len, run.precision,
                    MachineConfig(fp8_matmul=run.machine.fp8_matmul,
-                                 attention=run.machine.attention))
+                                 attention=run.machine.attention, unroll=1))
 
 
 DEFAULT = 4096

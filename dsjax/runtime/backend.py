@@ -25,8 +25,11 @@ from dsjax.ops.expert_mlp import ExpertMLP, batched
 from dsjax.parallel import mesh_backend, overlap
 from dsjax.runtime import attention, precision
 
-FORWARD = MachineConfig()
+FORWARD = MachineConfig(unroll=1)
 """For programs without a gradient: nothing is made again, as nothing waits."""
+WRITTEN_OUT = 32
+"""Layers of a model that are all written out on one GPU, where a scan copies what waits for the
+backward pass in and out of its carries: a tenth of a step of a model of 12 layers."""
 
 
 def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelConfig | None = None,
@@ -42,9 +45,19 @@ def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelC
     machine = machine or FORWARD
     products = precision.precision_of(numerics.matmul, machine, device)
     backend = dataclasses.replace(single(products, jnp.dtype(numerics.activations)),
-                                  remat=remat.policy(machine.remat), unroll=machine.unroll)
+                                  remat=remat.policy(machine.remat),
+                                  unroll=layers_at_once(machine, model, device, mesh))
     backend = attention.on(backend, machine, device)
     return backend if layout is None else over(backend, model, layout, mesh)
+
+
+def layers_at_once(machine: MachineConfig, model: ModelConfig, device: jax.Device,
+                   mesh: Mesh | None = None) -> int:
+    """Layers that one iteration of a scan over a stack holds."""
+    if machine.unroll is not None:
+        return machine.unroll
+    is_alone = device.platform == "gpu" and (mesh is None or mesh.size == 1)
+    return model.layers if is_alone and model.layers <= WRITTEN_OUT else 1
 
 
 def for_run(run: RunConfig, mesh: Mesh | None = None, device: jax.Device | None = None) -> Backend:

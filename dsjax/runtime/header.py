@@ -58,7 +58,7 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         "rate": schedule.describe(run.learning_rate, run.train.steps),
         "attention": attention.describe(run, backend, devices[0]),
         **_experts(run.model.moe),
-        "remat": f"{run.machine.remat}, {run.machine.unroll} layer{'s' * (run.machine.unroll > 1)} "
+        "remat": f"{run.machine.remat}, {backend.unroll} layer{'s' * (backend.unroll > 1)} "
         "written out per scan step",
     }
     if run.precision.operand_bytes == 1:
