@@ -16,8 +16,9 @@ Command: dsjax show deepseek_v2
 """
 
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import StepDecay
 
 

@@ -36,8 +36,9 @@ Command: dsjax show deepseek_v3
 """
 
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import DataConfig, MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import DataConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 LENGTH = 4096

@@ -15,8 +15,9 @@ Command: dsjax show kimi_k2
 """
 
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 

@@ -14,8 +14,9 @@ Command: dsjax show moonlight_16b_a3b
 """
 
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig, RopeConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 

@@ -29,9 +29,10 @@ Command: dsjax rl r1_zero --init-from DeepSeek-V3-Base --rl.task problems.jsonl
 import dataclasses
 
 from dsjax.config import load
+from dsjax.config.machine import MachineConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.rl import RLConfig
-from dsjax.config.run import MachineConfig, OutputConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import OutputConfig, PrecisionConfig, RunConfig, TrainConfig
 
 UPDATES = 16
 """Of a rollout."""

@@ -19,15 +19,9 @@ Command: dsjax train tiny
 """
 
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import (
-    MachineConfig,
-    OptimizerConfig,
-    OutputConfig,
-    PrecisionConfig,
-    RunConfig,
-    TrainConfig,
-)
+from dsjax.config.run import OptimizerConfig, OutputConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 

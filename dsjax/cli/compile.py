@@ -118,6 +118,7 @@ def summary(made: Plan) -> dict[str, Any]:
         "seconds": round(result.cost.seconds, 1),
         "cpu_seconds": round(result.cost.cpu_seconds, 1),
         "peak_memory": result.cost.peak_memory,
+        "attention": result.attention if isinstance(result, Compiled) else None,
         "options": result.options if isinstance(result, Compiled) else {},
         "collectives": hlo.summary(found),
     }
@@ -132,6 +133,8 @@ def _print(made: Plan) -> None:
     console.print(_memory(said))
     if said["collectives"]:
         console.print(_collectives(said))
+    if said["attention"] is not None:
+        console.print(f"attention: {said['attention']}", highlight=False)
     verdict = "fits" if said["fits"] else f"does not fit: {said['advice']}"
     done = "compiled" if said["compiled"] else "refused by the compiler"
     console.print(f"{verdict}\n{done} in {said['seconds']:.0f} s ({said['cpu_seconds']:.0f} s of "

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from dsjax.config.fields import between, choices, counted, profiled, seed_in_range, well_typed
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
 from dsjax.config.rl import RLConfig
@@ -246,28 +247,6 @@ class OutputConfig:
                                  f"{zero}")
         if self.profile is not None:
             profiled(self.profile)
-
-
-@dataclass(frozen=True)
-class MachineConfig:
-    """Fit of a step to a machine: memory against time, never what is computed."""
-
-    remat: Literal["none", "v3", "full"] = "none"
-    """Activations that the backward pass computes again: `v3` norms, MLA up-projections and SwiGLU
-    outputs; `full` all of a block but its tokens' choice of experts."""
-    fp8_matmul: Literal["auto", "kernel", "codes", "values"] = "auto"
-    """Operands of FP8 products: the 8-bit `codes`, on machines that multiply them (Hopper and
-    Blackwell GPUs, TPU7x), or the exact `values` they stand for, in bfloat16. `kernel`: codes, by a
-    Pallas kernel (Hopper, TPU7x). `auto`: the first of kernel, codes and values that the machine
-    has. They differ by roundings of float32 sums. A CPU can be told `codes` to check them; it has
-    no instruction for them and is slow."""
-    unroll: int = 1
-    """Layers written out per scan iteration: longer compile, fewer copies."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts that mean nothing."""
-        well_typed(self)
-        counted("MachineConfig", unroll=self.unroll)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from dsjax import disk, weights
 from dsjax.checkpoint import store
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import ModelConfig, dropless
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig
+from dsjax.config.run import PrecisionConfig
 from dsjax.config.stored import run_from_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.data.tokenizers.tokenizer import Tokenizer
@@ -115,10 +116,11 @@ def _described(folder: Path) -> _Folder:
     if weights.is_released(folder):
         context: Any = disk.read_object(path, weights.REMEDY).get("max_position_embeddings")
         return _Folder(weights.model(folder), context if isinstance(context, int) else DEFAULT,
-                       PrecisionConfig(), MachineConfig())
+                       PrecisionConfig(), MachineConfig(unroll=1))
     run = run_from_json(path)
     return _Folder(run.model, run.train.seq_len, run.precision,
-                   MachineConfig(fp8_matmul=run.machine.fp8_matmul))
+                   MachineConfig(fp8_matmul=run.machine.fp8_matmul,
+                                 attention=run.machine.attention, unroll=1))
 
 
 DEFAULT = 4096

@@ -111,7 +111,8 @@ def hidden(p: TransformerParams, tokens: Array, segments: Array, cfg: ModelConfi
         x, stats, kept = blocks.block(p, x, attend, segments != 0, cfg, backend, routes)
         return x, stats, kept if is_kept else None
 
-    layer = backend.remat(layer)
+    is_scanned = backend.unroll == 1 or backend.unroll < max(s.count for s in cfg.stacks)
+    layer = backend.remat(layer, is_scanned)
 
     def body(x: Array, of_layer: tuple[BlockParams, Array | None]) -> tuple[Array, Any]:
         p, *given = (part for part in of_layer if part is not None)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from dsjax.errors import UserError
+from dsjax.kernels import cudnn
 from dsjax.plan import hlo
 from dsjax.plan.hlo import Collective
 from dsjax.plan.target import Target
@@ -52,6 +53,15 @@ class Compiled:
     text: str
 
     @property
+    def attention(self) -> str:
+        """The attention that the program holds: calls of a vendor's kernel, or plain blocks."""
+        calls = self.text.count(f'custom_call_target="{cudnn.CALL}')
+        backward = len(re.findall(rf'target="{re.escape(cudnn.CALL)}\w*Backward', self.text))
+        if not calls:
+            return "plain blocks"
+        return f"cuDNN's, {calls - backward} calls forward and {backward} backward"
+
+    @property
     def total(self) -> int:
         """Bytes of a device that the step needs.
 
@@ -77,7 +87,8 @@ def compile_for(target: Target, step: Any, *args: Any) -> Compiled | Refused:
     """Compile a jitted step for abstract arguments whose shardings lie on the target's devices."""
     begin = time.perf_counter(), time.process_time()
     platform = target.chip.platform
-    lowered = step.trace(*args).lower(lowering_platforms=(platform,))
+    with cudnn.of_hopper() if platform == "cuda" else contextlib.nullcontext():
+        lowered = step.trace(*args).lower(lowering_platforms=(platform,))
     asked = compiler.ahead(platform)
     while True:
         try:

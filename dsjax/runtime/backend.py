@@ -13,19 +13,23 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import ModelConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig
+from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.layers import remat
 from dsjax.layers.backend import Backend, Dispatch, single
 from dsjax.numerics.precision import Matrix, value
 from dsjax.ops import experts_few
 from dsjax.ops.expert_mlp import ExpertMLP, batched
 from dsjax.parallel import mesh_backend, overlap
-from dsjax.runtime import precision
+from dsjax.runtime import attention, precision
 
-FORWARD = MachineConfig()
+FORWARD = MachineConfig(unroll=1)
 """For programs without a gradient: nothing is made again, as nothing waits."""
+WRITTEN_OUT = 32
+"""Layers of a model that are all written out on one GPU, where a scan copies what waits for the
+backward pass in and out of its carries: a tenth of a step of a model of 12 layers."""
 
 
 def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelConfig | None = None,
@@ -41,14 +45,25 @@ def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelC
     machine = machine or FORWARD
     products = precision.precision_of(numerics.matmul, machine, device)
     backend = dataclasses.replace(single(products, jnp.dtype(numerics.activations)),
-                                  remat=remat.policy(machine.remat), unroll=machine.unroll)
+                                  remat=remat.policy(machine.remat),
+                                  unroll=layers_at_once(machine, model, device, mesh))
+    backend = attention.on(backend, machine, device)
     return backend if layout is None else over(backend, model, layout, mesh)
+
+
+def layers_at_once(machine: MachineConfig, model: ModelConfig, device: jax.Device,
+                   mesh: Mesh | None = None) -> int:
+    """Layers that one iteration of a scan over a stack holds."""
+    if machine.unroll is not None:
+        return machine.unroll
+    is_alone = device.platform == "gpu" and (mesh is None or mesh.size == 1)
+    return model.layers if is_alone and model.layers <= WRITTEN_OUT else 1
 
 
 def for_run(run: RunConfig, mesh: Mesh | None = None, device: jax.Device | None = None) -> Backend:
     """The backend of a run, on its mesh where it has one."""
-    return backend_for(run.model, run.precision, run.parallel, mesh, machine=run.machine,
-                       device=device)
+    return backend_for(run.model, run.precision, run.parallel, mesh,
+                       machine=attention.of_rows(run), device=device)
 
 
 def over(backend: Backend, model: ModelConfig, layout: ParallelConfig,

@@ -12,7 +12,7 @@ from dsjax.config.model import MoEConfig
 from dsjax.config.run import RunConfig
 from dsjax.layers.backend import Backend
 from dsjax.optim import schedule
-from dsjax.runtime import precision, program_cache
+from dsjax.runtime import attention, precision, program_cache
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_dtypes", "grain")
 
@@ -56,9 +56,9 @@ def describe(run: RunConfig, backend: Backend) -> dict[str, str]:
         f"{backend.dtype} activations",
         "optimizer": f"AdamW, {run.optimizer.moments} moments, float32 masters",
         "rate": schedule.describe(run.learning_rate, run.train.steps),
-        "attention": "blocks of 128 queries, probabilities made again in the backward pass",
+        "attention": attention.describe(run, backend, devices[0]),
         **_experts(run.model.moe),
-        "remat": f"{run.machine.remat}, {run.machine.unroll} layer{'s' * (run.machine.unroll > 1)} "
+        "remat": f"{run.machine.remat}, {backend.unroll} layer{'s' * (backend.unroll > 1)} "
         "written out per scan step",
     }
     if run.precision.operand_bytes == 1:

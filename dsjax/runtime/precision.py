@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from dsjax.config.run import MachineConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.errors import UserError
 from dsjax.numerics import codes, gemm
 from dsjax.numerics.precision import BF16, FP32, TF32, Precision
@@ -38,18 +38,24 @@ def fp8(operands: Operands) -> Precision:
     return CODES if operands == "codes" else gemm.FP8
 
 
+def cuda_capability(device: jax.Device) -> int | None:
+    """Major number of an NVIDIA GPU's compute capability; None for other devices."""
+    if device.platform != "gpu":
+        return None
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0"; AMD: "gfx942"
+    return int(major) if major.isdecimal() else None
+
+
 def fp8_operands(machine: MachineConfig, device: jax.Device) -> Operands:
     """Operands that FP8 products multiply on a device: 8-bit codes, or their values in bfloat16.
 
     Codes by the device's kernel, `hopper` or `tpu`, or by XLA's own products.
     """
     kernel: Literal["hopper", "tpu"] | None = None
-    has_codes = False
-    if device.platform == "gpu":
-        capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD: "gfx942"
-        major = capability.partition(".")[0]
-        has_codes = major.isdecimal() and int(major) >= HOPPER
-        kernel = "hopper" if has_codes and int(major) == HOPPER else None
+    capability = cuda_capability(device)
+    has_codes = capability is not None and capability >= HOPPER
+    if capability == HOPPER:
+        kernel = "hopper"
     elif "7x" in device.device_kind:
         kernel = "tpu"
     if machine.fp8_matmul == "kernel" and kernel is None:

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from dsjax.config.run import MachineConfig, OutputConfig, RunConfig
+from dsjax.config.machine import MachineConfig
+from dsjax.config.run import OutputConfig, RunConfig
 from dsjax.config.stored import renamed
 from dsjax.layers.backend import Backend
 from dsjax.report.metrics import read_metrics

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import small, tiny
-from dsjax.config.run import MachineConfig, OutputConfig, RunConfig, TrainConfig
+from dsjax.config.machine import MachineConfig
+from dsjax.config.run import OutputConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.numerics import precision as numerics
 from experiments.common import arms

@@ -17,10 +17,10 @@ import numpy as np
 
 from configs import tiny, tiny_long
 from dsjax import infer
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, RopeConfig
 from dsjax.config.run import (
     DataConfig,
-    MachineConfig,
     OptimizerConfig,
     OutputConfig,
     PrecisionConfig,

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import MachineConfig, RunConfig, TrainConfig
+from dsjax.config.run import RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 from dsjax.config.sft import LoRAConfig, Resting
 from experiments.common.command import Asked

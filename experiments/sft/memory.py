@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any
 
 from dsjax.config.load import load
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig
+from dsjax.config.machine import MachineConfig
+from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.config.sft import ExpertsConfig, LoRAConfig, written
 from dsjax.train.tuning import plan
 from experiments.common.command import Asked

@@ -16,9 +16,10 @@ import pytest
 
 from dsjax import params
 from dsjax.config.loss import LossConfig
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import MLAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers.backend import single
 from dsjax.layers.remat import policy
 from dsjax.model import loss as losses

@@ -6,13 +6,17 @@ What it defends against: a seam that is there, and left out where a backend is m
 import ast
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 
 from dsjax.cli.benches import equal_layouts
+from dsjax.config.machine import MachineConfig
 from dsjax.config.parallel import ParallelConfig
+from dsjax.layers import remat
 from dsjax.layers.backend import single
+from dsjax.model import transformer
 from dsjax.numerics.precision import FP32
 from dsjax.ops import attention, expert_mlp
 from dsjax.ops.expert_mlp import ExpertMLP
@@ -68,3 +72,30 @@ def test_a_foreign_product_multiplies_for_a_handful_of_tokens_too():
     y, _ = backend.dispatch(*given, ExpertMLP(FP32, forward, OURS.backward))
     assert asked
     assert jnp.allclose(y, backend.dispatch(*given, OURS)[0], atol=1e-5)
+
+
+def test_layers_are_written_out_where_a_model_trains_on_one_gpu():
+    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
+    run = equal_layouts.RUN
+    layers = run.model.layers
+    told = dataclasses.replace(run, machine=MachineConfig(unroll=2))
+    deep = dataclasses.replace(run, model=dataclasses.replace(run.model, layers=33))
+    for one, device, wanted in ((run, gpu, layers), (told, gpu, 2), (deep, gpu, 1),
+                                (run, jax.devices()[0], 1)):
+        assert backends.for_run(one, device=device).unroll == wanted
+    assert backends.backend_for(run.model, run.precision, device=gpu).unroll == 1
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    assert backends.layers_at_once(run.machine, run.model, gpu, mesh) == 1
+
+
+def test_layers_that_are_written_out_are_computed_again_all_the_same():
+    """Without a scan between them the compiler would find both computations equal."""
+    cfg = equal_layouts.RUN.model
+    p = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    for unroll, forbids in ((1, False), (cfg.layers, True)):
+        backend = dataclasses.replace(single(), remat=remat.policy("full"), unroll=unroll)
+        made = jax.make_jaxpr(lambda p, t, b=backend: transformer.logits(p, t, cfg, None, b))(
+            p, tokens)
+        assert f"prevent_cse={forbids}" in str(made)
+        assert f"prevent_cse={not forbids}" not in str(made)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dsjax.cli.benches import equal_layouts
+from dsjax.config.machine import MachineConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, PrecisionConfig
+from dsjax.config.run import PrecisionConfig
 from dsjax.errors import UserError
 from dsjax.numerics.scaled import Scaled
 from dsjax.runtime import backend as backends

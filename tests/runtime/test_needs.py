@@ -9,8 +9,9 @@ import pytest
 
 from dsjax.cli.main import main
 from dsjax.config import load
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import GQAConfig, MLAConfig, ModelConfig, MoEConfig
-from dsjax.config.run import MachineConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.run import OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
 from dsjax.model.loss import from_rows
 from dsjax.runtime import backend as backends
 from dsjax.runtime import needs

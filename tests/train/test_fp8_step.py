@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.machine import MachineConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.model.loss import Batch

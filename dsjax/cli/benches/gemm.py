@@ -77,7 +77,7 @@ def compare(m: int, k: int, n: int, rounds: int, calls: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from dsjax.config.run import MachineConfig
+    from dsjax.config.machine import MachineConfig
     from dsjax.numerics import gemm as emulated
     from dsjax.numerics.precision import BF16, Precision, contract
     from dsjax.runtime import header

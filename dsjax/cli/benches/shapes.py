@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from dsjax.config import load
 from dsjax.config.fields import counted, seed_in_range
-from dsjax.config.run import MachineConfig, PrecisionConfig, RunConfig, TrainConfig
+from dsjax.config.machine import MachineConfig
+from dsjax.config.run import PrecisionConfig, RunConfig, TrainConfig
 from dsjax.config.schedule import LearningRate
 
 ROWS = {"tiny": (8, 256), "small": (4, 512)}

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dsjax.config.load import load
+from dsjax.config.machine import MachineConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, OptimizerConfig, RunConfig, with_fields
+from dsjax.config.run import OptimizerConfig, RunConfig, with_fields
 
 
 @dataclass(frozen=True)

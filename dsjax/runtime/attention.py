@@ -1,0 +1,67 @@
+"""The expanded attention of a run on this machine: plain blocks, or a vendor's flash kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+
+from dsjax.config.machine import MachineConfig
+from dsjax.config.run import RunConfig
+from dsjax.errors import UserError
+from dsjax.layers.backend import Attend, Backend
+from dsjax.runtime.precision import HOPPER, cuda_capability
+
+Form = Literal["blocks", "cudnn"]
+
+
+def form(machine: MachineConfig, is_low: bool, device: jax.Device) -> Form:
+    """The attention that a device runs; `is_low` where products are of bfloat16 or narrower.
+
+    The kernel is for bfloat16: a run in float32 keeps its blocks, and asking it for the kernel is
+    refused. Documents that are packed, and heads wider than 128, need a Hopper GPU or a later one.
+    """
+    has_kernel = (cuda_capability(device) or 0) >= HOPPER
+    if machine.attention == "kernel":
+        if not has_kernel:
+            raise UserError("--machine.attention kernel is for NVIDIA GPUs from Hopper on, and this"
+                            f" is {device.device_kind}; use auto or blocks")
+        if not is_low:
+            raise UserError("--machine.attention kernel multiplies bfloat16, and the products of "
+                            "this run are float32; use --precision bf16 or fp8, or auto")
+    return "cudnn" if has_kernel and is_low and machine.attention != "blocks" else "blocks"
+
+
+def on(backend: Backend, machine: MachineConfig, device: jax.Device) -> Backend:
+    """A backend with the attention of a device."""
+    if form(machine, _is_low(backend), device) == "blocks":
+        return backend
+    return dataclasses.replace(backend, attend=_flash(backend.attend, machine.documents))
+
+
+def _flash(plain: Attend, documents: int) -> Attend:
+    from dsjax.kernels import cudnn, flash
+
+    return functools.partial(flash.attend, choice=flash.Choice(cudnn.CUDNN, plain, documents))
+
+
+def _is_low(backend: Backend) -> bool:
+    return backend.precision.operand_dtype is not None
+
+
+def of_rows(run: RunConfig) -> MachineConfig:
+    """A run's machine, told of one document a row where the run cuts its rows so."""
+    is_one = run.data.packing == "concat" and run.rl is None and run.sft is None
+    return dataclasses.replace(run.machine, documents=1) if is_one else run.machine
+
+
+def describe(run: RunConfig, backend: Backend, device: jax.Device) -> str:
+    """Say which attention a run has."""
+    blocks = "blocks of 128 queries, probabilities made again in the backward pass"
+    if form(run.machine, _is_low(backend), device) == "blocks":
+        return blocks
+    most = of_rows(run).documents
+    rows = "rows of one document" if most == 1 else f"up to {most} documents a row"
+    return f"cuDNN's flash kernel in bfloat16, {rows}; other rows in {blocks}"
