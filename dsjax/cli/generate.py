@@ -51,6 +51,9 @@ class Generate:
     """A UTF-8 text file that is one prompt more, whole."""
     max_new_tokens: int | None = None
     """Tokens to add to each prompt at most; by default 128, or what the context has room for."""
+    stop: Annotated[tuple[Text, ...], Mark.REPEATED] = ()
+    """Text that ends a continuation, and is left out with all that follows; give it again for
+    more. Where it stands in a prompt it ends nothing."""
     sampling: Annotated[SamplingFlags, Mark.INLINE] = field(default_factory=SamplingFlags)
     draft: bool = False
     """Speculate with the model's MTP modules: the same distribution in fewer passes."""
@@ -80,6 +83,9 @@ def main(args: Generate) -> int:
         raise UserError(f"--context {args.context} has no room for a prompt and a new token; it "
                         "must be at least 2")
     texts = _prompts(args)
+    if "" in args.stop:
+        raise UserError("--stop '' ends every text before it begins; give the text to stop at, or "
+                        "leave it out")
     if args.model.devices is not None:
         devices.make(args.model.devices)
     devices.join(args.coordinator, args.processes, args.process)
@@ -121,10 +127,10 @@ def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
     with typed_as("max_new_tokens"):
         options = infer.Options(model.backend, model.mesh, args.draft, context,
                                 experts=model.experts)
-        request = Request(texts, prompts, asked)
+        request = Request(texts, prompts, asked, args.stop)
         made = write(model, request, options, None if args.json else console)
     if args.json:
-        console.out(to_json(_summary(model.tokenizer, texts, made.completions, made.report)))
+        console.out(to_json(_summary(model.tokenizer, request, made)))
 
 
 def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = False) -> Report:
@@ -141,40 +147,75 @@ def speak(run: str | Path, prompt: str, console: Console, is_drafting: bool = Fa
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts as text and as ids, and how they are continued."""
+    """Prompts as text and as ids, how they are continued, and texts that end them."""
 
     texts: Sequence[str]
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
+    stops: Sequence[str] = ()
+
+
+class Continuation:
+    """The text of a row as its tokens come, up to a text that ends it."""
+
+    def __init__(self, words: Tokenizer, request: Request) -> None:
+        from dsjax.data.tokenizers.tokenizer import StreamDecoder
+        from dsjax.serve.text import StopFinder
+
+        self._decoder, self._stops = StreamDecoder(words), StopFinder(request.stops)
+        self._stop_ids, self._text = request.sampling.stop_ids, ""
+        self.is_stopped = False
+        """True once a text that ends it has come."""
+
+    def push(self, token: int) -> None:
+        """Add a token; stop ids have no text."""
+        if token not in self._stop_ids:
+            self._add(self._decoder.push(token))
+
+    def end(self) -> None:
+        """Release what was held back, as no more tokens come."""
+        if not self.is_stopped:
+            self._add(self._decoder.finish())
+        if not self.is_stopped:
+            self._text += self._stops.rest()
+
+    def take(self) -> str:
+        """Return what came since the last call and is no part of a text that ends it."""
+        taken, self._text = self._text, ""
+        return taken
+
+    def _add(self, text: str) -> None:
+        safe, self.is_stopped = self._stops.push(text)
+        self._text += safe
 
 
 def write(model: Model, request: Request, options: Options, console: Console | None) -> Generation:
     """Continue prompts; to a console, the first as it is decoded, the others after it."""
-    from dsjax.data.tokenizers.tokenizer import StreamDecoder
     from dsjax.infer import check, generate
 
     texts, prompts, asked = request.texts, request.prompts, request.sampling
     check(model.cfg, prompts, [asked] * len(prompts), options)
-    decoders = [StreamDecoder(model.tokenizer) for _ in texts]
-    later = ["" for _ in texts]
+    growing = [Continuation(model.tokenizer, request) for _ in texts]
     page = None if console is None else Page(console)
 
-    def show(row: int, tokens: list[int]) -> None:
-        text = "".join(decoders[row].push(t) for t in tokens if t not in asked.stop_ids)
+    def is_end(row: int, token: int) -> bool:
+        growing[row].push(token)
+        return growing[row].is_stopped
+
+    def show(row: int, _: list[int]) -> None:
         if row == 0 and page is not None:
-            page.write(text)
-        else:
-            later[row] += text
+            page.write(growing[row].take())
 
     if page is not None:
         page.write(texts[0], style="bold")
-    made = generate(model.params, model.cfg, prompts, asked, options, show)
+    made = generate(model.params, model.cfg, prompts, asked, options, show, is_end)
     if page is not None:
-        for row, decoder in enumerate(decoders):
+        for row, text in enumerate(growing):
             if row:
                 page.write("\n\n")
                 page.write(texts[row], style="bold")
-            page.write(later[row] + decoder.finish())
+            text.end()
+            page.write(text.take())
         page.write("\n\n")
         page.write(line(made.report) + "\n", style="dim")
     return made
@@ -199,16 +240,16 @@ def line(report: Report) -> str:
     return "; ".join(parts)
 
 
-def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Completion],
-             report: Report) -> dict:
+def _summary(words: Tokenizer, request: Request, made: Generation) -> dict:
+    report = made.report
     rows = [
         {
             "prompt": text,
-            "text": words.decode([t for t in done.tokens if t not in words.end_ids]),
+            "text": _text(words, request, done),
             "tokens": len(done.tokens),
             "finish_reason": done.finish_reason,
         }
-        for text, done in zip(texts, completions, strict=True)
+        for text, done in zip(request.texts, made.completions, strict=True)
     ]
     return {
         "completions": rows,
@@ -222,6 +263,15 @@ def _summary(words: Tokenizer, texts: Sequence[str], completions: Sequence[Compl
         "experts": {"prefill": _experts(report.prefill_experts),
                     "decode": _experts(report.decode_experts)},
     }
+
+
+def _text(words: Tokenizer, request: Request, done: Completion) -> str:
+    """A continuation's text, up to what it was to stop at."""
+    growing = Continuation(words, request)
+    for token in done.tokens:
+        growing.push(token)
+    growing.end()
+    return growing.take()
 
 
 def _experts(used: Counts | None) -> dict | None:

@@ -39,6 +39,9 @@ CACHE_LEN = 64  # caches are multiples of this many positions, so that few progr
 OnTokens = Callable[[int, list[int]], None]
 """Called with a row and its next tokens, in order, as they come."""
 
+IsEnd = Callable[[int, int], bool]
+"""Called with a row and each of its tokens but a stop id, in order: True if its text ends there."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -65,7 +68,7 @@ class Completion:
     tokens: tuple[int, ...]
     """The new tokens; the stop id, if one came, is the last."""
     finish_reason: Literal["stop", "length"]
-    """Cause of the row's end: a stop id, or `max_new_tokens`."""
+    """Cause of the row's end: a stop id or what the caller saw in its text, or `max_new_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,13 @@ class Generation(NamedTuple):
 
 def generate(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequence[int]],
              sampling: Sampling | Sequence[Sampling], options: Options | None = None,
-             on_tokens: OnTokens | None = None) -> Generation:
+             on_tokens: OnTokens | None = None, is_end: IsEnd | None = None) -> Generation:
     """Continue each prompt; rows may have unequal lengths and do not influence each other.
 
     `sampling` is of all rows, or one a row; programs depend on its `Work` alone. On a mesh the
     parameters lie as `rules.used_shardings` says, and every process calls with the same arguments.
+    `is_end` ends a row by what its tokens say, as a stop id would; it is asked before `on_tokens`
+    is told.
     """
     options = Options() if options is None else options
     rows = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
@@ -125,7 +130,8 @@ def generate(params: TransformerParams, cfg: ModelConfig, prompts: Sequence[Sequ
     what = f"continuing {len(prompts)} prompts in {max_len:,} positions each"
     with fit.refusing(what, {"cache": held * max_len * cache_bytes_per_token(cfg, backend, depth),
                              "logits": held * cfg.vocab * 4}, REMEDY):
-        return _continue(params, cfg, prompts, _Rows(rows, depth, on_tokens), max_len, options)
+        return _continue(params, cfg, prompts, _Rows(rows, depth, on_tokens, is_end), max_len,
+                         options)
 
 
 REMEDY = "lower --max-new-tokens or --context, shorten the prompts, or give fewer of them at once"
@@ -212,13 +218,14 @@ def quantized(params: TransformerParams, specs: TransformerParams, backend: Back
 class _Rows:
     """The host's account of a generation: what each row has, and whether it goes on."""
 
-    def __init__(self, sampling: list[Sampling], depth: int, on_tokens: OnTokens | None):
+    def __init__(self, sampling: list[Sampling], depth: int, on_tokens: OnTokens | None,
+                 is_end: IsEnd | None):
         self.sampling = sampling
         self.tokens: list[list[int]] = [[] for _ in sampling]
         self.reasons: list[Literal["stop", "length"] | None] = [None for _ in sampling]
         self.passes = self.decoded = 0
         self.accepted = np.zeros(depth, int)
-        self._on_tokens = on_tokens
+        self._on_tokens, self._is_end = on_tokens, is_end
 
     @property
     def is_any_live(self) -> bool:
@@ -268,7 +275,8 @@ class _Rows:
                     "are too large: look at the loss of its training, or use an earlier checkpoint"
                 )
             self.tokens[row].append(token)
-            if token in self.sampling[row].stop_ids:
+            if token in self.sampling[row].stop_ids or (
+                    self._is_end is not None and self._is_end(row, token)):
                 self.reasons[row] = "stop"
             elif len(self.tokens[row]) == self.sampling[row].max_new_tokens:
                 self.reasons[row] = "length"

@@ -82,6 +82,46 @@ def test_json_holds_the_text_that_the_library_makes(run, capsys):
     assert found["cache_bytes_per_token"] == 96
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("draft", [[], ["--draft"]])
+def test_a_stop_ends_a_text_before_it_and_costs_no_token_more(run, capsys, draft):
+    flags = ["--prompt", "that is", "--temperature", "0", *draft]
+    assert main(["generate", str(run), *flags, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["completions"][0]["text"]
+    at = len(whole) // 2
+    stop = whole[at : at + 2]
+    assert main(["generate", str(run), *flags, "--json", "--stop", "nowhere", "--stop", stop]) == 0
+    row = json.loads(capsys.readouterr().out)["completions"][0]
+    assert row["text"] == whole[: whole.index(stop)]
+    assert row["finish_reason"] == "stop"
+    model = load(run)
+    ids = model.tokenizer.encode("that is")
+    sampling = Sampling(temperature=0, max_new_tokens=row["tokens"], vocab=model.tokenizer.vocab)
+    done = generate(model.params, model.cfg, [ids], sampling).completions[0]
+    assert stop in model.tokenizer.decode(list(done.tokens))
+    assert stop not in model.tokenizer.decode(list(done.tokens[:-1]))
+    assert main(["generate", str(run), *flags, "--stop", stop]) == 0
+    shown = printable(whole[: whole.index(stop)].replace("\r", "\n"))
+    assert capsys.readouterr().out.startswith(f"that is{shown}\n\n")
+
+
+def test_a_text_ends_with_the_token_that_completes_a_stop(run):
+    words = tokenizer.load(run / "tokenizer.json")
+    asked = Sampling(stop_ids=(words.end_id,))
+    text = command.Continuation(words, command.Request([], [], asked, ("or not", "mind")))
+    ids, shown = words.encode("To be, or no more, or not to be"), ""
+    at = next(n for n in range(len(ids) + 1) if "or not" in words.decode(ids[:n]))
+    for token in [words.end_id, *ids[: at - 1]]:
+        text.push(token)
+        assert not text.is_stopped
+        shown += text.take()
+    assert shown == "To be, or no more, "
+    text.push(ids[at - 1])
+    assert text.is_stopped
+    text.end()
+    assert not text.take()
+
+
 def test_what_streams_is_the_whole_text_and_no_control_code_passes(run):
     written = io.StringIO()
     report = command.speak(run, "the mind", Console(file=written, width=20), is_drafting=True)
@@ -115,6 +155,7 @@ def test_bad_requests_leave_with_a_sentence_and_status_2(run, tmp_path, capsys):
         ([str(run), "--parallel.expert", "2"], "no experts to share"),
         ([str(run), "--parallel.data", "99"], "needs 99 devices"),
         ([str(run), "--context", "0"], "--context 0 has no room"),
+        ([str(run), "--stop", ""], "--stop '' ends every text"),
         ([str(run), "--context", "1"], "at least 2"),
         ([str(run), "--temperature", "nan"], "--temperature nan is not a number from 0 on; use 0"),
         ([str(run), "--temperature", "-1"], "--temperature -1.0 is not a number from 0 on; use 0"),
