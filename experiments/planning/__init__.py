@@ -32,18 +32,9 @@ STUDY = Study(
              "nothing",
         cost="half a minute",
         quick="all of it",
-        verdict="contradicts outside DeepSeek's shapes: the median error is 24 %, and mixtures of "
+        verdict="contradicts outside DeepSeek's shapes: the median error is 21 %, and mixtures of "
                 "small experts on 8 B200 run at a third of what is predicted",
         records=("unseen",),
-    ), Part(
-        name="here",
-        command="python -m experiments.planning.run here",
-        asks="how near a step of this machine comes to what dsjax plan --here says of it",
-        cost="five minutes",
-        quick="one shape",
-        verdict="supports the order of size alone: rates of a machine that others share move "
-                "between two measurements",
-        records=("here",),
     ), Part(
         name="claims",
         command="python -m experiments.planning.run claims",

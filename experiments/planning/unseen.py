@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dsjax.config.load import load
 from dsjax.config.model import GQAConfig, ModelConfig, MoEConfig
 from dsjax.config.parallel import ParallelConfig
-from dsjax.config.run import MachineConfig, RunConfig, with_fields
+from dsjax.config.run import RunConfig, with_fields
 from dsjax.plan.cost import efficiency, site
 from dsjax.plan.cost.room import room
 from dsjax.plan.cost.search import REMAT
@@ -115,6 +115,6 @@ def least(one: Unseen) -> RunConfig:
             "batch_size_ramp_steps": 0,
             "microbatches": one.rows // (one.microbatch * one.layout.row_devices)}),
         model=MODELS[one.model], parallel=one.layout)
-    tried = [dataclasses.replace(made, machine=MachineConfig(remat=remat)) for remat in REMAT]
+    tried = [with_fields(made, machine={"remat": remat}) for remat in REMAT]
     fitting = [run for run in tried if room(run, site.parse(one.on), one.chunks).fits]
     return fitting[0] if fitting else tried[-1]
