@@ -36,7 +36,7 @@ STREAM = {"cpu": 2**26}  # numbers of the array that is read and written; 2**29 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a config comes to on this machine; without an estimate where it does not fit."""
+    """Outcome of a config on this machine; without an estimate where it does not fit."""
 
     run: RunConfig
     needed: int  # bytes: of a CPU or an accelerator, `fit.ASKED` times what is surely needed
