@@ -28,7 +28,7 @@ STUDY = Study(
     ), Part(
         name="unseen",
         command="python -m experiments.planning.run unseen",
-        asks="what dsjax plan predicts of published runs of other models, which fitted and chose "
+        asks="what dsjax plan predicts of published runs of other models, which fitted "
              "nothing",
         cost="half a minute",
         quick="all of it",

@@ -1,4 +1,4 @@
-"""Published runs of other models, which fitted nothing and chose nothing, beside what is predicted.
+"""Published runs of other models, which fitted nothing, beside what is predicted.
 
 Layouts, batches and figures are those of two pages, read in November 2026; neither says what is
 recomputed, so each is planned with the least that fits by our count.
