@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from rich.table import Table
 
-from dsjax.cli.plans import served
+from dsjax.cli.plans import here, served
 from dsjax.config import load
 from dsjax.config.flags.flag_tree import Mark, Word
 from dsjax.config.run import RunConfig, with_fields
@@ -39,6 +39,25 @@ class Claims:
 
 
 @dataclass(frozen=True)
+class Here:
+    """Measure this machine and print which configs it can train, how, and how long that takes.
+
+    One device: its rates of products and of memory are measured, its free memory is asked for. Each
+    config keeps its batch; recomputation and microbatches are chosen. On a CPU products are taken
+    in float32.
+    """
+
+    config: str | None = None
+    """One config alone; by default all of the project that train on text."""
+    precision: Literal["fp32", "bf16", "fp8"] | None = None
+    """Operands of products; by default the config's, on a CPU fp32."""
+    tokens: float | None = None
+    """Tokens to train on; by default all of the config."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Say what a run's step takes on a machine that need not be here: time, memory, days, dollars.
 
@@ -54,11 +73,13 @@ class Plan:
           --parallel.schedule interleaved --chunks 4 --train.batch-size 4096 \\
           --train.microbatches 64 --machine.remat v3
       dsjax plan deepseek_v3 --on h800:144 --decode 88 --context 4989
+      dsjax plan --here
       dsjax plan --calibration
       dsjax plan --claims
     """
 
-    INSTEAD: ClassVar[dict[str, type]] = {"--calibration": Calibration, "--claims": Claims}
+    INSTEAD: ClassVar[dict[str, type]] = {"--calibration": Calibration, "--claims": Claims,
+                                          "--here": Here}
 
     config: Annotated[str, Word("CONFIG")]
     """A name, a file with one config() or the folder of a run."""
@@ -91,12 +112,14 @@ class Plan:
         return with_fields(run, train={"batch_size_start": None, "batch_size_ramp_steps": 0})
 
 
-def main(args: Plan | Calibration | Claims) -> int:
+def main(args: Plan | Calibration | Claims | Here) -> int:
     """Run the command; returns the exit status: 1 where a given layout does not fit."""
     if isinstance(args, Calibration):
         return _calibrate(args)
     if isinstance(args, Claims):
         return served.claims(args.json)
+    if isinstance(args, Here):
+        return here.main(args.config, args.precision, args.tokens, args.json)
     if args.decode is not None:
         return served.decode(args.run, args.on, args.decode, args.context, args.json)
     from dsjax.plan.cost import bill, efficiency, room, search, site, step

@@ -37,7 +37,7 @@ class Fabric:
 class Chip:
     """One kind of device, as JAX counts devices; rates are dense matrix products, in FLOP/s."""
 
-    platform: Literal["tpu", "cuda"]
+    platform: Literal["tpu", "cuda", "cpu"]
     device_kinds: tuple[str, ...]  # what JAX calls it
     memory: int  # bytes of one device, by the data sheet; a compiler may know of a little more
     bf16: float
@@ -49,6 +49,7 @@ class Chip:
     bandwidth: int | None = None  # of the memory, bytes/s
     memory_for_xla: int | None = None  # bytes that XLA's description of the GPU names
     fabric: Fabric | None = None
+    wide: float | None = None  # float32 products, where they were measured: no data sheet has them
 
 
 def _torus(each_way: int) -> Fabric:

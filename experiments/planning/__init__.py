@@ -26,6 +26,16 @@ STUDY = Study(
         verdict="contradicts: what is counted is a bound that today's programs exceed",
         records=("compiled",),
     ), Part(
+        name="unseen",
+        command="python -m experiments.planning.run unseen",
+        asks="what dsjax plan predicts of published runs of other models, which fitted "
+             "nothing",
+        cost="half a minute",
+        quick="all of it",
+        verdict="contradicts outside DeepSeek's shapes: the median error is 21 %, and mixtures of "
+                "small experts on 8 B200 run at a third of what is predicted",
+        records=("unseen",),
+    ), Part(
         name="claims",
         command="python -m experiments.planning.run claims",
         asks="what each innovation is worth in training and in serving, multiplied, beside 45",

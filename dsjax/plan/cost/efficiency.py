@@ -59,9 +59,9 @@ STACKS = {
     "deepseek": Stack("deepseek", 0.856, "DeepSeek, 2,048 H800", for_exchange=20 / 132,
                       is_hidden=False),  # but by DualPipe's pairs
     "megatron": Stack("megatron", 0.866, "Megatron-Bridge 26.08, 256 GB200"),
-    "megatron-2025": Stack("megatron-2025", 0.697, "Megatron-Bridge 25.11, 256 GB200"),
+    "megatron-2025": Stack("megatron-2025", 0.69, "Megatron-Bridge 25.11, 256 GB200"),
     "maxtext": Stack("maxtext", 0.82, "MaxText, 128 v7x, bfloat16", quantize_passes=2),
-    "automodel": Stack("automodel", 0.883, "NeMo Automodel, 256 H100"),
+    "automodel": Stack("automodel", 0.81, "NeMo Automodel, 256 H100"),
     "simumax": Stack("simumax", 0.642, "SimuMax, 8 B200, V3 widths, 32 microbatches"),
 }
 """By name."""

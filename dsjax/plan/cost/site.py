@@ -14,13 +14,14 @@ from dsjax.runtime.hardware import CHIPS, Chip, Fabric
 class Site:
     """Chips of one kind, and the links between them."""
 
-    kind: str  # of CHIPS
+    kind: str  # of CHIPS, or what JAX calls a device that was measured
     chips: int
+    measured: Chip | None = None  # in the place of a data sheet
 
     @property
     def chip(self) -> Chip:
-        """Data sheet of one device."""
-        return CHIPS[self.kind]
+        """Data sheet of one device, or what was measured of it."""
+        return self.measured or CHIPS[self.kind]
 
     @property
     def devices(self) -> int:

@@ -116,7 +116,8 @@ def stage(run: RunConfig, site: Site, stack: Stack, part: Sequence[Layer | None]
     core = sum(layer.core for layer in layers) / site.chip.bf16
     rate = site.bandwidth * efficiency.MEMORY.value
     read = stack.quantize_passes - 1 if run.precision.operand_bytes == 1 else 0
-    moved = sum(layer.moved for layer in layers) / rate
+    stream = {"float32": 4, "bfloat16": 2}[run.precision.activations] / work.WIDE
+    moved = stream * sum(layer.moved for layer in layers) / rate
     moved += read * 2 * sum(_operands(layer, run) for layer in layers) / rate
     held = sum(layer.shared + layer.routed / run.parallel.expert for layer in layers)
     weights = held * run.precision.operand_bytes / rate
@@ -165,7 +166,9 @@ def rates(run: RunConfig, site: Site) -> tuple[float, float]:
     """FLOP/s of the run's products, and of those that stay wide."""
     chip, share = site.chip, efficiency.PRODUCT.value
     if run.precision.operand_bytes == 4:
-        raise UserError("float32 products have no rate on a data sheet; use --precision bf16 or "
-                        "fp8")
+        if chip.wide is None:
+            raise UserError("float32 products have no rate on a data sheet; use --precision bf16 "
+                            "or fp8")
+        return chip.wide * share, chip.wide * share
     narrow = chip.fp8 if run.precision.matmul == "fp8" and chip.fp8 else chip.bf16
     return narrow * share, chip.bf16 * share

@@ -75,7 +75,7 @@ P2 = ParallelConfig(data=4, expert=32, pipe=2, schedule="interleaved")
 P4 = ParallelConfig(expert=64, pipe=4, schedule="interleaved")
 P8 = ParallelConfig(data=4, expert=8, pipe=8)
 P16 = ParallelConfig(data=2, expert=8, pipe=16)
-ROWS_2048 = f"2,048 sequences a step; {REMAT}"
+P8_32 = ParallelConfig(expert=32, pipe=8, schedule="interleaved")
 
 
 def _maxtext(chips: int, kind: str, tokens: float, precision: Literal["bf16", "fp8"],
@@ -132,23 +132,23 @@ ROWS = (
     _bridge("26.04.01", "b300:256", 3456, P8, None, 4096, 2),
     _bridge("26.04.01", "b200:256", 3328, P16, None, 2048,
             assumed=f"layout and batch of 25.11; {REMAT}"),
-    _bridge("25.11", "gb200:256", 4018, P4, 4, 2048, assumed=ROWS_2048, model=NO_MTP),
-    _bridge("25.11", "gb300:256", 4357, P2, 8, 2048, assumed=ROWS_2048, model=NO_MTP),
-    _bridge("25.11", "gb200:256", 3139, P4, 4, 2048, assumed=ROWS_2048, model=NO_MTP,
-            precision="bf16"),
-    _bridge("25.11", "gb300:256", 3848, P2, 8, 2048, assumed=ROWS_2048, model=NO_MTP,
-            precision="bf16"),
+    _bridge("25.11", "gb200:256", 4018, P8_32, 4, 4096, model=NO_MTP),
+    _bridge("25.11", "gb300:256", 4357, P2, 4, 4096, model=NO_MTP),
+    _bridge("25.11", "gb200:256", 3139, P4, 4, 4096, model=NO_MTP, precision="bf16"),
+    _bridge("25.11", "gb300:256", 3848, P2, 4, 4096, model=NO_MTP, precision="bf16"),
     _bridge("25.11", "b200:256", 2139, P16, None, 2048),
     Published("Megatron-Bridge 25.09, 1,024 H100", BRIDGE.format("25.09"), "h100:1024",
               "megatron-2025", 1297, "fp8", 8192, 64,
               ParallelConfig(data=2, expert=64, pipe=8, schedule="interleaved"), 4,
               assumed=f"8,192 sequences a step; tensor parallelism of 2 as data; {REMAT}"),
     Published("NeMo Automodel, 256 H100", "NeMo Automodel, performance summary", "h100:256",
-              "automodel", 1002, "bf16", 1024, 16, ParallelConfig(expert=64, pipe=4), None, "full",
-              "1,024 sequences a step, 1F1B, full recomputation"),
+              "automodel", 1002, "bf16", 512, 8,
+              ParallelConfig(expert=64, pipe=4, schedule="interleaved"), 8, "full",
+              "full recomputation"),
     Published("NeMo Automodel, 1,024 H100", "NeMo Automodel, performance summary", "h100:1024",
-              "automodel", 865, "bf16", 4096, 16, ParallelConfig(data=4, expert=64, pipe=4), None,
-              "full", "4,096 sequences a step, 1F1B, full recomputation"),
+              "automodel", 865, "bf16", 2048, 8,
+              ParallelConfig(data=4, expert=64, pipe=4, schedule="interleaved"), 8, "full",
+              "full recomputation; one of the four passes of a step, each of 8 microbatches"),
     _node("V3", 32, 4141.2),
     _node("V3", 8, 1101.7),
     _node("V3", 4, 603.2),

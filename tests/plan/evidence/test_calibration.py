@@ -9,7 +9,7 @@ from dsjax.config.load import load
 from dsjax.config.run import with_fields
 from dsjax.plan.cost import bill, search, site
 from dsjax.plan.cost.efficiency import STACKS
-from dsjax.plan.evidence import calibration
+from dsjax.plan.evidence import calibration, published
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,30 @@ def test_v3_costs_what_its_report_says(capsys):
     assert said["run_dollars"] == pytest.approx(5.328e6, rel=0.03)
     assert said["mfu"] == pytest.approx(0.389, rel=0.06)
     assert said["fits"]
+
+
+def test_published_rows_are_reached_by_flags_alone(capsys):
+    """The command line says what the evidence's own configs do, number for number."""
+    for one in (row for row in published.ROWS if row.name in BY_FLAGS):
+        layout = one.layout
+        words = ["plan", one.config, "--on", one.site, "--stack", one.stack, "--precision",
+                 one.precision, "--train.batch-size", one.rows, "--train.microbatches",
+                 one.microbatches, "--train.seq-len", 4096, "--machine.remat", one.remat,
+                 "--optimizer.moments", one.moments]
+        for name in ("pipe", "data", "fsdp", "expert"):
+            words += [f"--parallel.{name}", getattr(layout, name)]
+        words += ["--parallel.schedule", layout.schedule] if layout.pipe > 1 else []
+        words += ["--chunks", one.chunks] if one.chunks else []
+        for name, value in one.model.items():
+            words += [f"--model.{name.replace('_', '-')}", value]
+        assert main([*map(str, words), "--json"]) in (0, 1)
+        said = json.loads(capsys.readouterr().out)
+        assert said["tokens_per_s_per_chip"] == pytest.approx(
+            calibration.tokens_per_chip(one), rel=1e-9)
+
+
+BY_FLAGS = ("MaxText, 256 v7x, FP8", "Megatron-Bridge 26.08, 256 GB300",
+            "SimuMax, 8 B200, V2 widths, 8 microbatches")
 
 
 def test_tokens_of_a_ramp_are_its_rows_in_turn():
