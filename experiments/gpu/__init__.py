@@ -1,6 +1,6 @@
 """One card: its ceilings, and what of them this project's kernels, step and decoding reach."""
 
-from experiments.common.study import Part, Study
+from experiments.common.study import Claim, Part, Study
 
 STUDY = Study(
     name="gpu",
@@ -14,7 +14,9 @@ STUDY = Study(
         cost="ten minutes on one GPU",
         quick="the same checks at small sizes, as on a CPU, in a minute",
         verdict=None,
-        records=(),
+        records=("nvidia-h200",),
         arms="*.json",
     ),),
+    claims=(Claim("card", "FP8 training, attention and decoding run near what a Hopper GPU gives",
+                  "V3 sec. 3.3", "card", "nvidia-h200"),),
 )
