@@ -42,7 +42,8 @@ STUDY = Study(
              "many outputs",
         cost="half an hour on two cores, bases included",
         quick="a few steps of a smaller model, one seed, nothing beside it",
-        verdict=None,
+        verdict="contradicts: the second tuning loses what cold start and RL had; these two alone "
+                "are far above RL alone",
         records=("stages", "preference"),
         arms="stages-seed*.json",
         flags=(REDRAW,),
