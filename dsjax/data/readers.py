@@ -23,7 +23,8 @@ from dsjax import disk
 from dsjax.errors import UserError
 
 MEND = "mend the line or take it out"
-NAME_FIELD = "name the text's field with `dsjax data --field` and train on the shards it makes"
+NAME_FIELD = ("name the text's field by --field of `dsjax audit`, or of `dsjax data`, and "
+              "train on the shards it makes")
 RATIO, FREE = 200, 2**30
 WINDOW = 2**31
 PART = 2**20

@@ -136,17 +136,30 @@ def evaluate(prepared: Sequence[Prepared], asking: Asking, out: Path,
             found = []
             for one, log, stream in zip(prepared, logs, opened, strict=True):
                 found.append(_one(one, log, stream, asking))
-                _keep(out / "results.json", identity, found[-1], one.settings(others))
+                said = _keep(out / "results.json", identity, found[-1], one.settings(others))
+                if said:
+                    asking.say(said)
     return found
 
 
-def _keep(path: Path, identity: dict[str, Any], found: Result, settings: dict[str, Any]) -> None:
-    """Write a task's result beside those that are there."""
+def _keep(path: Path, identity: dict[str, Any], found: Result,
+          settings: dict[str, Any]) -> str | None:
+    """Write a task's result beside those that are there; returns what a person should be told.
+
+    A result of more items than this one gives way to it; their answers stay in the task's log.
+    """
     kept = disk.read_object(path, "remove it") if path.exists() else {}
     before = kept.get("tasks")
     tasks = dict(before) if isinstance(before, dict) else {}
+    own = tasks.get(found.task.name)
+    had = own.get("items") if isinstance(own, dict) else None
     tasks[found.task.name] = found.as_json() | {"settings": settings}
     disk.write_json(path, {"model": identity, "tasks": tasks})
+    if not isinstance(had, int) or had <= found.items:
+        return None
+    return (f"{found.task.name}: {path} had the result of {had:,} items and has that of "
+            f"{found.items:,} now; the answers are kept, so that asking without --limit, or with "
+            f"--limit {had}, makes it again at once")
 
 
 def _log(prepared: Prepared, out: Path, stack: contextlib.ExitStack) -> Journal:

@@ -84,7 +84,7 @@ def test_bad_input_is_refused_with_its_place(tmp_path):
     refused(
         tmp_path / "f.jsonl", good, r"line 1 has no text in field 'body'.*\['text'\]", field="body"
     )
-    refused(tmp_path / "f.jsonl", good, r"dsjax data --field", field="body")
+    refused(tmp_path / "f.jsonl", good, r"--field of .dsjax audit., or of", field="body")
     refused(tmp_path / "m.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2 .*; mend the line")
     refused(tmp_path / "v.jsonl", b'{"text": 3}', "line 1 has int in field 'text'")
     refused(tmp_path / "0.jsonl", b'{"text": null, "id": 3}', "line 1 has null in field 'text'")

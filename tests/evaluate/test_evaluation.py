@@ -96,6 +96,11 @@ def test_items_that_are_left_are_scored_in_the_batches_of_all(run, asking, tmp_p
     monkeypatch.setattr(asking.scorer, "stream", spy)
     evaluate(run, asking, tmp_path, "arc")
     assert laid_out == [(15, 7)]  # four items, of which the last two have seven choices
+    _, _, said = evaluate(run, asking, tmp_path, "arc", limit=1)
+    assert "the result of 4 items and has that of 1 now" in said[-1]
+    (found,), asked, said = evaluate(run, asking, tmp_path, "arc")
+    assert (found.items, asked) == (4, [("arc", 4)])  # what the advice leads to
+    assert not any("has that of" in one for one in said)
 
 
 def test_a_line_that_was_cut_off_is_dropped_however_often(run, asking, tmp_path):

@@ -69,7 +69,8 @@ def read(cls: type, argv: Sequence[str], prog: str, held: Any = None,
                                     "them out")
             refusal.unknown(flag, [*known, *HELP[1:]])
     said_of = _given(tree, leaves, words)
-    given = {leaf.flag: typed.read(said_of[leaf.flag], leaf.hint, leaf.flag)
+    given = {leaf.flag: typed.read(said_of[leaf.flag], leaf.hint, leaf.flag,
+                                   leaf.default is MISSING)
              for leaf in leaves if leaf.flag in said_of}
     lacking = [leaf.flag for leaf in leaves if leaf.default is MISSING and leaf.flag not in given]
     if lacking:

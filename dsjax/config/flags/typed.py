@@ -44,11 +44,15 @@ def kind(hint: Any) -> str:
     return KINDS.get(hint, "STR")
 
 
-def read(words: Sequence[str], hint: Any, flag: str) -> Any:
-    """Return the value of type `hint` that the words after a flag, or one without, say."""
+def read(words: Sequence[str], hint: Any, flag: str, is_needed: bool = False) -> Any:
+    """Return the value of type `hint` that the words after a flag, or one without, say.
+
+    is_needed: it has no default, so that leaving it out is no remedy.
+    """
+    leave = "leave it out or " if flag.startswith("-") and not is_needed else ""
     if is_many(hint):
         if "" in words and typing.get_args(hint)[0] is not Text:
-            raise UserError("one of the names is empty; leave it out or name one")
+            raise UserError(f"one of the names of {flag} is empty; leave it out or name one")
         return tuple(read([word], typing.get_args(hint)[0], flag) for word in words)
     (word,) = words
     if hint is bool:
@@ -64,7 +68,6 @@ def read(words: Sequence[str], hint: Any, flag: str) -> Any:
             raise UserError(f"{flag} is {word[:40]!r}; choose from {known}")
         return word
     if not word and hint is not Text:
-        leave = "leave it out or " if flag.startswith("-") else ""
         raise UserError(f"{flag} is empty; {leave}name one")
     if hint is SequenceStage:
         return _stage(word, takes)

@@ -89,6 +89,9 @@ def stem(path: Path) -> str:
 
 def items(path: Path) -> list[Item]:
     """Read the items of a file of JSON lines, packed or not."""
+    if not path.exists():
+        raise UserError(f"{path} is not there; name a file of JSON lines, or a task that `dsjax "
+                        "evaluate` knows, as gsm8k")
     if not readers.is_lines(path):
         raise UserError(f"{path} is no file of JSON lines by its name; name one that ends in "
                         ".jsonl, .jsonl.gz, .jsonl.xz or .jsonl.zst")

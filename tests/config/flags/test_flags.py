@@ -115,6 +115,8 @@ def test_the_difference_of_two_runs_is_the_flags_between_them(line):
     ("train tiny --out x", "did you mean --output.folder;"),
     ("generate nowhere --seed 9223372036854775808", "--seed 9223372036854775808 is not a seed"),
     ("data nowhere --seed -1", "--seed -1 is not a seed"),
+    ("evaluate nowhere --tasks=", "--tasks is empty; name one"),
+    ("audit --against=", "one of the names of --against is empty"),
     ("bench train --steps=\u0664", "--steps"),
     ("bench decode --shape=huge", "--shape is 'huge'; choose from 'tiny', 'small'"),
     ("bench train --stepz 4", "there is no flag --stepz"),

@@ -151,6 +151,7 @@ REFUSED = {
     "scores": (["--against", "t.jsonl", "--scores", "nowhere"], "--scores nowhere"),
     "there": (["--against", "t.jsonl", "--clean", "t.jsonl"], "t.jsonl is there"),
     "out": (["--against", "t.jsonl", "--out", "t.jsonl"], "t.jsonl is a file"),
+    "missing": (["--against", "nope.jsonl"], "nope.jsonl is not there; name a file"),
     "twice": (["--against", "t.jsonl", "sub/t.jsonl"], "rename one"),
 }
 
