@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,12 +111,16 @@ def _console() -> Iterator[Console]:
 def _generate(args: Generate, texts: Sequence[str], console: Console) -> None:
     """Load the model, and continue its prompts in the form that was asked for."""
     from dsjax import infer
+    from dsjax.infer.generate import ready
 
     experts = args.model.experts
     if experts.expert_loads is not None and experts.experts_cache is None:
         raise UserError(f"--expert-loads {experts.expert_loads} is about a cache of experts, and "
                         "there is none; give --experts-cache, as 2GB")
     model = models.load(args.folder, args.model)
+    if model.experts is None and model.mesh is None:
+        held, _ = ready(model.params, model.cfg, model.backend, is_consumed=True)
+        model = dataclasses.replace(model, params=held)
     contexts.say_if_beyond(model, args.context)
     prompts = _ids(model.tokenizer, texts, {"auto": None, "yes": True, "no": False}[args.bos])
     context = model.context if args.context is None else args.context

@@ -196,14 +196,20 @@ class Times(NamedTuple):
     compile: float
 
 
-def ready(params: TransformerParams, cfg: ModelConfig,
-          backend: Backend) -> tuple[TransformerParams, ModelConfig]:
+def ready(params: TransformerParams, cfg: ModelConfig, backend: Backend,
+          is_consumed: bool = False) -> tuple[TransformerParams, ModelConfig]:
     """Quantize weights to the backend's precision once, and lift the training capacity of experts.
+
+    On one device a precision that only rounds them has them once, in what is multiplied; those
+    that are consumed are deleted.
     """
     cfg = dropless(cfg)
     if backend.precision.casts_weights:
         specs = transformer.specs(cfg)
         quantize = functools.partial(quantized, specs=specs, backend=backend)
+        if backend.layout is ONE_DEVICE and backend.precision.rounds_weights:
+            return numerics.one_copy(params, specs, backend.precision, backend.dtype,
+                                     is_consumed), cfg
         operands = (quantize if backend.layout is ONE_DEVICE else jax.jit(quantize))(params)
         params = numerics.attach(params, operands, specs)
     return params, cfg

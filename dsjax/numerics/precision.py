@@ -68,6 +68,7 @@ class Precision:
     high: Precision | None = None  # of matrices that stay out of 8 bits, where it differs
     operand_dtype: jnp.dtype | None = None  # what attention and the head multiply; None: as it is
     casts_weights: bool = False  # whether weights are quantized once a step, beside the masters
+    rounds_weights: bool = False  # whether that is only to round them to `operand_dtype`
     wire: WireFormat = EXACT_WIRE  # how tokens travel to their experts' devices and back
     row_tile: int = 1  # rows of one scale, in the operands of `wgrad`
     reference: Precision | None = None  # for XLA to cut, where these are of one device's arrays
@@ -125,6 +126,7 @@ def plain_precision(name: str, dtype: jnp.dtype,
         quantize_for_wgrad=cast,
         operand_dtype=dtype if is_narrow else None,
         casts_weights=is_narrow,
+        rounds_weights=is_narrow,
         wire=BF16_WIRE if is_narrow else EXACT_WIRE,
     )
 
@@ -159,6 +161,34 @@ def attach(tree: params.Tree, quantized: params.Tree, specs: params.Tree) -> par
         return Weight(leaf, form) if spec.is_product else leaf
 
     return jax.tree.map(join, specs, tree, quantized, is_leaf=params.is_spec)
+
+
+def one_copy(tree: params.Tree, specs: params.Tree, precision: Precision, dtype: DTypeLike,
+             is_consumed: bool = False) -> params.Tree:
+    """Round product matrices to what is multiplied, without their masters: there is no gradient.
+
+    Only a matrix of attention keeps its master where activations are of a wide `dtype`: the
+    absorbed form reads it as it is. Twice is as once. Consumed masters are deleted one by one.
+    """
+    assert precision.rounds_weights, "what is multiplied is the weights, rounded"
+    is_wide = wide(jnp.dtype(dtype)) == jnp.dtype(dtype)
+
+    def rounded(spec: params.Spec, leaf: Matrix) -> Matrix:
+        if isinstance(leaf, Scaled):
+            return Weight(leaf, precision.from_codes(leaf)) if spec.is_product else leaf
+        if not spec.is_product or isinstance(leaf, Weight):
+            return leaf
+        if is_wide and spec.role == "attention":
+            return Weight(leaf, precision.quantize_weight(as_matrix(leaf, spec), spec.parts))
+        if leaf.dtype == precision.operand_dtype:
+            return leaf
+        made = leaf.astype(precision.operand_dtype)
+        if is_consumed:
+            jax.block_until_ready(made)
+            leaf.delete()
+        return made
+
+    return jax.tree.map(rounded, specs, tree, is_leaf=params.is_spec)
 
 
 def as_matrix(w: Array, spec: params.Spec) -> Array:

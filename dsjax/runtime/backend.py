@@ -28,8 +28,8 @@ from dsjax.runtime import attention, precision
 FORWARD = MachineConfig(unroll=1)
 """For programs without a gradient: nothing is made again, as nothing waits."""
 WRITTEN_OUT = 32
-"""Layers of a model that are all written out on one GPU, where a scan copies what waits for the
-backward pass in and out of its carries: a tenth of a step of a model of 12 layers."""
+"""Layers of a model that are all written out on one GPU at most; a scan copies what waits for the
+backward pass in and out of its carries there."""
 
 
 def backend_for(model: ModelConfig, numerics: PrecisionConfig, layout: ParallelConfig | None = None,

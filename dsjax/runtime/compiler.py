@@ -6,6 +6,7 @@ left out, and the header of a run or the plan says which were used.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -37,9 +38,16 @@ AHEAD: dict[str, dict[str, Any]] = {
 
 
 def here() -> dict[str, Any]:
-    """Options for the devices of this process that their compiler knows."""
+    """Options for the devices of this process that their compiler knows.
+
+    One that the user's XLA_FLAGS or LIBTPU_INIT_ARGS name is left to them: an option of a program
+    would win over these.
+    """
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    return {name: value for name, value in RUN.get(platform, {}).items() if _is_known(name, value)}
+    told = f"{os.environ.get('XLA_FLAGS', '')} {os.environ.get('LIBTPU_INIT_ARGS', '')}"
+    named = set(re.findall(r"--(?:no)?(\w+)", told))
+    return {name: value for name, value in RUN.get(platform, {}).items()
+            if name not in named and _is_known(name, value)}
 
 
 def _is_known(name: str, value: Any) -> bool:

@@ -155,7 +155,7 @@ def test_matrices_that_travel_in_bfloat16_make_the_products_of_masters():
     run = dataclasses.replace(small.RUN, precision=PrecisionConfig("bf16", activations="bfloat16"))
     places = weights.Places(None, None, ParallelConfig())
     narrow = weights.open_engine(run, small.params(), small.words(), places)
-    assert narrow.device.params.stacks["moe.0"].attn.w_o.master.dtype == jnp.bfloat16
+    assert narrow.device.params.stacks["moe.0"].attn.w_o.dtype == jnp.bfloat16
     made = rolled(narrow, small.asked())
     length = small.RL.max_prompt_tokens + small.RL.max_new_tokens
     backend = backends.for_decoding(small.MODEL, run.precision)

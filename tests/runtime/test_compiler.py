@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dsjax.plan import target
+from dsjax.runtime import compiler
 
 PROGRAM = """
 import json, sys
@@ -73,3 +75,17 @@ def test_the_shared_expert_runs_beside_an_exchange(machine):
 @pytest.mark.slow
 def test_a_tpu_needs_to_be_asked_for_it():
     assert beside_products("v5p:2x2x2", xla_tpu_use_aggressive_scheduling=False) == 0
+
+
+@pytest.mark.parametrize(("flags", "left"), [
+    ("", ()),
+    ("--xla_gpu_enable_latency_hiding_scheduler=false --xla_dump_to=x",
+     ("xla_gpu_enable_latency_hiding_scheduler",)),
+    ("--noxla_gpu_enable_latency_hiding_scheduler", ("xla_gpu_enable_latency_hiding_scheduler",)),
+])
+def test_a_flag_of_the_user_is_left_to_the_user(flags, left, monkeypatch):
+    """An option of a program wins over XLA_FLAGS, so one that is named there must not be given."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(compiler, "_is_known", lambda name, value: True)
+    assert set(compiler.RUN["cuda"]) - set(compiler.here()) == set(left)

@@ -308,7 +308,7 @@ def _check(model: Model, setting: Setting, loads: NDArray[np.float64] | None) ->
 def _ready(params: TransformerParams, *, cfg: ModelConfig, backend: Backend, place: Place,
            copies: Placement | None, is_consumed: bool) -> tuple[TransformerParams, ModelConfig]:
     """Parameters as the programs read them: quantized, written out, experts in their places."""
-    params, cfg = ready(params, cfg, backend)
+    params, cfg = ready(params, cfg, backend, is_consumed)
     params = place.written_out(params, is_consumed)
     return params if copies is None else experts.with_copies(params, copies, place), cfg
 
