@@ -13,7 +13,7 @@ STUDY = Study(
             command="python -m experiments.memory.run",
             asks="bytes that a compiled training step asks for, with all savings, with one left "
                  "out, and with none",
-            cost="3 CPU minutes",
+            cost="10 CPU minutes, most of them compiling",
             quick="one step of two layers, in half a minute",
             verdict=None,
             records=("steps",),
