@@ -87,5 +87,13 @@ STUDY = Study(
               "R1 sec. 2.2, fig. 3", "control", "control", "supports",
               "right samples {control: most / base sampled} before, {control: most / "
               "RL sampled} after"),
+        Claim("stages", "supervised tuning and RL come further than RL alone",
+              "R1 sec. 2.3", "stages", "stages", "contradicts",
+              "right samples {stages: 1 0.338 / RL for all} after four stages, {stages: 1 0.338 / "
+              "RL alone, 20 rollouts} by RL alone, second of three seeds"),
+        Claim("distil", "a small model learns more from a taught one than by RL of its own",
+              "R1 sec. 4.1", "distil", "distil"),
+        Claim("parity", "its GRPO learns as trl's does, in half the time",
+              "none of the reports", "parity", "trl"),
     ),
 )
