@@ -1,6 +1,6 @@
 """Distillation: smaller students learn from a taught model's outputs, or by RL of their own.
 
-The teacher is what the four stages left. Both ways begin with the same base of the student, and
+The teacher is what the first two of the four stages left, the best of them. Both ways begin with the same base of the student, and
 see as many questions.
 """
 
@@ -103,7 +103,7 @@ def of_teacher(asked: Asked, run: RunConfig) -> dict[str, Any]:
     path, cfg = asked.runs / f"traces-seed{run.seed}.json", rl_of(run)
     if not path.is_file():
         teacher = stages.config(asked, run.seed)
-        folder = asked.runs / f"all-seed{run.seed}"
+        folder = asked.runs / f"reason-seed{run.seed}"
         if asked.is_quick:
             folder = teach.base(asked, run.seed)
         elif not folder.is_dir():
