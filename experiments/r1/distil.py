@@ -1,7 +1,7 @@
 """Distillation: smaller students learn from a taught model's outputs, or by RL of their own.
 
-The teacher is what the first two of the four stages left, the best of them. Both ways begin with the same base of the student, and
-see as many questions.
+The teacher is what the first two of the four stages left, the best of them. Both ways begin with
+the same base of the student, and see as many questions.
 """
 
 from __future__ import annotations
