@@ -21,8 +21,8 @@ class MachineConfig:
     no instruction for them and is slow."""
     attention: Literal["auto", "blocks", "kernel"] = "auto"
     """Attention over rows: in plain `blocks`, or by a vendor's flash `kernel` (cuDNN's, on NVIDIA
-    GPUs from Hopper on, in runs that multiply bfloat16 or 8 bits). `auto`: the kernel where it can
-    be. They differ by roundings."""
+    GPUs from Hopper on, in runs that multiply bfloat16 or 8 bits). `auto`: the kernel on Hopper,
+    where it can be. They differ by roundings."""
     documents: int = 16
     """Documents a row may have for the kernel to take a batch, where rows are not of one each; a
     batch with more goes to the blocks. Softmax sums for the backward pass take as many times the

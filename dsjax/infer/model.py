@@ -68,7 +68,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class Described:
     """The config of a folder, before any weight is read."""
 
     cfg: ModelConfig
@@ -85,7 +85,7 @@ def load(folder: Path | str, choice: Choice = Choice(),
     device as tokens choose them.
     """
     folder = Path(folder)
-    said = _described(folder)
+    said = described(folder)
     words = tokenizer.load(folder / "tokenizer.json", end=choice.end_token)
     _hold(words, folder, said.cfg.vocab)
     mesh = _mesh(choice.parallel, said.cfg)
@@ -107,7 +107,7 @@ def load(folder: Path | str, choice: Choice = Choice(),
     return Model(said.cfg, params, words, said.context, backend, mesh, choice.parallel)
 
 
-def _described(folder: Path) -> _Folder:
+def described(folder: Path) -> Described:
     """Read what a folder says of its model."""
     path = folder / "config.json"
     if not path.is_file():
@@ -115,12 +115,18 @@ def _described(folder: Path) -> _Folder:
         raise UserError(f"{folder} {what}; {weights.REMEDY}")
     if weights.is_released(folder):
         context: Any = disk.read_object(path, weights.REMEDY).get("max_position_embeddings")
-        return _Folder(weights.model(folder), context if isinstance(context, int) else DEFAULT,
+        return Described(weights.model(folder), context if isinstance(context, int) else DEFAULT,
                        PrecisionConfig(), MachineConfig(unroll=1))
     run = run_from_json(path)
-    return _Folder(run.model, run.train.seq_len, run.precision,
-                   MachineConfig(fp8_matmul=run.machine.fp8_matmul,
-                                 attention=run.machine.attention, unroll=1))
+    return Described(run.model, run.train.seq_len, run.precision, _elsewhere(run.machine))
+
+
+def _elsewhere(trained: MachineConfig) -> MachineConfig:
+    """The choices of a run's machine that hold on any other: a kernel that it named may not be
+    there, and is taken where it is."""
+    return MachineConfig(
+        fp8_matmul="auto" if trained.fp8_matmul == "kernel" else trained.fp8_matmul,
+        attention="auto" if trained.attention == "kernel" else trained.attention, unroll=1)
 
 
 DEFAULT = 4096

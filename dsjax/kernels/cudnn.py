@@ -23,7 +23,6 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +76,17 @@ def of_hopper() -> Iterator[None]:
     """Trace for a Hopper GPU that is not here: jax asks the machine it is on what it can do."""
     from jax._src.cudnn import fused_attention_stablehlo as module
 
-    with mock.patch.multiple(
-            module, check_cudnn_version=lambda: VERSION, check_compute_capability=lambda _: True,
-            is_cuda_compute_capability_equal=lambda capability: capability == "9.0"):
+    answers: dict[str, Any] = {
+        "check_cudnn_version": lambda: VERSION, "check_compute_capability": lambda _: True,
+        "is_cuda_compute_capability_equal": lambda capability: capability == "9.0"}
+    asked = {name: getattr(module, name) for name in answers}
+    for name, answer in answers.items():
+        setattr(module, name, answer)
+    try:
         yield
+    finally:
+        for name, own in asked.items():
+            setattr(module, name, own)
 
 
 def _owners(q: Array, documents: Documents | None) -> tuple[Array, Array]:

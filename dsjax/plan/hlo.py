@@ -31,7 +31,7 @@ FREE = {"get-tuple-element", "tuple", "bitcast", "parameter", "constant", "after
         "partition-id", "replica-id", "opt-barrier", "domain"}
 PRODUCTS = {"dot", "convolution", "ragged-dot", "scaled-dot"}
 PRODUCT_CALL = re.compile(
-    r'custom_call_target="[^"]*(?:gemm|matmul|cublas|__triton|tpu_custom_call|mosaic_gpu)')
+    r'custom_call_target="[^"]*(?:gemm|matmul|cublas|cudnn|__triton|tpu_custom_call|mosaic_gpu)')
 MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? *\{([^}]*)\}")
 ATTENTION = re.compile(r"\battention\b")  # the scope in dsjax/model/block.py
 ANY = re.compile("")

@@ -21,9 +21,12 @@ def form(machine: MachineConfig, is_low: bool, device: jax.Device) -> Form:
     """The attention that a device runs; `is_low` where products are of bfloat16 or narrower.
 
     The kernel is for bfloat16: a run in float32 keeps its blocks, and asking it for the kernel is
-    refused. Documents that are packed, and heads wider than 128, need a Hopper GPU or a later one.
+    refused. Documents that are packed, and heads wider than 128, need a Hopper GPU. Later ones may
+    lack a backward pass for heads padded to 192 channels (NVIDIA's table of cuDNN's sizes): there
+    the kernel is taken where it is asked for, and not by itself.
     """
-    has_kernel = (cuda_capability(device) or 0) >= HOPPER
+    capability = cuda_capability(device) or 0
+    has_kernel = capability >= HOPPER
     if machine.attention == "kernel":
         if not has_kernel:
             raise UserError("--machine.attention kernel is for NVIDIA GPUs from Hopper on, and this"
@@ -31,7 +34,9 @@ def form(machine: MachineConfig, is_low: bool, device: jax.Device) -> Form:
         if not is_low:
             raise UserError("--machine.attention kernel multiplies bfloat16, and the products of "
                             "this run are float32; use --precision bf16 or fp8, or auto")
-    return "cudnn" if has_kernel and is_low and machine.attention != "blocks" else "blocks"
+    if machine.attention == "kernel":
+        return "cudnn"
+    return "cudnn" if capability == HOPPER and is_low and machine.attention == "auto" else "blocks"
 
 
 def on(backend: Backend, machine: MachineConfig, device: jax.Device) -> Backend:

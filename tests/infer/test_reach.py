@@ -1,12 +1,17 @@
-"""A context beyond what a model was made for is said, with what would make it longer; none other.
+"""A context beyond what a model was made for is said, with what would make it longer; a kernel that
+a run was trained with may be missing where its model is used.
 """
 
 import dataclasses
 
 import pytest
 
+from dsjax.config.load import load
+from dsjax.config.machine import MachineConfig
 from dsjax.config.model import RopeConfig, YarnConfig
+from dsjax.config.stored import run_to_json
 from dsjax.infer import Model, default_backend
+from dsjax.infer.model import described
 from dsjax.infer.reach import reach, remark
 from tests import agreement
 
@@ -37,3 +42,14 @@ def test_the_remark_has_the_cause_and_the_remedy():
     beyond = remark(model(1024, YARN), 10_000)
     assert "its YaRN stretches to (5,120 positions)" in beyond
     assert "--model.rope.yarn.factor 79" in beyond, "of its original 128"
+
+
+def test_a_kernel_of_the_machine_that_trained_is_taken_where_it_is(tmp_path):
+    """A run that named one could not be generated from on a laptop."""
+    for told, found in (("kernel", "auto"), ("blocks", "blocks")):
+        trained = MachineConfig(attention=told, unroll=4)
+        run_to_json(dataclasses.replace(load("tiny"), machine=trained), tmp_path / "config.json")
+        assert described(tmp_path).machine == MachineConfig(attention=found, unroll=1)
+    trained = MachineConfig(fp8_matmul="kernel")
+    run_to_json(dataclasses.replace(load("tiny"), machine=trained), tmp_path / "config.json")
+    assert described(tmp_path).machine.fp8_matmul == "auto"

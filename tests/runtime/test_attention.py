@@ -14,6 +14,7 @@ from dsjax.runtime import attention
 from dsjax.runtime import backend as backends
 
 HOPPER = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
+BLACKWELL = SimpleNamespace(platform="gpu", device_kind="NVIDIA B200", compute_capability="10.0")
 AMPERE = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100", compute_capability="8.0")
 AMD = SimpleNamespace(platform="gpu", device_kind="AMD Instinct MI300X",
                       compute_capability="gfx942")
@@ -29,6 +30,7 @@ def run_with(matmul="bf16", packing="concat", **machine):
 @pytest.mark.parametrize(("device", "matmul", "told", "found"), [
     (HOPPER, "bf16", "auto", "cudnn"), (HOPPER, "fp8", "auto", "cudnn"),
     (HOPPER, "bf16", "kernel", "cudnn"), (HOPPER, "bf16", "blocks", "blocks"),
+    (BLACKWELL, "bf16", "auto", "blocks"), (BLACKWELL, "bf16", "kernel", "cudnn"),
     (HOPPER, "fp32", "auto", "blocks"), (HOPPER, "tf32", "auto", "blocks"),
     (AMPERE, "bf16", "auto", "blocks"), (AMD, "bf16", "auto", "blocks"),
     (CPU, "bf16", "auto", "blocks"),
