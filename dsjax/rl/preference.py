@@ -28,17 +28,17 @@ from jax import Array
 
 from dsjax import disk, params, weights
 from dsjax.config.model import ModelConfig
-from dsjax.config.run import RunConfig
+from dsjax.config.run import PrecisionConfig, RunConfig
 from dsjax.config.stored import run_from_json, run_to_json
 from dsjax.data.tokenizers import tokenizer
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.errors import UserError
-from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.model.transformer import TransformerParams
 from dsjax.numerics.wide import exact, wide
 from dsjax.optim.adamw import adamw
 from dsjax.params import spec
+from dsjax.runtime import backend as backends
 
 NUMBERS, SETTINGS = "preference.npz", "preference.json"
 REMEDY = "name a folder that dsjax.rl.preference.save wrote"
@@ -90,7 +90,8 @@ def rewards(p: PreferenceParams, tokens: Array, segments: Array, cfg: ModelConfi
 
     The hidden state of a row's last token, after the final norm, times the vector.
     """
-    x = transformer.hidden(p.trunk, tokens, segments, cfg, single()).x
+    backend = backends.backend_for(cfg, PrecisionConfig())
+    x = transformer.hidden(p.trunk, tokens, segments, cfg, backend).x
     last = jnp.maximum((segments != 0).sum(axis=1) - 1, 0)
     final = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0].astype(wide(x.dtype))
     return jnp.einsum("bd,d->b", final, p.vector.astype(wide(x.dtype)), precision=exact(x.dtype))

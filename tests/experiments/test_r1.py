@@ -107,6 +107,7 @@ def test_rows_are_those_of_the_records():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # as all that start `dsjax rl` in processes of their own
 def test_the_quick_form_runs_a_control_from_its_own_text(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "QUICK", tmp_path)
     assert command.main(STUDY, argv=["control", "--quick"]) == 0

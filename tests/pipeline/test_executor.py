@@ -220,6 +220,7 @@ def test_long_rows_are_attended_in_blocks_within_a_pipeline(monkeypatch):
     check(case, functools.partial(attention.attend, block=2))
 
 
+@pytest.mark.exhaustive  # as are the comparisons whose batch it is
 def test_the_compared_batch_would_show_each_way_of_averaging_wrongly():
     """Documents, padding, targets, biases and losses of the cases are such that each would show."""
     run = Case("zb-v", 2).run

@@ -16,7 +16,8 @@ PAGE = (Path(__file__).parents[2] / "docs/rl.md").read_text()
 
 def test_the_snippet_leaves_out_what_was_cut_off():
     """Rewards 1, 1, 0, 0: advantages +-0.5 / sqrt(1/3); three outputs count, -A each at ratio 1."""
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    snippet, judging = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    exec(judging, {})  # what it names is there; tests/rl/test_preference.py trains one
     names: dict = {}
     exec(snippet, names)
     assert names["rewards"].tolist() == [1, 1, 0, 0]

@@ -138,6 +138,7 @@ def test_a_run_of_a_file_needs_a_model(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # tests/rl/test_resume.py has the loop by default
 def test_a_base_is_taught_from_a_file(whole, tmp_path):
     rows = [{"prompt": f"{a}+{b}+{c}=", "answer": str((a + b + c) % 10)}
             for a in range(10) for b in range(10) for c in range(5)]
