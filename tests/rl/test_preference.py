@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dsjax.errors import UserError
+from dsjax.layers.backend import single
 from dsjax.model import transformer
 from dsjax.rl import display, preference, rollout, weights
 from dsjax.rl.objective import mismatch
@@ -50,7 +51,7 @@ def test_a_reward_is_the_last_hidden_state_times_the_vector(judge):
     ids = [*words.encode(one), *words.encode("12:3"), words.end_id]
     tokens = jnp.asarray([ids], jnp.int32)
     p = judge._p
-    x = transformer.hidden(p.trunk, tokens, jnp.ones_like(tokens), CFG, preference.single()).x
+    x = transformer.hidden(p.trunk, tokens, jnp.ones_like(tokens), CFG, single()).x
     want = float(x[0, -1] @ p.vector)
     found = judge([(other, ":0"), (one, "12:3")])
     assert found[1] == pytest.approx(want, rel=1e-5)  # float32 sums of 24 numbers

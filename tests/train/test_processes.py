@@ -51,7 +51,7 @@ def same_curve(run, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive  # tests/infer/test_processes.py reads a folder in two, released/ onto shards
+@pytest.mark.exhaustive  # tests/infer/test_processes.py reads a folder in two
 def test_two_processes_begin_from_a_released_folder_and_one_goes_on(folder):
     """In FP8 codes, each process reading what its devices hold."""
     words = write_text(folder / "words.txt").read_text()
