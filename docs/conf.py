@@ -11,9 +11,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "Begin": "docs/tour docs/training docs/data docs/weights docs/generation docs/serving",
-    "Measure": "docs/evaluation docs/long-context docs/contamination docs/experiments",
+    "Measure": "docs/evaluation docs/long-context docs/contamination docs/experiments docs/claims",
     "Teach": "docs/sft docs/rl",
-    "Scale": "docs/layouts docs/pipelines docs/fp8 docs/numerics docs/planning launch/README",
+    "Scale": "docs/layouts docs/pipelines docs/fp8 docs/gpus docs/numerics docs/planning "
+             "launch/README",
     "Experiments": "experiments/*/README",
     "Code": "docs/contributing tests/README dsjax/data/corpus/ATTRIBUTION",
 }
