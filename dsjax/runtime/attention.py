@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 
 from dsjax.config.machine import MachineConfig
+from dsjax.config.model import GQAConfig, MLAConfig
 from dsjax.config.run import RunConfig
 from dsjax.errors import UserError
 from dsjax.layers.backend import Attend, Backend
@@ -56,6 +57,13 @@ def _is_low(backend: Backend) -> bool:
     return backend.precision.operand_dtype is not None
 
 
+def _widest(attention: MLAConfig | GQAConfig) -> int:
+    """Channels of the wider of a head's scores and values."""
+    if isinstance(attention, GQAConfig):
+        return attention.head_dim
+    return max(attention.nope_dim + attention.rope_dim, attention.value_dim)
+
+
 def of_rows(run: RunConfig) -> MachineConfig:
     """A run's machine, told of one document a row where the run cuts its rows so."""
     is_one = run.data.packing == "concat" and run.rl is None and run.sft is None
@@ -64,9 +72,13 @@ def of_rows(run: RunConfig) -> MachineConfig:
 
 def describe(run: RunConfig, backend: Backend, device: jax.Device) -> str:
     """Say which attention a run has."""
+    from dsjax.kernels.flash import WIDEST
+
     blocks = "blocks of 128 queries, probabilities made again in the backward pass"
     if form(run.machine, _is_low(backend), device) == "blocks":
         return blocks
+    if (widest := _widest(run.model.attention)) > WIDEST:
+        return f"{blocks}; heads of {widest} channels are more than the {WIDEST} of cuDNN's kernel"
     most = of_rows(run).documents
     rows = "rows of one document" if most == 1 else f"up to {most} documents a row"
     return f"cuDNN's flash kernel in bfloat16, {rows}; other rows in {blocks}"

@@ -53,6 +53,16 @@ def test_a_kernel_that_cannot_be_is_refused(device, matmul, words):
         backends.for_run(run_with(matmul, attention="kernel"), device=device)
 
 
+def test_heads_that_are_too_wide_for_the_kernel_are_said():
+    run = run_with()
+    wide = dataclasses.replace(run.model.attention, nope_dim=252)  # and 4 with positions: 256
+    for more, said in ((0, "cuDNN's"), (1, "blocks of 128")):
+        of = dataclasses.replace(wide, nope_dim=wide.nope_dim + more)
+        told = dataclasses.replace(run, model=dataclasses.replace(run.model, attention=of))
+        backend = backends.for_run(told, device=HOPPER)
+        assert attention.describe(told, backend, HOPPER).startswith(said)
+
+
 @pytest.mark.parametrize(("packing", "told", "documents"), [
     ("concat", 16, 1), ("segments", 16, 16), ("segments", 5, 5),
 ])
