@@ -87,10 +87,9 @@ def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_0(run, tmp_path
         assert "finishing 2 requests" in server.stderr.read()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("first", "second"), [
-    (signal.SIGTERM, signal.SIGINT),
-    pytest.param(signal.SIGINT, signal.SIGTERM, marks=pytest.mark.exhaustive),
-])
+    (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
 def test_a_second_signal_ends_at_once(run, first, second):
     with process(run, delay=5, env={"DSJAX_API_KEY": "hidden"}) as (server, url):
         with pytest.raises(openai.AuthenticationError):

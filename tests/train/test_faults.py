@@ -53,6 +53,7 @@ def test_when_the_coordinator_is_killed_the_other_names_it_and_leaves(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # what one process failed of, the others repeat: below
 def test_bad_input_ends_every_process_with_a_sentence(tmp_path):
     run = run_on(tmp_path, 2)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, train="nowhere.txt"))

@@ -21,6 +21,7 @@ DENSE = dataclasses.replace(crew.DENSE, layers=2, dense_layers=2)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # test_pipelined.py has the ranks on devices of one process
 def test_two_processes_are_the_ranks_of_a_pipeline(tmp_path):
     alone = crew.run_on(tmp_path, "alone", ParallelConfig(), 3, DENSE)
     crew.here(alone)
