@@ -67,7 +67,7 @@ def draw(found: Found, path: Path) -> None:
     gain = mean(found["dense"], "nats") - mean(found["fine"], "nats")
     with plot.figure(path, width=8.6, height=3.3, panels=2) as axes:
         drawn.curves(axes[0], found, names)
-        axes[0].set_title(f"Fine experts end {gain:+.3f} nats below dense" if gain > 0 else
+        axes[0].set_title(f"Fine experts end {gain:.3f} nats below dense" if gain > 0 else
                           f"Fine experts end {-gain:.3f} nats above dense")
         drawn.dots(axes[1], found, names, "nats", "held-out nats a token")
         axes[1].set_title("Equal active FLOPs, three seeds")
