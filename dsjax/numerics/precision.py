@@ -142,11 +142,14 @@ def quantize_weights(tree: params.Tree, specs: params.Tree, precision: Precision
     """Make, once a step, the form that products read of every product matrix; None elsewhere.
 
     Quantized matrices are [..., K, N]: dims that a product sums over are merged, so are columns.
+    A `Weight` has its form already.
     """
 
-    def make(spec: params.Spec, leaf: Array | Scaled) -> Operand:
+    def make(spec: params.Spec, leaf: Matrix) -> Operand:
         if not spec.is_product:
             return None
+        if isinstance(leaf, Weight):
+            return leaf.quantized
         if isinstance(leaf, Scaled):
             return precision.from_codes(leaf)
         return precision.quantize_weight(as_matrix(leaf, spec), spec.parts)
@@ -157,8 +160,9 @@ def quantize_weights(tree: params.Tree, specs: params.Tree, precision: Precision
 def attach(tree: params.Tree, quantized: params.Tree, specs: params.Tree) -> params.Tree:
     """Set each quantized form beside its float32 master, as a Weight; other leaves stay arrays."""
 
-    def join(spec: params.Spec, leaf: Array | Scaled, form: Operand) -> Matrix:
-        return Weight(leaf, form) if spec.is_product else leaf
+    def join(spec: params.Spec, leaf: Matrix, form: Operand) -> Matrix:
+        master = leaf.master if isinstance(leaf, Weight) else leaf
+        return Weight(master, form) if spec.is_product else leaf
 
     return jax.tree.map(join, specs, tree, quantized, is_leaf=params.is_spec)
 

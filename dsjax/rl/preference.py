@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,9 +200,9 @@ def load(folder: Path | str) -> Judge:
     words = tokenizer.load(folder / "tokenizer.json")
     like = PreferenceParams(transformer.specs(cfg), spec((cfg.d_model,), (None,), "zeros"))
     try:
-        with np.load(folder / NUMBERS, allow_pickle=False) as found:
+        with (folder / NUMBERS).open("rb") as file, np.load(file, allow_pickle=False) as found:
             leaves = [jnp.asarray(found[name]) for name, _ in params.paths(like)]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / NUMBERS} is no preference model ({disk.cause(error)}); "
                         f"{REMEDY}") from None
     for (name, one), leaf in zip(params.paths(like), leaves, strict=True):

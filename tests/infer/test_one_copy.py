@@ -56,6 +56,16 @@ def test_weights_are_there_once_and_logits_are_the_same_bits(activations):
         np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("matmul", ["fp32", "bf16", "fp8"])
+def test_weights_that_are_ready_stay_as_they_are(matmul):
+    """`dsjax generate` makes them ready to let its masters go, and `generate` asks again."""
+    backend = backends.for_decoding(TINY, PrecisionConfig(matmul))
+    once, cfg = ready(draw(transformer.specs(TINY), 3, jnp.float32), TINY, backend)
+    twice, _ = ready(once, cfg, backend)
+    assert jax.tree.structure(twice) == jax.tree.structure(once)
+    assert all(a is b for a, b in zip(jax.tree.leaves(twice), jax.tree.leaves(once), strict=True))
+
+
 def test_consumed_masters_are_let_go_and_nothing_else_is():
     backend = backends.for_decoding(TINY, PrecisionConfig("bf16", "bfloat16"))
     specs = transformer.specs(TINY)

@@ -80,9 +80,11 @@ def test_a_model_learns_what_was_preferred_and_is_read_back(tmp_path, monkeypatc
     assert preference.load(tmp_path / "judge")(rows) == Judge(p, cfg, words)(rows)
     with pytest.raises(UserError, match=r"no preference model in .*name a folder"):
         preference.load(tmp_path)
-    (tmp_path / "judge" / preference.NUMBERS).write_bytes(b"PK")
-    with pytest.raises(UserError, match="is no preference model"):
-        preference.load(tmp_path / "judge")
+    numbers = tmp_path / "judge" / preference.NUMBERS
+    for broken in (b"", b"PK", numbers.read_bytes()[:-200]):
+        numbers.write_bytes(broken)
+        with pytest.raises(UserError, match="is no preference model"):
+            preference.load(tmp_path / "judge")
 
 
 def test_rules_judge_what_has_an_answer_and_the_model_the_rest():
